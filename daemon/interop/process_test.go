@@ -1,0 +1,231 @@
+package interop
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/diffdenoise/denoised/internal/testdata"
+)
+
+// buildDir receives the program under test; TestMain removes it.
+var buildDir string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "denoised-interop-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		buildDir = dir
+		return m.Run()
+	}())
+}
+
+// build makes the program once, the way it is shipped, and only if a test gets
+// as far as wanting it.
+var build = sync.OnceValues(func() (string, error) {
+	program := filepath.Join(buildDir, "denoised")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", program, "github.com/diffdenoise/denoised/cmd/denoised")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build denoised: %w\n%s", err, out)
+	}
+	return program, nil
+})
+
+func denoisedProgram(t testing.TB) string {
+	t.Helper()
+	program, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+// process is a program that runs until the test ends.
+type process struct {
+	t    testing.TB
+	name string
+	cmd  *exec.Cmd
+	log  *syncBuffer
+	done chan struct{} // closed when the process has ended
+	err  error         // of Wait, valid after done
+}
+
+// start runs a program in the background. When the test ends the program is
+// asked to stop and, if the test failed, its last output is shown.
+func start(t testing.TB, env []string, name string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, name: filepath.Base(name), log: &syncBuffer{}, done: make(chan struct{})}
+	p.cmd = exec.Command(name, args...)
+	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	if err := p.cmd.Start(); err != nil {
+		t.Fatalf("start %s: %v", name, err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	t.Cleanup(func() {
+		p.stop(10 * time.Second)
+		if t.Failed() {
+			t.Logf("last output of %s:\n%s", p.name, p.log.tail(6000))
+		}
+	})
+	return p
+}
+
+// stop asks the process to end and kills it if it has not after grace. It tells
+// how the process ended; stopping twice is harmless.
+func (p *process) stop(grace time.Duration) error {
+	select {
+	case <-p.done:
+		return p.err
+	default:
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.t.Errorf("stop %s: %v", p.name, err)
+	}
+	select {
+	case <-p.done:
+	case <-time.After(grace):
+		p.t.Errorf("%s did not stop within %v", p.name, grace)
+		_ = p.cmd.Process.Kill()
+		<-p.done
+	}
+	return p.err
+}
+
+// mustRun fails the test if the process has ended by itself.
+func (p *process) mustRun() {
+	p.t.Helper()
+	select {
+	case <-p.done:
+		p.t.Fatalf("%s ended: %v\n%s", p.name, p.err, p.log.tail(6000))
+	default:
+	}
+}
+
+// waitTCP waits until somebody listens on addr, at most limit.
+func (p *process) waitTCP(addr string, limit time.Duration) {
+	p.t.Helper()
+	eventually(p.t, limit, p.name+" listens on "+addr, func() error {
+		p.mustRun()
+		c, err := net.DialTimeout("tcp", addr, time.Second)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
+}
+
+// memory returns the resident memory of the process and its highest value so
+// far, in bytes.
+func (p *process) memory() (now, peak int64) {
+	p.t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) != 3 || fields[2] != "kB" {
+			continue
+		}
+		kb, err := strconv.ParseInt(fields[1], 10, 64)
+		if err != nil {
+			continue
+		}
+		switch fields[0] {
+		case "VmRSS:":
+			now = kb << 10
+		case "VmHWM:":
+			peak = kb << 10
+		}
+	}
+	return now, peak
+}
+
+// eventually calls check until it returns nil, and fails the test with its last
+// error after limit.
+func eventually(t testing.TB, limit time.Duration, what string, check func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: not within %v: %v", what, limit, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// freePort returns a loopback TCP port that nobody used a moment ago.
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+// run runs a program of another project to its end and returns its output.
+func run(t testing.TB, name string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), testdata.Path(t, name), args...)
+	// Without it DCMTK waits 40 ms for every acknowledgement of TCP.
+	cmd.Env = append(os.Environ(), "TCP_NODELAY=1")
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// syncBuffer collects the output of a process while others look at it.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) tail(n int) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	data := s.b.Bytes()
+	return string(data[max(0, len(data)-n):])
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
