@@ -1,0 +1,275 @@
+package cpu
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/diffdenoise/denoised/kernels/kernelstest"
+)
+
+// each runs a test on every instruction set of this machine.
+func each(t *testing.T, test func(t *testing.T, b *Backend)) {
+	for _, name := range ISAs() {
+		t.Run(string(name), func(t *testing.T) {
+			b, err := New(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			test(t, b)
+		})
+	}
+}
+
+func TestBackend(t *testing.T) {
+	each(t, func(t *testing.T, b *Backend) { kernelstest.Run(t, b) })
+}
+
+// noise returns an image and a noise map.
+func noise(seed uint64, n int) (y, sigma []float32) {
+	rng := rand.New(rand.NewPCG(seed, 0))
+	y, sigma = make([]float32, n), make([]float32, n)
+	for i := range y {
+		y[i], sigma[i] = rng.Float32(), 0.1*rng.Float32()
+	}
+	return y, sigma
+}
+
+// TestStrips: the cut into strips never changes a bit, whatever the width, also
+// when strips are narrower than the network is deep.
+func TestStrips(t *testing.T) {
+	each(t, func(t *testing.T, b *Backend) {
+		loaded, err := b.Load(kernelstest.RandomNet(5, 8, 5))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := loaded.(*network)
+		const height = 9
+		for _, width := range []int{1, 14, 47, 64, 100, 131} {
+			y, sigma := noise(uint64(width), width*height)
+			want, got := make([]float32, len(y)), make([]float32, len(y))
+			n.forward(want, y, sigma, width, height, 1<<20, nil)
+			for _, aim := range []int{1, 8, 9, 16, 24, 40} {
+				n.forward(got, y, sigma, width, height, aim, nil)
+				if !slices.Equal(got, want) {
+					t.Errorf("width %d: strips of about %d columns change the result", width, aim)
+				}
+			}
+		}
+	})
+}
+
+// TestAssemblyAgrees: AVX2 and AVX-512 add in the same order with one rounding
+// per multiply-add, so they agree in every bit; plain Go is close.
+func TestAssemblyAgrees(t *testing.T) {
+	net := kernelstest.RandomNet(6, 32, 8)
+	const width, height = 150, 61
+	y, sigma := noise(1, width*height)
+	results := map[ISA][]float32{}
+	for _, name := range ISAs() {
+		b, err := New(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := b.Load(net)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := make([]float32, len(y))
+		if err := n.Forward(out, y, sigma, width, height); err != nil {
+			t.Fatal(err)
+		}
+		results[name] = out
+	}
+	if a, b := results[AVX2], results[AVX512]; a != nil && b != nil && !slices.Equal(a, b) {
+		t.Error("AVX2 and AVX-512 differ")
+	}
+	var want []float64
+	for _, v := range results[Go] {
+		want = append(want, float64(v))
+	}
+	for name, got := range results {
+		if e := kernelstest.RelativeError(got, want); !(e <= 1e-6) {
+			t.Errorf("%s and plain Go differ by %.3g", name, e)
+		}
+	}
+}
+
+// TestRowGuards calls the row kernels on slices of exactly the promised length,
+// between guard words, at every width around the tiles.
+func TestRowGuards(t *testing.T) {
+	guard := float32(math.NaN())
+	const words = 64
+	each(t, func(t *testing.T, b *Backend) {
+		for _, blk := range b.isa.blocks {
+			for n := 1; n <= 20; n++ {
+				for _, stride := range []int{4, 12, 32} {
+					taps, ys := 3*stride, blk.width+3
+					surround := func(length int, fill float32) (inner, all []float32) {
+						all = slices.Repeat([]float32{guard}, length+2*words)
+						for i := range length {
+							all[words+i] = fill
+						}
+						return all[words:][:length:length], all
+					}
+					r := &row{n: n, taps: taps, xs: stride, ys: ys, floor: 0}
+					for i := range r.x {
+						r.x[i], _ = surround((n-1)*stride+taps, 1)
+					}
+					r.w, _ = surround(3*taps*blk.width, 0.5)
+					r.bias, _ = surround(blk.width, 2)
+					var outside []float32
+					r.y, outside = surround((n-1)*ys+blk.width, -1)
+					r.check(blk.width)
+					blk.run(r)
+					want := float32(2 + 3*taps/2)
+					for i, v := range outside {
+						at := i - words
+						inside := at >= 0 && at < len(r.y)
+						switch {
+						case inside && at%ys < blk.width && v != want:
+							t.Fatalf("block %d, %d pixels: output %d is %v, want %v", blk.width, n, at, v, want)
+						case inside && at%ys >= blk.width && v != -1:
+							t.Fatalf("block %d, %d pixels: wrote between pixels at %d", blk.width, n, at)
+						case !inside && v == v:
+							t.Fatalf("block %d, %d pixels: wrote outside at %d", blk.width, n, at)
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+// TestRowCheck: a slice that is one float short stops in Go, before assembly.
+func TestRowCheck(t *testing.T) {
+	make1 := func() *row {
+		r := &row{n: 3, taps: 12, xs: 4, ys: 8, y: make([]float32, 24), res: make([]float32, 24), w: make([]float32, 36*8), bias: make([]float32, 8)}
+		for i := range r.x {
+			r.x[i] = make([]float32, 20)
+		}
+		return r
+	}
+	make1().check(8)
+	for i, shorten := range []func(*row){
+		func(r *row) { r.y = r.y[:23] },
+		func(r *row) { r.res = r.res[:23] },
+		func(r *row) { r.w = r.w[:36*8-1] },
+		func(r *row) { r.bias = r.bias[:7] },
+		func(r *row) { r.x[0] = r.x[0][:19] },
+		func(r *row) { r.x[1] = r.x[1][:19] },
+		func(r *row) { r.x[2] = r.x[2][:19] },
+	} {
+		r := make1()
+		shorten(r)
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("case %d: a short slice passed", i)
+				}
+			}()
+			r.check(8)
+		}()
+	}
+}
+
+// TestAllocations: a slice allocates nothing once the buffers are there.
+func TestAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes sync.Pool forget at random")
+	}
+	each(t, func(t *testing.T, b *Backend) {
+		n, err := b.Load(kernelstest.RandomNet(5, 8, 2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		const width, height = 40, 12
+		y, sigma := noise(1, width*height)
+		dst := make([]float32, len(y))
+		if allocs := testing.AllocsPerRun(50, func() {
+			if err := n.Forward(dst, y, sigma, width, height); err != nil {
+				t.Error(err)
+			}
+		}); allocs != 0 {
+			t.Errorf("%v allocations per slice", allocs)
+		}
+	})
+}
+
+func TestSelect(t *testing.T) {
+	t.Setenv(EnvISA, "")
+	b, err := Select()
+	if err != nil || b.ISA() != ISAs()[0] {
+		t.Errorf("Select() = %v, %v, want %s", b, err, ISAs()[0])
+	}
+	t.Setenv(EnvISA, "go")
+	if b, err := Select(); err != nil || b.Name() != "cpu/go" {
+		t.Errorf("Select() with go = %v, %v", b, err)
+	}
+	t.Setenv(EnvISA, "sse9")
+	if _, err := Select(); err == nil || !strings.Contains(err.Error(), EnvISA) {
+		t.Errorf("Select() with nonsense = %v", err)
+	}
+	for _, known := range []ISA{AVX2, AVX512} {
+		_, err := New(known)
+		if has := slices.Contains(ISAs(), known); has != (err == nil) {
+			t.Errorf("New(%s) = %v, available: %v", known, err, has)
+		}
+	}
+}
+
+func TestPeak(t *testing.T) {
+	each(t, func(t *testing.T, b *Backend) {
+		if got := b.Peak(10); (got > 0) != (b.ISA() != Go) {
+			t.Errorf("Peak(10) = %v", got)
+		}
+	})
+}
+
+func ExampleSelect() {
+	backend, err := Select()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	network, err := backend.Load(kernelstest.RandomNet(1, 32, 8))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	image, sigma := make([]float32, 64*48), make([]float32, 64*48)
+	fmt.Println(network.Forward(image, image, sigma, 64, 48))
+	// Output: <nil>
+}
+
+func BenchmarkForward(b *testing.B) {
+	for _, name := range ISAs() {
+		for _, size := range []int{256, 512, 1024, 2048} {
+			if name == Go && size > 256 {
+				continue
+			}
+			for _, aim := range []int{32, 64, 128, 256, 1 << 20} {
+				b.Run(fmt.Sprintf("isa=%s/size=%d/strip=%d", name, size, aim), func(b *testing.B) {
+					be, err := New(name)
+					if err != nil {
+						b.Fatal(err)
+					}
+					net := kernelstest.RandomNet(1, 32, 8)
+					loaded, err := be.Load(net)
+					if err != nil {
+						b.Fatal(err)
+					}
+					y, sigma := noise(1, size*size)
+					dst := make([]float32, len(y))
+					for b.Loop() {
+						loaded.(*network).forward(dst, y, sigma, size, size, aim, nil)
+					}
+					b.ReportMetric(net.FLOP(size, size)*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
+				})
+			}
+		}
+	}
+}

@@ -1,0 +1,247 @@
+// Command gen writes the assembly row kernels of package cpu.
+//
+// It is a module of its own so that the product does not depend on the
+// assembler library. Run it by "go generate ./kernels/cpu"; its output is
+// committed, and `make kernels` fails when the two differ.
+package main
+
+import (
+	"fmt"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// isa is what differs between the instruction sets: the width of a vector and
+// how many pixels fit into its registers beside the weights.
+type isa struct {
+	name   string
+	bytes  int // of one vector
+	pixels int // of the widest tile with two vectors per pixel
+	vec    func() reg.VecVirtual
+}
+
+var isas = []isa{
+	{"AVX2", 32, 6, func() reg.VecVirtual { return YMM() }},
+	{"AVX512", 64, 8, func() reg.VecVirtual { return ZMM() }},
+}
+
+func main() {
+	ConstraintExpr("amd64")
+	ConstraintExpr("!purego")
+	for _, s := range isas {
+		for _, nb := range []int{1, 2} {
+			convRow(s, nb)
+		}
+		peak(s)
+	}
+	Generate()
+}
+
+// convRow writes one kernel: a row of n output pixels, nb vectors of output
+// channels each. Wide tiles run while they fit; the remaining pixels have a
+// tile of exactly their number, so nothing outside the row is touched.
+func convRow(s isa, nb int) {
+	name := fmt.Sprintf("convRow%d%s", nb*s.bytes/4, s.name)
+	TEXT(name, NOSPLIT, "func(y, res, w, bias *float32, x *[3]*float32, n, taps, xs, ys uintptr, floor float32)")
+	Doc(
+		fmt.Sprintf("%s computes n pixels of %d output channels, %d pixels at a time.", name, nb*s.bytes/4, s.pixels),
+		"x holds the three input rows at the first tap, taps the contiguous floats per row and",
+		"pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [3*taps][channels].",
+		"y = max(floor, bias + sum) + res; res may be nil and has the stride of y.",
+	)
+	Pragma("noescape")
+
+	t := tile{isa: s, nb: nb, name: name}
+	t.xoff, t.yoff, t.n = GP64(), GP64(), GP64()
+	t.s1, t.s3, t.s5, t.s7 = GP64(), GP64(), GP64(), GP64()
+	Load(Param("xs"), t.s1)
+	LEAQ(Mem{Base: t.s1, Index: t.s1, Scale: 2}, t.s3)
+	if s.pixels > 5 {
+		LEAQ(Mem{Base: t.s1, Index: t.s1, Scale: 4}, t.s5)
+	}
+	if s.pixels > 7 {
+		LEAQ(Mem{Base: t.s3, Index: t.s1, Scale: 4}, t.s7)
+	}
+	Load(Param("n"), t.n)
+	XORQ(t.xoff, t.xoff)
+	XORQ(t.yoff, t.yoff)
+
+	Label(name + "_wide")
+	CMPQ(t.n, Imm(uint64(s.pixels)))
+	JB(LabelRef(name + "_rest"))
+	t.emit(s.pixels, 4)
+	step := GP64()
+	Load(Param("xs"), step)
+	IMUL3Q(Imm(uint64(s.pixels)), step, step)
+	ADDQ(step, t.xoff)
+	Load(Param("ys"), step)
+	IMUL3Q(Imm(uint64(s.pixels)), step, step)
+	ADDQ(step, t.yoff)
+	SUBQ(Imm(uint64(s.pixels)), t.n)
+	JMP(LabelRef(name + "_wide"))
+
+	Label(name + "_rest")
+	for p := s.pixels - 1; p > 0; p-- {
+		CMPQ(t.n, Imm(uint64(p)))
+		JE(LabelRef(fmt.Sprintf("%s_tail%d", name, p)))
+	}
+	JMP(LabelRef(name + "_done"))
+	for p := s.pixels - 1; p > 0; p-- {
+		Label(fmt.Sprintf("%s_tail%d", name, p))
+		t.emit(p, 2)
+		JMP(LabelRef(name + "_done"))
+	}
+	Label(name + "_done")
+	VZEROUPPER()
+	RET()
+}
+
+// tile is the state that the tiles of one kernel share.
+type tile struct {
+	isa
+	nb             int
+	name           string
+	xoff, yoff, n  reg.GPVirtual // byte offsets of the tile in x and y; pixels left
+	s1, s3, s5, s7 reg.GPVirtual // multiples of the pixel stride of x
+}
+
+// pixel addresses float u of pixel p behind base: every multiple of the stride
+// up to seven is one index register and a scale.
+func (t *tile) pixel(base reg.Register, p, u int) Mem {
+	m := Mem{Base: base, Disp: 4 * u, Scale: 1}
+	switch p {
+	case 0:
+		m.Scale = 0
+	case 1, 2, 4:
+		m.Index, m.Scale = t.s1, uint8(p)
+	case 3, 6:
+		m.Index, m.Scale = t.s3, uint8(p/3)
+	case 5:
+		m.Index = t.s5
+	case 7:
+		m.Index = t.s7
+	}
+	return m
+}
+
+// emit writes the body of a tile of p pixels with the loop over the taps
+// unrolled: per tap it loads nb vectors of weights and broadcasts p floats.
+func (t *tile) emit(p, unroll int) {
+	label := fmt.Sprintf("%s_p%d", t.name, p)
+	bias := GP64()
+	Load(Param("bias"), bias)
+	acc := make([][]reg.VecVirtual, p)
+	for i := range acc {
+		acc[i] = make([]reg.VecVirtual, t.nb)
+		for j := range acc[i] {
+			acc[i][j] = t.vec()
+			if i == 0 {
+				VMOVUPS(Mem{Base: bias, Disp: t.bytes * j}, acc[i][j])
+			} else {
+				VMOVAPS(acc[0][j], acc[i][j])
+			}
+		}
+	}
+
+	w, rows, left := GP64(), GP64(), GP64()
+	Load(Param("w"), w)
+	Load(Param("x"), rows)
+	MOVQ(U32(3), left)
+	weights := make([]reg.VecVirtual, t.nb)
+	for j := range weights {
+		weights[j] = t.vec()
+	}
+	x, k := GP64(), GP64()
+	Label(label + "_row")
+	MOVQ(Mem{Base: rows}, x)
+	ADDQ(t.xoff, x)
+	Load(Param("taps"), k)
+	Label(label + "_tap")
+	value := t.vec()
+	for u := range unroll {
+		for j := range weights {
+			VMOVUPS(Mem{Base: w, Disp: t.bytes * (u*t.nb + j)}, weights[j])
+		}
+		for i := range acc {
+			VBROADCASTSS(t.pixel(x, i, u), value)
+			for j := range weights {
+				VFMADD231PS(weights[j], value, acc[i][j])
+			}
+		}
+	}
+	ADDQ(U32(uint32(t.bytes*t.nb*unroll)), w)
+	ADDQ(Imm(uint64(4*unroll)), x)
+	SUBQ(Imm(uint64(unroll)), k)
+	JNZ(LabelRef(label + "_tap"))
+	ADDQ(Imm(8), rows)
+	DECQ(left)
+	JNZ(LabelRef(label + "_row"))
+
+	// The accumulator is the second source of the maximum, so a NaN survives.
+	floor, at, res, ys := t.vec(), GP64(), GP64(), GP64()
+	address, err := Param("floor").Resolve()
+	if err != nil {
+		panic(err)
+	}
+	VBROADCASTSS(address.Addr, floor)
+	for i := range acc {
+		for j := range acc[i] {
+			VMAXPS(acc[i][j], floor, acc[i][j])
+		}
+	}
+	Load(Param("ys"), ys)
+	Load(Param("res"), res)
+	TESTQ(res, res)
+	JZ(LabelRef(label + "_store"))
+	ADDQ(t.yoff, res)
+	for i := range acc {
+		for j := range acc[i] {
+			VADDPS(Mem{Base: res, Disp: t.bytes * j}, acc[i][j], acc[i][j])
+		}
+		if i < p-1 {
+			ADDQ(ys, res)
+		}
+	}
+	Label(label + "_store")
+	Load(Param("y"), at)
+	ADDQ(t.yoff, at)
+	for i := range acc {
+		for j := range acc[i] {
+			VMOVUPS(acc[i][j], Mem{Base: at, Disp: t.bytes * j})
+		}
+		if i < p-1 {
+			ADDQ(ys, at)
+		}
+	}
+}
+
+// peakChains is the number of independent sums in the peak kernels: enough to
+// hide the latency of every known multiply-add unit, few enough for 16 registers.
+const peakChains = 12
+
+// peak writes a loop of multiply-adds that touches no memory: the roof that
+// benchmarks compare with.
+func peak(s isa) {
+	name := "peak" + s.name
+	TEXT(name, NOSPLIT, "func(n uintptr)")
+	Doc(fmt.Sprintf("%s runs n times %d independent multiply-adds of %d floats.", name, peakChains, s.bytes/4))
+	n := Load(Param("n"), GP64())
+	acc := make([]reg.VecVirtual, peakChains)
+	for i := range acc {
+		acc[i] = s.vec()
+		x := acc[i].AsX()
+		VXORPS(x, x, x)
+	}
+	a := s.vec()
+	VXORPS(a.AsX(), a.AsX(), a.AsX())
+	Label(name + "_loop")
+	for i := range acc {
+		VFMADD231PS(a, a, acc[i])
+	}
+	DECQ(n)
+	JNZ(LabelRef(name + "_loop"))
+	VZEROUPPER()
+	RET()
+}
