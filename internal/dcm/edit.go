@@ -82,14 +82,17 @@ func (ed *Editor) Remove(item Element, t Tag) {
 	ed.add(patch{off: at, cut: cut, rank: rank(item), order: t}, parent)
 }
 
-// AppendItem adds an item with the nodes behind the last item of sequence.
-func (ed *Editor) AppendItem(sequence Element, nodes ...Node) {
+// AppendItems adds items behind the last one of a top-level sequence.
+func (ed *Editor) AppendItems(sequence Element, items ...[]Node) {
 	if ed.err != nil {
 		return
 	}
 	r := sequence.raw()
-	if r.flags&flagSequence == 0 || r.vr == UN || !ed.claim(sequence.i, Item) {
-		ed.fail("add an item to %v: not an editable sequence", r.tag)
+	if r.flags&flagSequence == 0 || r.vr != SQ || r.depth != 0 {
+		ed.fail("add items to %v: not an editable sequence", r.tag)
+		return
+	}
+	if !ed.claim(-1, r.tag) {
 		return
 	}
 	at := r.end()
@@ -97,9 +100,12 @@ func (ed *Editor) AppendItem(sequence Element, nodes ...Node) {
 		at -= 8
 	}
 	enc := ed.o.enc
-	body := enc.Append(nil, nodes...)
-	text := append(enc.appendHeader(nil, Item, 0, uint32(len(body))), body...)
-	ed.add(patch{off: at, text: text, size: int64(len(text)), rank: 2*int(r.depth) + 1}, sequence.i)
+	var text []byte
+	for _, nodes := range items {
+		body := enc.Append(nil, nodes...)
+		text = append(enc.appendHeader(text, Item, 0, uint32(len(body))), body...)
+	}
+	ed.add(patch{off: at, text: text, size: int64(len(text)), rank: 1}, sequence.i)
 }
 
 // Stream replaces the value of e, keeping its header and its length; write must

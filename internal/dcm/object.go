@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // maxText is the most that String reads of one value. Longer values are cut.
@@ -31,6 +32,17 @@ type Object struct {
 	odd            int
 	assumed        *ScanError
 	damage         *ScanError
+
+	once  sync.Once
+	notes any
+}
+
+// Remember returns what compute returned the first time it was called for o.
+// One package may keep what it learned about the Object here: the derived
+// objects' rules do.
+func (o *Object) Remember(compute func() any) any {
+	o.once.Do(func() { o.notes = compute() })
+	return o.notes
 }
 
 // index lists the top-level elements.
@@ -147,27 +159,36 @@ func (e Element) Child(t Tag) Element {
 	return Element{}
 }
 
-// Creator returns the private creator of a private element, looked up in the
-// data set or item that holds it (PS3.5 7.8.1); empty for other elements.
-func (e Element) Creator() string {
-	r := e.raw()
-	if !r.tag.Private() || r.tag.Element() < 0x1000 {
-		return ""
+// Private yields every private data element at any depth with its private
+// creator, looked up in the data set or item that holds it (PS3.5 7.8.1). The
+// creator is empty if its block is not reserved.
+func (o *Object) Private() iter.Seq2[Element, string] {
+	return func(yield func(Element, string) bool) {
+		var reserved [MaxDepth + 2]map[uint32]string // by depth: block -> creator
+		for i := o.metaCount; i < len(o.elems); i++ {
+			e := &o.elems[i]
+			if e.tag == Item {
+				clear(reserved[e.depth])
+				continue
+			}
+			if !e.tag.Private() {
+				continue
+			}
+			n := e.tag.Element()
+			switch {
+			case n >= 0x10 && n <= 0xFF:
+				if reserved[e.depth] == nil {
+					reserved[e.depth] = map[uint32]string{}
+				}
+				reserved[e.depth][uint32(e.tag)] = Element{o, int32(i)}.String()
+			case n >= 0x1000:
+				block := uint32(e.tag)&0xFFFF0000 | uint32(n>>8)
+				if !yield(Element{o, int32(i)}, reserved[e.depth][block]) {
+					return
+				}
+			}
+		}
 	}
-	want := Tag(r.tag.Group())<<16 | Tag(r.tag.Element()>>8)
-	for j := e.i - 1; j >= int32(e.o.metaCount); j-- {
-		p := &e.o.elems[j]
-		if p.depth > r.depth {
-			continue
-		}
-		if p.depth < r.depth || p.tag == Item { // left the item
-			return ""
-		}
-		if p.tag == want {
-			return Element{e.o, j}.String()
-		}
-	}
-	return ""
 }
 
 // Elements yields the data set's own elements in file order.
@@ -242,6 +263,66 @@ func (e Element) Bytes(limit int) ([]byte, error) {
 	}
 	return b, nil
 }
+
+// ReadAt fills b with the value's bytes from off on, which must all lie in it.
+func (e Element) ReadAt(b []byte, off int64) error {
+	r := e.raw()
+	if off < 0 || off > r.length-int64(len(b)) {
+		return fmt.Errorf("read %v: bytes %d to %d of %d", r.tag, off, off+int64(len(b)), r.length)
+	}
+	if err := e.o.readAt(b, r.value()+off); err != nil {
+		return fmt.Errorf("read %v: %w", r.tag, err)
+	}
+	return nil
+}
+
+// Encoded reads the whole element, header included, at most limit bytes.
+func (e Element) Encoded(limit int) ([]byte, error) {
+	r := e.raw()
+	n := r.end() - r.off
+	if n > int64(limit) {
+		return nil, fmt.Errorf("read %v: %d bytes, limit %d", r.tag, n, limit)
+	}
+	b := make([]byte, n)
+	if err := e.o.readAt(b, r.off); err != nil {
+		return nil, fmt.Errorf("read %v: %w", r.tag, err)
+	}
+	return b, nil
+}
+
+// EqualEncoding reports whether two elements, of one object or two, are the same
+// bytes, header included.
+func (e Element) EqualEncoding(f Element) (bool, error) {
+	a, b := e.raw(), f.raw()
+	left := a.end() - a.off
+	if left != b.end()-b.off {
+		return false, nil
+	}
+	ha, hb := e.o.head, f.o.head
+	if a.end() <= int64(len(ha)) && b.end() <= int64(len(hb)) {
+		return string(ha[a.off:a.end()]) == string(hb[b.off:b.end()]), nil
+	}
+	const chunk = 32 << 10
+	n := min(left, chunk)
+	buf := make([]byte, 2*n)
+	for pos := int64(0); pos < left; pos += n {
+		k := min(n, left-pos)
+		x, y := buf[:k], buf[n:n+k]
+		if err := e.o.readAt(x, a.off+pos); err != nil {
+			return false, fmt.Errorf("read %v: %w", a.tag, err)
+		}
+		if err := f.o.readAt(y, b.off+pos); err != nil {
+			return false, fmt.Errorf("read %v: %w", b.tag, err)
+		}
+		if string(x) != string(y) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// Undefined reports an undefined length.
+func (e Element) Undefined() bool { return e.raw().flags&flagUndefined != 0 }
 
 // readAt fills b with the file's bytes from off on.
 func (o *Object) readAt(b []byte, off int64) error {

@@ -1,0 +1,458 @@
+package derive
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/diffdenoise/denoised/internal/dcm"
+)
+
+const (
+	productName   = "denoised"   // Manufacturer and model of ContributingEquipment; the loop guard
+	imageTypeMark = "DENOISED"   // last value of ImageType in single-frame objects
+	codingScheme  = "99DENOISED" // private coding scheme of DerivationCodeSequence
+
+	seriesNumberLimit = 99999
+)
+
+// ModelInfo names the network that made the pixels.
+type ModelInfo struct {
+	Name, Version string
+	Hash          string // SHA-256 of the weights file, hexadecimal
+}
+
+// Params says how the pixels of a derived object were made. Model, Strength and
+// Quality decide its UIDs.
+type Params struct {
+	Model    ModelInfo
+	Strength float64 // 0 to 1; 0 keeps every pixel as it is
+	Quality  string  // "fast" or "high"
+	Product  string  // name in descriptions, empty for "denoised"
+	Version  string  // of the product
+
+	// Now becomes the content and creation time. It should be kept in the journal,
+	// so that a retry writes the same bytes.
+	Now time.Time
+	// SeriesTime becomes SeriesDate and SeriesTime, which must be equal in all
+	// objects of the derived series: the time at which the series was first seen.
+	// Zero means the source's own SeriesDate and SeriesTime, which are equal too.
+	SeriesTime time.Time
+
+	SeriesDescriptionSuffix string // printable ASCII without backslash; empty for " DN"
+	SeriesNumberOffset      int    // added to SeriesNumber; 0 for 1000 (fast) or 2000 (high)
+}
+
+// Info describes a derived object that Write has written.
+type Info struct {
+	SOPClassUID, SOPInstanceUID, SeriesInstanceUID, TransferSyntaxUID string
+
+	Size   int64 // bytes of the file
+	Frames int
+	// Changed, Clipped and Padding count pixels: with a new value, cut to the
+	// stored range, and left alone as padding.
+	Changed, Clipped, Padding int64
+}
+
+func (p *Params) validate() error {
+	switch {
+	case !(p.Strength >= 0 && p.Strength <= 1):
+		return fmt.Errorf("strength %v is not between 0 and 1", p.Strength)
+	case p.Now.IsZero():
+		return errors.New("no time given")
+	case p.SeriesNumberOffset < 0 || p.SeriesNumberOffset > seriesNumberLimit:
+		return fmt.Errorf("series number offset %d is not between 0 and %d", p.SeriesNumberOffset, seriesNumberLimit)
+	}
+	if p.Product == "" {
+		p.Product = productName
+	}
+	if p.SeriesDescriptionSuffix == "" {
+		p.SeriesDescriptionSuffix = " DN"
+	}
+	if s := p.SeriesDescriptionSuffix; len(s) > 64 || clean(s, 64) != s || strings.Contains(s, "?") {
+		return errors.New("series description suffix is not printable ASCII of at most 64 characters")
+	}
+	if p.SeriesNumberOffset == 0 {
+		p.SeriesNumberOffset = 1000
+		if p.Quality == "high" {
+			p.SeriesNumberOffset = 2000
+		}
+	}
+	return nil
+}
+
+// Write splices the derived object of o and writes it to w as a Part-10 file in
+// the source's transfer syntax. next(i) returns the denoised stored values of
+// frame i; it is called once per frame, in order, so an object of any size needs
+// the memory of one frame. Values are rounded to nearest and clipped; padding
+// is never changed; a value that is not finite is an error. Strength is recorded,
+// not applied, but 0 keeps every pixel whatever next returns.
+//
+// The error is a *RefusedError if Inspect objects. After any error what was
+// written must be thrown away.
+func Write(w io.Writer, o *dcm.Object, p Params, next func(i int) ([]float32, error)) (Info, error) {
+	v, l := inspect(o)
+	if !v.OK() {
+		return Info{}, &RefusedError{v}
+	}
+	if err := p.validate(); err != nil {
+		return Info{}, fmt.Errorf("write derived object: %w", err)
+	}
+	ed, err := o.Edit()
+	if err != nil {
+		return Info{}, err
+	}
+	sop, series := UIDs(o, p)
+	info := Info{SOPClassUID: o.String(dcm.SOPClassUID), SOPInstanceUID: sop, SeriesInstanceUID: series,
+		TransferSyntaxUID: o.TransferSyntaxUID(), Frames: l.frames}
+
+	px := &pixelWriter{cells: newCells(o, l), l: l, keep: p.Strength == 0, next: next}
+	if l.frames == 1 { // the smallest and largest value stand in front of the pixels
+		if err := px.make(0); err != nil {
+			return Info{}, err
+		}
+	}
+	s := splice{o: o, ed: ed, p: p, sop: sop, series: series}
+	s.common()
+	if info.SOPClassUID == classEnhancedMR {
+		s.enhanced()
+	} else {
+		s.single()
+	}
+	s.extremes(px, l)
+	ed.Stream(l.pixels, px.writeTo)
+
+	meta := dcm.FileMeta{SOPClassUID: info.SOPClassUID, SOPInstanceUID: sop, TransferSyntaxUID: info.TransferSyntaxUID}
+	if ae := clean(o.String(dcm.SourceApplicationEntityTitle), 17); len(ae) <= 16 {
+		meta.SourceAETitle = ae
+	}
+	head, err := dcm.WriteFileMeta(w, meta)
+	if err != nil {
+		return Info{}, err
+	}
+	body, err := ed.WriteTo(w)
+	if err != nil {
+		return Info{}, fmt.Errorf("write derived object: %w", err)
+	}
+	info.Size = head + body
+	info.Changed, info.Clipped, info.Padding = px.st.changed, px.st.clipped, px.st.padding
+	return info, nil
+}
+
+// pixelWriter turns denoised values into the bytes of PixelData, one frame at a time.
+type pixelWriter struct {
+	cells *cells
+	l     layout
+	keep  bool
+	next  func(i int) ([]float32, error)
+	raw   []byte
+	ready int // frames made
+	st    stats
+}
+
+// make fills raw with frame i.
+func (p *pixelWriter) make(i int) error {
+	if p.raw == nil {
+		p.raw = make([]byte, p.l.frameBytes())
+	}
+	if err := p.l.pixels.ReadAt(p.raw, int64(i)*p.l.frameBytes()); err != nil {
+		return fmt.Errorf("read frame %d: %w", i, err)
+	}
+	pixels, err := p.next(i)
+	if err != nil {
+		return fmt.Errorf("denoise frame %d: %w", i, err)
+	}
+	if len(pixels) != p.l.pixelsPerFrame() {
+		return fmt.Errorf("denoise frame %d: %d pixels, %d expected", i, len(pixels), p.l.pixelsPerFrame())
+	}
+	if p.keep {
+		pixels = p.source()
+	}
+	if err := p.cells.encode(p.raw, pixels, &p.st); err != nil {
+		return fmt.Errorf("denoise frame %d: %w", i, err)
+	}
+	p.ready = i + 1
+	return nil
+}
+
+// source is the frame in raw as stored values.
+func (p *pixelWriter) source() []float32 {
+	v := make([]float32, p.l.pixelsPerFrame())
+	for k := range v {
+		v[k] = float32(p.cells.value(p.cells.cell(p.raw, k)))
+	}
+	return v
+}
+
+func (p *pixelWriter) writeTo(w io.Writer) error {
+	for i := range p.l.frames {
+		if p.ready <= i {
+			if err := p.make(i); err != nil {
+				return err
+			}
+		}
+		if _, err := w.Write(p.raw); err != nil {
+			return err
+		}
+	}
+	// the padding byte of an odd length
+	if n := p.l.frameBytes() * int64(p.l.frames); n < p.l.pixels.Length() {
+		var b [1]byte
+		if err := p.l.pixels.ReadAt(b[:], n); err != nil {
+			return err
+		}
+		_, err := w.Write(b[:])
+		return err
+	}
+	return nil
+}
+
+// splice makes the attribute changes. Each method names the clauses it follows;
+// docs/derived-objects.md has the whole table.
+type splice struct {
+	o           *dcm.Object
+	ed          *dcm.Editor
+	p           Params
+	sop, series string
+}
+
+func (s *splice) text(t dcm.Tag, v dcm.VR, value string) {
+	s.ed.Set(dcm.Element{}, dcm.Text(t, v, value))
+}
+
+// common changes what is the same in all classes.
+func (s *splice) common() {
+	now := s.p.Now.In(s.zone())
+	s.text(dcm.InstanceCreationDate, dcm.DA, now.Format("20060102"))
+	s.text(dcm.InstanceCreationTime, dcm.TM, now.Format("150405.000000"))
+	s.text(dcm.InstanceCreatorUID, dcm.UI, dcm.ImplementationClassUID)
+	s.text(dcm.ContentDate, dcm.DA, now.Format("20060102"))
+	s.text(dcm.ContentTime, dcm.TM, now.Format("150405.000000"))
+	if !s.p.SeriesTime.IsZero() {
+		at := s.p.SeriesTime.In(s.zone())
+		s.text(dcm.SeriesDate, dcm.DA, at.Format("20060102"))
+		s.text(dcm.SeriesTime, dcm.TM, at.Format("150405.000000"))
+	}
+	s.text(dcm.SOPInstanceUID, dcm.UI, s.sop)
+	s.text(dcm.SeriesInstanceUID, dcm.UI, s.series)
+	s.text(dcm.SeriesNumber, dcm.IS, strconv.Itoa(seriesNumber(s.o, s.p.SeriesNumberOffset)))
+	s.seriesDescription()
+	s.contributingEquipment(now)
+
+	// What cannot be true of other pixels: signatures (PS3.15 C), a thumbnail, and
+	// lengths of groups that have changed. Padding behind the pixels serves nobody.
+	for _, t := range removed {
+		s.ed.Remove(dcm.Element{}, t)
+	}
+	for e := range s.o.Elements() {
+		if t := e.Tag(); isGroupLength(t) {
+			s.ed.Remove(dcm.Element{}, t)
+		}
+	}
+	for _, t := range stalePrivate(s.o) {
+		s.ed.Remove(dcm.Element{}, t)
+	}
+}
+
+var removed = []dcm.Tag{
+	dcm.SmallestPixelValueInSeries, dcm.LargestPixelValueInSeries,
+	dcm.SmallestImagePixelValueInPlane, dcm.LargestImagePixelValueInPlane,
+	dcm.IconImageSequence, dcm.MACParametersSequence, dcm.DigitalSignaturesSequence, dcm.DataSetTrailingPadding,
+}
+
+func isGroupLength(t dcm.Tag) bool { return t.Element() == 0 && t.Group() > 2 }
+
+// stalePrivate lists private elements that repeat or check the pixels. All other
+// private elements stay: they hold diffusion gradients, timing and coil data.
+func stalePrivate(o *dcm.Object) []dcm.Tag {
+	var list []dcm.Tag
+	for e, creator := range o.Private() {
+		if e.Depth() > 0 {
+			continue
+		}
+		t := e.Tag()
+		switch block := t.Group(); {
+		case creator == "INTELERAD MEDICAL SYSTEMS" && block == 0x0029 && t.Element()&0xFF == 0x20, // MD5 of the frames
+			creator == "INTELERAD MEDICAL SYSTEMS" && block == 0x3F01 && t.Element()&0xFF == 0x07, // pixels
+			creator == "GEMS_SENO_02" && block == 0x0045 && t.Element()&0xFF == 0x3F,              // vignette pixels
+			creator == "SPI-P Release 1" && block == 0x7FE1 && t.Element()&0xFF == 0x10:           // pixels
+			list = append(list, t)
+		}
+	}
+	return list
+}
+
+// zone is the object's time zone (PS3.3 C.12.1.1.8), else that of the given time.
+func (s *splice) zone() *time.Location {
+	z := s.o.String(dcm.TimezoneOffsetFromUTC)
+	if len(z) == 5 && (z[0] == '+' || z[0] == '-') {
+		h, err1 := strconv.Atoi(z[1:3])
+		m, err2 := strconv.Atoi(z[3:])
+		if err1 == nil && err2 == nil && h <= 14 && m < 60 {
+			sec := h*3600 + m*60
+			if z[0] == '-' {
+				sec = -sec
+			}
+			return time.FixedZone(z, sec)
+		}
+	}
+	return s.p.Now.Location()
+}
+
+// seriesNumber is the source's plus offset, kept within five digits, which is
+// what archives and people handle.
+func seriesNumber(o *dcm.Object, offset int) int {
+	n, _ := o.Int(dcm.SeriesNumber)
+	if n < 0 || n > seriesNumberLimit {
+		n %= 10000
+		n = max(n, -n)
+	}
+	k := int(n) + offset
+	if k > seriesNumberLimit {
+		k = 90000 + k%10000
+	}
+	return k
+}
+
+// seriesDescription appends the suffix where that keeps the text intact. The
+// bytes of the source's text are not decoded.
+func (s *splice) seriesDescription() {
+	old, err := s.o.Bytes(dcm.SeriesDescription, 4096)
+	if err != nil && s.o.Has(dcm.SeriesDescription) {
+		return
+	}
+	suffix := s.p.SeriesDescriptionSuffix
+	if strings.Trim(string(old), " \x00") == "" {
+		suffix = strings.TrimSpace(suffix)
+		old = nil
+	}
+	if text, ok := dcm.AppendASCII(old, s.o.CharacterSet(), suffix); ok {
+		s.ed.Set(dcm.Element{}, dcm.Node{Tag: dcm.SeriesDescription, VR: dcm.LO, Value: text})
+	}
+}
+
+// contributingEquipment says who changed the pixels (PS3.3 C.12.1). The general
+// equipment stays the scanner's.
+func (s *splice) contributingEquipment(now time.Time) {
+	about, err := json.Marshal(struct {
+		Model    string  `json:"model"`
+		Version  string  `json:"modelVersion"`
+		Hash     string  `json:"modelSHA256"`
+		Quality  string  `json:"quality"`
+		Strength float64 `json:"strength"`
+	}{clean(s.p.Model.Name, 128), clean(s.p.Model.Version, 64), clean(s.p.Model.Hash, 64), clean(s.p.Quality, 16), s.p.Strength})
+	if err != nil { // no value of these types fails
+		about = nil
+	}
+	item := []dcm.Node{
+		dcm.Text(dcm.Manufacturer, dcm.LO, productName),
+		dcm.Text(dcm.ManufacturerModelName, dcm.LO, clean(s.p.Product, 64)),
+		dcm.Text(dcm.SoftwareVersions, dcm.LO, clean(s.p.Version, 64)),
+		dcm.Text(dcm.ContributionDateTime, dcm.DT, now.Format("20060102150405.000000-0700")),
+		dcm.Text(dcm.ContributionDescription, dcm.ST, string(about)),
+		dcm.Sequence(dcm.PurposeOfReferenceCodeSequence, code("109102", "DCM", "Processing Equipment")),
+	}
+	s.append(dcm.ContributingEquipmentSequence, item)
+}
+
+// append adds items to a top-level sequence, behind those that are there.
+func (s *splice) append(t dcm.Tag, items ...[]dcm.Node) {
+	e := s.o.Find(t)
+	if !e.OK() || e.Length() == 0 {
+		s.ed.Set(dcm.Element{}, dcm.Sequence(t, items...))
+		return
+	}
+	s.ed.AppendItems(e, items...)
+}
+
+func code(value, scheme, meaning string) []dcm.Node {
+	return []dcm.Node{
+		dcm.Text(dcm.CodeValue, dcm.SH, value),
+		dcm.Text(dcm.CodingSchemeDesignator, dcm.SH, scheme),
+		dcm.Text(dcm.CodeMeaning, dcm.LO, meaning),
+	}
+}
+
+// derivationCodes are our own term, since no DICOM code says denoising, and the
+// nearest of CID 7203.
+func derivationCodes() [][]dcm.Node {
+	return [][]dcm.Node{
+		code("DENOISE", codingScheme, "Noise reduction by neural network"),
+		code("113087", "DCM", "Smoothing"),
+	}
+}
+
+func (s *splice) derivationDescription() string {
+	return clean(fmt.Sprintf("%s %s: noise reduction by neural network %s %s (weights SHA-256 %s), quality %s, strength %s",
+		s.p.Product, s.p.Version, s.p.Model.Name, s.p.Model.Version, s.p.Model.Hash, s.p.Quality,
+		strconv.FormatFloat(s.p.Strength, 'g', 4, 64)), 1024)
+}
+
+// sourceImage is an item of SourceImageSequence (PS3.3 C.12.4.1, purpose CID 7202).
+// frame counts from 1; 0 refers to the whole object.
+func (s *splice) sourceImage(frame int) []dcm.Node {
+	n := []dcm.Node{
+		dcm.Text(dcm.ReferencedSOPClassUID, dcm.UI, s.o.String(dcm.SOPClassUID)),
+		dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, s.o.String(dcm.SOPInstanceUID)),
+	}
+	if frame > 0 {
+		n = append(n, dcm.Text(dcm.ReferencedFrameNumber, dcm.IS, strconv.Itoa(frame)))
+	}
+	return append(n,
+		dcm.Text(dcm.SpatialLocationsPreserved, dcm.CS, "YES"),
+		dcm.Sequence(dcm.PurposeOfReferenceCodeSequence, code("121322", "DCM", "Source image for image processing operation")))
+}
+
+// single changes what only single-frame classes have at the top level.
+func (s *splice) single() {
+	// DERIVED since the pixels changed; value 2 still says PRIMARY, because they
+	// show the acquisition (PS3.3 C.7.6.1.1.2).
+	v := s.o.Strings(dcm.ImageType)
+	if len(v) == 0 {
+		v = []string{""}
+	}
+	if len(v) == 1 {
+		v = append(v, "PRIMARY")
+	}
+	v[0] = "DERIVED"
+	if len(v) == 2 { // value 3 has a defined meaning, ours comes behind it
+		third := ""
+		if s.o.String(dcm.Modality) == "MR" {
+			third = "OTHER" // type 1 there (PS3.3 C.8.3.1.1.1)
+		}
+		v = append(v, third)
+	}
+	s.text(dcm.ImageType, dcm.CS, strings.Join(append(v, imageTypeMark), `\`))
+
+	s.text(dcm.DerivationDescription, dcm.ST, s.derivationDescription())
+	s.append(dcm.DerivationCodeSequence, derivationCodes()...)
+	s.ed.Set(dcm.Element{}, dcm.Sequence(dcm.SourceImageSequence, s.sourceImage(0)))
+}
+
+// extremes recomputes the smallest and largest pixel value where the source has
+// them, with the VR that PixelRepresentation asks for (PS3.3 C.7.6.3.1); a
+// multi-frame object is written before they are known, so they go.
+func (s *splice) extremes(px *pixelWriter, l layout) {
+	for _, t := range []dcm.Tag{dcm.SmallestImagePixelValue, dcm.LargestImagePixelValue} {
+		if !s.o.Has(t) {
+			continue
+		}
+		if l.frames > 1 || !px.st.any {
+			s.ed.Remove(dcm.Element{}, t)
+			continue
+		}
+		n, v := px.st.least, dcm.US
+		if t == dcm.LargestImagePixelValue {
+			n = px.st.most
+		}
+		if l.signed {
+			v = dcm.SS
+		}
+		s.ed.Set(dcm.Element{}, dcm.Node{Tag: t, VR: v, Value: binary.LittleEndian.AppendUint16(nil, uint16(n))})
+	}
+}
