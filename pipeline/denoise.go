@@ -1,0 +1,441 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/spool"
+)
+
+// PermanentError marks a failure that trying again cannot mend. Reason is a
+// stable word for status and metrics.
+type PermanentError struct {
+	Reason string
+	Err    error
+}
+
+func (e *PermanentError) Error() string { return e.Reason + ": " + e.Err.Error() }
+func (e *PermanentError) Unwrap() error { return e.Err }
+
+// Reasons why a slice failed or did not pass the gate.
+const (
+	reasonPanic    = "panic"
+	reasonTimeout  = "timeout"
+	reasonError    = "error"
+	reasonDerive   = "derive"
+	reasonDamaged  = "damaged"
+	gateSize       = "gate-size"
+	gateNotNumber  = "gate-nan"
+	gateRange      = "gate-range"
+	gateConstant   = "gate-constant"
+	productName    = "denoised"
+	slicePauseUnit = 2 * time.Second
+)
+
+// denoiseAll is the denoise stage. It owns the stage of each original: queued
+// becomes denoised (derived object, its row and its deliveries durable at
+// once), passed (gate) or failed. Slices are taken from the journal one by one,
+// series in turn, so nothing but row numbers waits in memory and a big series
+// does not hold up a small one. Killed at any point, the next process finds the
+// slice queued and makes the same object again.
+func (p *Pipeline) denoiseAll(ctx context.Context) {
+	cfg := p.cfg.Load()
+	if cfg.Denoiser == nil {
+		return
+	}
+	jobs := make(chan spool.Instance)
+	tokens := make(chan struct{}, cfg.Workers)
+	var mu sync.Mutex
+	hand := map[int64]bool{}
+	var wg sync.WaitGroup
+	for range cfg.Workers {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for in := range jobs {
+				p.slice(ctx, in, tokens)
+				mu.Lock()
+				delete(hand, in.ID)
+				mu.Unlock()
+				p.wakeDenoise.fire()
+			}
+		}()
+	}
+	defer wg.Wait()
+	defer close(jobs)
+	var last int64
+	for ctx.Err() == nil {
+		// The set is copied before the journal is asked: a slice that ends in
+		// between is then skipped, never taken twice.
+		mu.Lock()
+		busy := make(map[int64]bool, len(hand))
+		for id := range hand {
+			busy[id] = true
+		}
+		mu.Unlock()
+		next, pause, err := p.nextSlice(ctx, last, busy)
+		if err != nil && ctx.Err() == nil {
+			p.log.Error("slice queue not readable", zap.Error(err))
+			pause = firstPause
+		}
+		if next == nil {
+			if wait(ctx, p.clock, pause, p.wakeDenoise) {
+				return
+			}
+			continue
+		}
+		last = next.Series
+		mu.Lock()
+		hand[next.ID] = true
+		mu.Unlock()
+		select {
+		case jobs <- *next:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// nextSlice picks the oldest free slice of the next series in turn; when there
+// is none, pause is how long that will stay so unless something arrives.
+func (p *Pipeline) nextSlice(ctx context.Context, last int64, busy map[int64]bool) (next *spool.Instance, pause time.Duration, err error) {
+	now := p.clock.Now()
+	first := int64(-1)
+	for after := last; ; {
+		list, err := p.jrnl.NextSlices(ctx, after, now, len(busy)+1)
+		if err != nil || len(list) == 0 {
+			return nil, p.retryPause(ctx, now), err
+		}
+		for i := range list {
+			if !busy[list[i].ID] {
+				return &list[i], 0, nil
+			}
+		}
+		after = list[0].Series
+		if after == first { // all series asked, all their slices are in hand
+			return nil, p.retryPause(ctx, now), nil
+		}
+		if first < 0 {
+			first = after
+		}
+	}
+}
+
+func (p *Pipeline) retryPause(ctx context.Context, now time.Time) time.Duration {
+	at, err := p.jrnl.NextRetry(ctx)
+	if err != nil || at.IsZero() {
+		return time.Minute
+	}
+	if d := at.Sub(now); d > 0 {
+		return d
+	}
+	return slicePauseUnit
+}
+
+var errDraining = errors.New("stopping")
+
+// slice takes one original through denoising. Whatever happens in it ends as a
+// stage in the journal; nothing leaves it but a log line.
+func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan struct{}) {
+	start := time.Now()
+	cfg := p.cfg.Load()
+	err := p.derive(ctx, cfg, in, tokens)
+	if err == nil {
+		p.met.sliceSeconds.WithLabelValues(cfg.Denoiser.Model().Name).Observe(time.Since(start).Seconds())
+		p.met.slices.WithLabelValues(spool.StageDenoised, "").Inc()
+		p.wakeForwarders(cfg.dests(spool.Derived))
+		p.bus.send(Event{Time: p.clock.Now(), Type: EventSlice, SeriesID: in.Series, Instance: in.SOP, State: spool.StageDenoised})
+		return
+	}
+	if errors.Is(err, errDraining) || errors.Is(err, errJournal) {
+		// Still queued. With a failing journal there is no hurry.
+		if errors.Is(err, errJournal) {
+			p.log.Error("slice not recorded", zap.String("instance", in.SOP), zap.Error(err))
+			wait(ctx, p.clock, firstPause, nil)
+		}
+		return
+	}
+	var perm *PermanentError
+	reason, stage := reasonError, spool.StageFailed
+	if errors.As(err, &perm) {
+		reason = perm.Reason
+		if slices.Contains([]string{gateSize, gateNotNumber, gateRange, gateConstant}, reason) {
+			stage = spool.StagePassed
+		}
+	}
+	if spoiled := errors.Is(err, spool.ErrDamaged); spoiled {
+		p.met.integrity.Inc()
+		p.log.Error("ALARM: stored original is damaged", zap.String("instance", in.SOP), zap.String("file", in.File), zap.Error(err))
+	}
+	if perm == nil && in.Attempts+1 < int64(cfg.Attempts) {
+		next := p.clock.Now().Add(slicePauseUnit << min(in.Attempts, 6))
+		p.log.Warn("slice failed, will be tried again", zap.String("instance", in.SOP), zap.Int64("attempt", in.Attempts+1), zap.Error(err))
+		p.retry(ctx, "failed attempt", func() error { return p.jrnl.RetrySlice(in.ID, next, err.Error()) })
+		return
+	}
+	p.log.Warn("slice is forwarded as it came", zap.String("instance", in.SOP), zap.String("stage", stage), zap.String("reason", reason), zap.Error(err))
+	if p.retry(ctx, "result of slice", func() error { return p.jrnl.EndSlice(in.ID, stage, reason, err.Error()) }) {
+		p.met.slices.WithLabelValues(stage, reason).Inc()
+		p.bus.send(Event{Time: p.clock.Now(), Type: EventSlice, SeriesID: in.Series, Instance: in.SOP, State: stage, Detail: reason})
+	}
+}
+
+var errJournal = errors.New("journal")
+
+// params are the same for the same original, model and strength, so that the
+// derived object is the same, byte for byte, however often it is made. Its
+// creation time is therefore the time the original was received.
+func params(cfg *config, in spool.Instance) derive.Params {
+	return derive.Params{Model: cfg.Denoiser.Model(), Strength: cfg.Strength, Quality: string(Fast), Product: productName, Version: cfg.Version, Now: in.Received}
+}
+
+// derive makes the derived object of one original durable. Errors that are not
+// *PermanentError may be tried again.
+func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, tokens chan struct{}) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("panic: %v", v)}
+		}
+	}()
+	f, err := p.store.Open(in.File)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := spool.Verify(in.File, f, in.Offset, in.Size, in.CRC); err != nil {
+		var corrupt *spool.CorruptError
+		if errors.Is(err, spool.ErrDamaged) || errors.As(err, &corrupt) {
+			return &PermanentError{Reason: reasonDamaged, Err: fmt.Errorf("%w: %w", spool.ErrDamaged, err)}
+		}
+		return err
+	}
+	o, err := scan(f, in.Offset+in.Size)
+	if o == nil {
+		return &PermanentError{Reason: string(reasonUnparseable), Err: err}
+	}
+	par := params(cfg, in)
+	t, err := p.store.Create()
+	if err != nil {
+		return err
+	}
+	defer t.Discard()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	fr := &frames{p: p, cfg: cfg, o: o, count: derive.Frames(o), tokens: tokens, started: map[int]chan frameResult{}}
+	defer fr.wait()
+	p.hook("derive-write")
+	if _, err := derive.Write(t, o, par, func(i int) ([]float32, error) { return fr.next(ctx, i) }); err != nil {
+		var perm *PermanentError
+		if errors.As(err, &perm) || errors.Is(err, errDraining) || errors.Is(err, spool.ErrNoSpace) || fr.err != nil {
+			return err
+		}
+		return &PermanentError{Reason: reasonDerive, Err: err}
+	}
+	p.hook("derive-written")
+	sop, _ := derive.UIDs(o, par)
+	made, serr := scan(t, t.Offset()+t.Size())
+	if serr != nil || made == nil || made.String(dcm.SOPInstanceUID) != sop {
+		return &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("derived object does not read back: %w", serr)}
+	}
+	if err := derive.Verify(o, made); err != nil {
+		return &PermanentError{Reason: reasonDerive, Err: err}
+	}
+	sigma := fr.sigma()
+	rec := spool.Record{Kind: spool.Derived, Quality: string(Fast), Received: in.Received, Source: in.File, Sigma: sigma}
+	if err := t.Sync(rec); err != nil {
+		return err
+	}
+	row := spool.Instance{SOP: sop, Class: made.String(dcm.SOPClassUID), Syntax: made.TransferSyntaxUID(), Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
+		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: string(Fast), Channel: in.Channel, Rule: in.Rule, Sigma: sigma,
+		File: spool.FileName(spool.Derived, in.File, sop, "")}
+	if err := t.Publish(row.File); err != nil {
+		return err
+	}
+	if err := p.store.SyncName(row.File); err != nil {
+		return errors.Join(err, p.store.Remove(row.File))
+	}
+	if err := p.jrnl.AddDerived(in.ID, row, cfg.dests(spool.Derived)); err != nil {
+		return fmt.Errorf("%w: %w", errJournal, err)
+	}
+	if sigma > 0 {
+		p.met.sigma.Observe(sigma)
+	}
+	return nil
+}
+
+// frames denoises the frames of one object ahead of the writer that asks for
+// them in order. It holds at most as many frames as there are workers.
+type frames struct {
+	p       *Pipeline
+	cfg     *config
+	o       *dcm.Object
+	count   int
+	tokens  chan struct{}
+	wg      sync.WaitGroup
+	started map[int]chan frameResult
+	begun   int
+	sigmas  []float64
+	err     error // the first error of a frame
+}
+
+type frameResult struct {
+	pixels []float32
+	sigma  float64
+	err    error
+}
+
+func (f *frames) next(ctx context.Context, i int) ([]float32, error) {
+	for ; f.begun < f.count && f.begun <= i+cap(f.tokens)-1; f.begun++ {
+		c, n := make(chan frameResult, 1), f.begun
+		f.started[n] = c
+		f.wg.Add(1)
+		go func() {
+			defer f.wg.Done()
+			c <- f.frame(ctx, n)
+		}()
+	}
+	c := f.started[i]
+	if c == nil {
+		return nil, fmt.Errorf("frame %d asked for out of order", i)
+	}
+	r := <-c
+	delete(f.started, i)
+	if r.err != nil {
+		f.err = r.err
+		return nil, r.err
+	}
+	f.sigmas = append(f.sigmas, r.sigma)
+	return r.pixels, nil
+}
+
+// wait is for the frames begun ahead when the writer gave up.
+func (f *frames) wait() { f.wg.Wait() }
+
+func (f *frames) sigma() float64 {
+	if len(f.sigmas) == 0 {
+		return 0
+	}
+	s := slices.Clone(f.sigmas)
+	slices.Sort(s)
+	if m := s[len(s)/2]; !math.IsNaN(m) && !math.IsInf(m, 0) {
+		return m
+	}
+	return 0
+}
+
+func (f *frames) frame(ctx context.Context, i int) (r frameResult) {
+	defer func() {
+		if v := recover(); v != nil {
+			r = frameResult{err: &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("frame %d: panic: %v", i, v)}}
+		}
+	}()
+	// An object of one frame that is in hand is finished; one of many stops
+	// between frames, since it may take minutes.
+	if f.count > 1 {
+		select {
+		case f.tokens <- struct{}{}:
+		case <-ctx.Done():
+			return frameResult{err: errDraining}
+		}
+		if ctx.Err() != nil {
+			<-f.tokens
+			return frameResult{err: errDraining}
+		}
+	} else {
+		f.tokens <- struct{}{}
+	}
+	defer func() { <-f.tokens }()
+	in, err := derive.ReadFrame(f.o, i)
+	if err != nil {
+		return frameResult{err: &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("read frame %d: %w", i, err)}}
+	}
+	out, err := f.p.callDenoiser(context.WithoutCancel(ctx), f.cfg, in)
+	if err != nil {
+		return frameResult{err: fmt.Errorf("denoise frame %d: %w", i, err)}
+	}
+	if err := gate(in, out.Pixels); err != nil {
+		return frameResult{err: fmt.Errorf("frame %d: %w", i, err)}
+	}
+	return frameResult{pixels: out.Pixels, sigma: out.Sigma}
+}
+
+// callDenoiser runs the denoiser on its own goroutine, so that neither its panic
+// nor its silence stops a worker. A call that outlives its time is abandoned.
+func (p *Pipeline) callDenoiser(ctx context.Context, cfg *config, in *derive.Frame) (*Denoised, error) {
+	ctx, cancel := context.WithTimeout(ctx, cfg.SliceTimeout)
+	defer cancel()
+	type result struct {
+		out *Denoised
+		err error
+	}
+	c := make(chan result, 1)
+	p.stuck.Add(1)
+	go func() {
+		defer p.stuck.Done()
+		var r result
+		defer func() {
+			if v := recover(); v != nil {
+				r = result{err: &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("panic in denoiser: %v", v)}}
+			}
+			c <- r
+		}()
+		r.out, r.err = cfg.Denoiser.Denoise(ctx, in, cfg.Strength)
+	}()
+	select {
+	case r := <-c:
+		if r.err == nil && r.out == nil {
+			r.err = errors.New("denoiser returned nothing")
+		}
+		if r.err != nil && ctx.Err() != nil {
+			r.err = fmt.Errorf("after %v: %w", cfg.SliceTimeout, r.err)
+		}
+		return r.out, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("no result after %v: %w", cfg.SliceTimeout, context.DeadlineExceeded)
+	}
+}
+
+// gate refuses a result that cannot be right. Pixels that must not change are
+// put back, whatever the denoiser did to them.
+func gate(in *derive.Frame, out []float32) error {
+	stop := func(reason, format string, args ...any) error {
+		return &PermanentError{Reason: reason, Err: fmt.Errorf(format, args...)}
+	}
+	if len(out) != len(in.Pixels) {
+		return stop(gateSize, "%d pixels instead of %d", len(out), len(in.Pixels))
+	}
+	var inLo, inHi, outLo, outHi float32
+	seen := false
+	for i, v := range out {
+		if in.Skip != nil && in.Skip[i] {
+			out[i] = in.Pixels[i]
+			continue
+		}
+		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+			return stop(gateNotNumber, "pixel %d is %v", i, v)
+		}
+		// Half a step beyond the range still rounds to its end.
+		if v < in.Min-0.5 || v > in.Max+0.5 {
+			return stop(gateRange, "pixel %d is %v, stored values go from %v to %v", i, v, in.Min, in.Max)
+		}
+		x := in.Pixels[i]
+		if !seen {
+			inLo, inHi, outLo, outHi, seen = x, x, v, v, true
+			continue
+		}
+		inLo, inHi, outLo, outHi = min(inLo, x), max(inHi, x), min(outLo, v), max(outHi, v)
+	}
+	if seen && inHi > inLo && outHi-outLo < 0.5 {
+		return stop(gateConstant, "all pixels became %v", outLo)
+	}
+	return nil
+}

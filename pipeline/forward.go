@@ -1,0 +1,477 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"strconv"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/diffdenoise/denoised/pipeline/spool"
+)
+
+const (
+	maxContexts   = 128             // of one association, PS3.8 9.3.2.2
+	linkIdle      = 5 * time.Second // a link without work is closed after this
+	forwardBatch  = 32
+	breakAfter    = 3 // failures in a row that open the breaker
+	storeGrace    = 30 * time.Second
+	storeBase     = 5 * time.Minute
+	storeMinSpeed = 64 << 10 // bytes per second that a store may count on
+)
+
+// breaker keeps a destination that fails from being asked all the time. Closed:
+// work goes out. Open: nothing goes out until a pause has passed, which grows
+// with each failure. Then half-open: a single store is tried; its success closes
+// the breaker, its failure opens it for longer.
+type breaker struct {
+	failures int64
+	open     bool
+	until    time.Time
+}
+
+// Breaker states in status and metrics.
+const (
+	breakerClosed   = "closed"
+	breakerHalfOpen = "half-open"
+	breakerOpen     = "open"
+)
+
+func (b *breaker) state(now time.Time) string {
+	switch {
+	case !b.open:
+		return breakerClosed
+	case now.Before(b.until):
+		return breakerOpen
+	}
+	return breakerHalfOpen
+}
+
+// fail counts a failure; whole means that the destination could not be reached
+// at all, which opens the breaker at once.
+func (b *breaker) fail(now time.Time, whole bool, pause func(int64) time.Duration) {
+	b.failures++
+	if whole || b.open || b.failures >= breakAfter {
+		n := b.failures
+		if !whole && !b.open {
+			n = 1
+		}
+		b.open = true
+		b.until = now.Add(pause(n))
+	}
+}
+
+func (b *breaker) succeed() { *b = breaker{} }
+
+// class is what a DICOM status of a C-STORE means for the queue (PS3.4 B.2.3, PS3.7 C).
+type class int
+
+const (
+	stored    class = iota // success or warning: the peer has it
+	transient              // try again later
+	refused                // never
+)
+
+const statusDuplicate = 0x0111 // duplicate SOP instance
+
+func classify(status uint16, attempts int64) class {
+	switch {
+	case status == 0, status&0xF000 == 0xB000, status == 0x0001, status == 0x0107, status == 0x0116:
+		return stored
+	case status == statusDuplicate && attempts > 0:
+		return stored // ours from an attempt whose answer was lost
+	case status&0xFF00 == 0xA700:
+		return transient
+	case status&0xFF00 == 0xA900, status&0xF000 == 0xC000, status == 0x0122, status == 0x0117, status == 0x0124, status == statusDuplicate:
+		return refused
+	}
+	return transient // 0110 and whatever else: nothing says that it will always be so
+}
+
+// forwarder serves the queue of one destination. It owns the states of that
+// destination's deliveries and the only link to it. An acknowledged image is
+// recorded before the next one is sent, so at most one image per destination is
+// ever sent twice: the one whose acknowledgement came when the process died.
+type forwarder struct {
+	p    *Pipeline
+	d    Destination
+	wake signal
+	stop context.CancelFunc
+	done chan struct{}
+
+	link     Link
+	proposed map[Context]bool
+
+	mu sync.Mutex
+	br breaker
+}
+
+// forwardAll runs one forwarder per configured destination.
+func (p *Pipeline) forwardAll(ctx context.Context) {
+	defer func() {
+		p.fwdMu.Lock()
+		list := maps.Clone(p.fwd)
+		p.fwdMu.Unlock()
+		for _, f := range list {
+			f.stop()
+			<-f.done
+		}
+	}()
+	for {
+		want := map[string]Destination{}
+		for _, d := range p.cfg.Load().Destinations {
+			want[d.Name] = d
+		}
+		p.fwdMu.Lock()
+		have := maps.Clone(p.fwd)
+		p.fwdMu.Unlock()
+		for name, f := range have {
+			if d, ok := want[name]; ok && d.AETitle == f.d.AETitle && d.Address == f.d.Address && d.TLS == f.d.TLS {
+				delete(want, name)
+				continue
+			}
+			f.stop()
+			<-f.done
+			p.fwdMu.Lock()
+			delete(p.fwd, name)
+			p.fwdMu.Unlock()
+		}
+		for name, d := range want {
+			fctx, stop := context.WithCancel(ctx)
+			f := &forwarder{p: p, d: d, wake: newSignal(), stop: stop, done: make(chan struct{})}
+			p.fwdMu.Lock()
+			p.fwd[name] = f
+			p.fwdMu.Unlock()
+			go func() {
+				defer close(f.done)
+				f.run(fctx)
+			}()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wakeConfig:
+		}
+	}
+}
+
+func (f *forwarder) state() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.br.state(f.p.clock.Now())
+}
+
+func (f *forwarder) fail(whole bool) {
+	f.mu.Lock()
+	was := f.br.open
+	f.br.fail(f.p.clock.Now(), whole, f.p.cfg.Load().pause)
+	now := f.br.open
+	f.mu.Unlock()
+	if now && !was {
+		f.p.log.Warn("destination does not take images, pausing", zap.String("destination", f.d.Name))
+		f.p.bus.send(Event{Time: f.p.clock.Now(), Type: EventDestination, Destination: f.d.Name, State: breakerOpen})
+	}
+}
+
+func (f *forwarder) succeed() {
+	f.mu.Lock()
+	was := f.br.open
+	f.br.succeed()
+	f.mu.Unlock()
+	if was {
+		f.p.log.Info("destination takes images again", zap.String("destination", f.d.Name))
+		f.p.bus.send(Event{Time: f.p.clock.Now(), Type: EventDestination, Destination: f.d.Name, State: breakerClosed})
+	}
+}
+
+func (f *forwarder) run(ctx context.Context) {
+	defer f.close(ctx)
+	for ctx.Err() == nil {
+		now := f.p.clock.Now()
+		f.mu.Lock()
+		state, until := f.br.state(now), f.br.until
+		f.mu.Unlock()
+		n := forwardBatch
+		switch state {
+		case breakerOpen:
+			f.close(ctx)
+			if wait(ctx, f.p.clock, until.Sub(now), nil) {
+				return
+			}
+			continue
+		case breakerHalfOpen:
+			n = 1
+		}
+		list, err := f.p.jrnl.NextDeliveries(ctx, f.d.Name, now, n)
+		if err != nil {
+			if ctx.Err() == nil {
+				f.p.log.Error("forward queue not readable", zap.String("destination", f.d.Name), zap.Error(err))
+			}
+			if wait(ctx, f.p.clock, firstPause, f.wake) {
+				return
+			}
+			continue
+		}
+		if len(list) == 0 {
+			if f.idle(ctx, now) {
+				return
+			}
+			continue
+		}
+		for _, d := range list {
+			if ctx.Err() != nil || !f.send(ctx, d) {
+				break
+			}
+		}
+	}
+}
+
+// idle waits for work; a link is kept for a while, then closed.
+func (f *forwarder) idle(ctx context.Context, now time.Time) (ended bool) {
+	pause := time.Hour
+	if at, ok, err := f.p.jrnl.NextDue(ctx, f.d.Name); err == nil && ok {
+		pause = max(at.Sub(now), time.Millisecond)
+	}
+	if f.link == nil {
+		return wait(ctx, f.p.clock, pause, f.wake)
+	}
+	t, stop := f.p.clock.After(linkIdle)
+	defer stop()
+	w, wstop := f.p.clock.After(pause)
+	defer wstop()
+	select {
+	case <-ctx.Done():
+		return true
+	case <-f.wake:
+	case <-w:
+	case <-t:
+		f.close(ctx)
+	}
+	return ctx.Err() != nil
+}
+
+// close releases the link, also when ctx has ended already.
+func (f *forwarder) close(ctx context.Context) {
+	if f.link == nil {
+		return
+	}
+	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if err := guard("close", func() error { return f.link.Close(cctx) }); err != nil {
+		f.p.log.Debug("link not closed in order", zap.String("destination", f.d.Name), zap.Error(err))
+	}
+	f.link, f.proposed = nil, nil
+}
+
+// guard turns a panic of the plugged-in sender into an error.
+func guard(what string, fn func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("%s: panic: %v", what, v)
+		}
+	}()
+	return fn()
+}
+
+// open makes sure that there is a link on which c was proposed.
+func (f *forwarder) open(ctx context.Context, c Context) error {
+	if f.link != nil && f.proposed[c] {
+		return nil
+	}
+	f.close(ctx)
+	pairs, err := f.p.jrnl.Syntaxes(ctx, f.d.Name, maxContexts)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errJournal, err)
+	}
+	want := []Context{c}
+	for _, pr := range pairs {
+		if x := (Context{pr[0], pr[1]}); x != c && len(want) < maxContexts {
+			want = append(want, x)
+		}
+	}
+	proposed := make(map[Context]bool, len(want))
+	for _, x := range want {
+		proposed[x] = true
+	}
+	var link Link
+	if err := guard("open", func() (err error) { link, err = f.p.cfg.Load().Sender.Open(ctx, f.d, want); return err }); err != nil {
+		return err
+	}
+	if link == nil {
+		return errors.New("sender returned no link")
+	}
+	f.link, f.proposed = link, proposed
+	return nil
+}
+
+// send tries one delivery and records what came of it. It returns false when
+// the rest of the batch must wait.
+func (f *forwarder) send(ctx context.Context, d spool.Delivery) bool {
+	in := d.Instance
+	c := Context{in.Class, in.Syntax}
+	if err := f.open(ctx, c); err != nil {
+		if ctx.Err() != nil {
+			return false
+		}
+		if errors.Is(err, errJournal) {
+			f.p.log.Error("forward queue not readable", zap.Error(err))
+			return false
+		}
+		f.p.met.forward(f.d.Name, "unreachable")
+		f.p.log.Warn("destination not reached", zap.String("destination", f.d.Name), zap.Error(err))
+		f.fail(true)
+		return false
+	}
+	var accepted bool
+	if err := guard("accepts", func() error { accepted = f.link.Accepts(c); return nil }); err != nil {
+		f.broken(ctx, d, err)
+		return false
+	}
+	if !accepted {
+		f.end(ctx, d, spool.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %s in %s", c.SOPClassUID, c.TransferSyntaxUID))
+		f.p.met.forward(f.d.Name, "no-context")
+		return true
+	}
+	file, err := f.p.store.Open(in.File)
+	if err != nil {
+		return f.damaged(ctx, d, err)
+	}
+	defer file.Close()
+	if n, err := file.Size(); err != nil || n != in.Offset+in.Size {
+		return f.damaged(ctx, d, fmt.Errorf("file has %d bytes instead of %d: %w", n, in.Offset+in.Size, errors.Join(err, spool.ErrDamaged)))
+	}
+	r := &seenReader{r: spool.NewReader(in.File, file, in.Offset, in.Size, in.CRC)}
+	sctx, cancel := f.storeContext(ctx, in.Size)
+	defer cancel()
+	var status uint16
+	f.p.hook("send")
+	err = guard("store", func() (err error) {
+		status, err = f.link.Store(sctx, Outgoing{SOPClassUID: in.Class, SOPInstanceUID: in.SOP, TransferSyntaxUID: in.Syntax, Size: in.Size}, r)
+		return err
+	})
+	if r.err != nil && errors.Is(r.err, spool.ErrDamaged) {
+		f.drop(ctx)
+		return f.damaged(ctx, d, r.err)
+	}
+	if err != nil {
+		f.broken(ctx, d, err)
+		return false
+	}
+	f.p.hook("sent")
+	f.p.met.forward(f.d.Name, statusWord(status))
+	switch classify(status, d.Attempts) {
+	case stored:
+		detail := ""
+		if status != 0 {
+			detail = "stored with warning " + statusWord(status)
+			f.p.log.Warn("destination stored an image with a warning", zap.String("destination", f.d.Name), zap.String("instance", in.SOP), zap.String("status", statusWord(status)))
+		}
+		f.succeed()
+		return f.end(ctx, d, spool.DeliveryStored, int(status), detail)
+	case refused:
+		f.succeed() // it answers
+		f.p.log.Error("destination refused an image for good", zap.String("destination", f.d.Name), zap.String("instance", in.SOP), zap.String("status", statusWord(status)))
+		return f.end(ctx, d, spool.DeliveryRefused, int(status), "refused with status "+statusWord(status))
+	}
+	f.again(ctx, d, int(status), "answered status "+statusWord(status))
+	f.fail(false)
+	return f.state() == breakerClosed
+}
+
+func statusWord(s uint16) string { return fmt.Sprintf("%04X", s) }
+
+// seenReader remembers the error of the data set's own reader, so that a
+// damaged file is told from a broken link.
+type seenReader struct {
+	r   io.Reader
+	err error
+}
+
+func (s *seenReader) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+// storeContext lets a store in flight end in order after ctx has, for a while.
+func (f *forwarder) storeContext(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
+	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeBase+time.Duration(size/storeMinSpeed)*time.Second)
+	stop := context.AfterFunc(ctx, func() {
+		t := time.NewTimer(storeGrace)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			cancel()
+		case <-sctx.Done():
+		}
+	})
+	return sctx, func() { stop(); cancel() }
+}
+
+// drop gives up a link whose state is not known.
+func (f *forwarder) drop(ctx context.Context) { f.close(ctx) }
+
+// broken: the link failed under a store; whether the peer has the image is not known.
+func (f *forwarder) broken(ctx context.Context, d spool.Delivery, err error) {
+	f.drop(ctx)
+	f.p.met.forward(f.d.Name, "broken")
+	f.p.log.Warn("link broke while sending", zap.String("destination", f.d.Name), zap.String("instance", d.Instance.SOP), zap.Error(err))
+	f.again(ctx, d, -1, err.Error())
+	f.fail(false)
+}
+
+func (f *forwarder) again(ctx context.Context, d spool.Delivery, status int, detail string) {
+	next := f.p.clock.Now().Add(f.p.cfg.Load().pause(d.Attempts + 1))
+	f.p.retry(ctx, "failed delivery", func() error { return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, status, detail, next) })
+}
+
+// end records a final state. It returns false when that could not be done: then
+// nothing more may be sent, or the next round would send this one again.
+func (f *forwarder) end(ctx context.Context, d spool.Delivery, state string, status int, detail string) bool {
+	now := f.p.clock.Now()
+	ok := f.p.retry(ctx, "delivery", func() error { return f.p.jrnl.EndDelivery(d.Instance.ID, f.d.Name, state, status, detail, now) })
+	if !ok {
+		return false
+	}
+	f.p.hook("marked")
+	f.p.bus.send(Event{Time: now, Type: EventDelivery, SeriesID: d.Instance.Series, Instance: d.Instance.SOP, Kind: string(d.Instance.Kind), Destination: f.d.Name, State: state, Detail: detail})
+	return true
+}
+
+// damaged: our own file is not what it was. An original waits for the sender to
+// send it again; a derived object is made anew.
+func (f *forwarder) damaged(ctx context.Context, d spool.Delivery, err error) bool {
+	in := d.Instance
+	f.p.met.integrity.Inc()
+	f.p.met.forward(f.d.Name, "damaged")
+	f.p.log.Error("ALARM: spool file damaged, not sent", zap.String("file", in.File), zap.String("instance", in.SOP), zap.Error(err))
+	if in.Kind == spool.Derived {
+		ok := f.p.retry(ctx, "damaged derived object", func() error { return f.p.jrnl.Remake(in.ID, in.Source) })
+		f.p.wakeDenoise.fire()
+		return ok
+	}
+	return f.end(ctx, d, spool.DeliveryDamaged, -1, err.Error())
+}
+
+// Retry puts the deliveries of a series that were refused for good back into
+// their queues, once a person has mended the reason. It returns how many.
+func (p *Pipeline) Retry(ctx context.Context, seriesUID string) (int64, error) {
+	s, err := p.jrnl.SeriesByKey(ctx, seriesUID)
+	if err != nil {
+		return 0, err
+	}
+	if s == nil {
+		return 0, fmt.Errorf("retry series %s: %w", strconv.Quote(seriesUID), ErrUnknownSeries)
+	}
+	n, err := p.jrnl.Requeue(s.ID)
+	p.wakeForwarders(p.cfg.Load().dests(spool.Original))
+	p.wakeForwarders(p.cfg.Load().dests(spool.Derived))
+	return n, err
+}

@@ -1,0 +1,166 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/pipeline/spool"
+)
+
+// recover makes files and journal agree, whatever the last process was doing:
+//
+//  1. A row without its file: the row was committed, the name was not yet
+//     durable, nothing was acknowledged. An original is marked lost (the sender
+//     will send it again and heal it), a derived object is made again.
+//  2. A file whose row says purged: the removal is finished.
+//  3. An original without a row: the name was durable, the row was not. It is
+//     recorded as if it had just come; the sender's repetition will be a twin.
+//  4. A derived file without a row: recorded for its original if that still
+//     waits for one, else removed.
+//  5. A file that is not what its own record says is set aside, with an alarm.
+//
+// With an empty journal 3 and 4 concern every file: that is the rebuild.
+func (p *Pipeline) recover(ctx context.Context) error {
+	seed := maphash.MakeSeed()
+	hash := func(name string) uint64 { return maphash.String(seed, name) }
+
+	// Hashes, not names: a full spool has a million of them.
+	var onDisk []uint64
+	for _, k := range []spool.Kind{spool.Original, spool.Derived} {
+		if err := p.store.Walk(k, func(name string) error { onDisk = append(onDisk, hash(name)); return ctx.Err() }); err != nil {
+			return err
+		}
+	}
+	slices.Sort(onDisk)
+	var known []uint64
+	var missing []spool.Instance
+	err := p.jrnl.Files(ctx, func(in spool.Instance) error {
+		h := hash(in.File)
+		known = append(known, h)
+		if _, ok := slices.BinarySearch(onDisk, h); !ok && in.Stage != spool.StageLost {
+			missing = append(missing, in)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	slices.Sort(known)
+	for _, in := range missing {
+		p.log.Warn("row without a file", zap.String("instance", in.SOP), zap.String("kind", string(in.Kind)))
+		if in.Kind == spool.Derived {
+			err = p.jrnl.Remake(in.ID, in.Source)
+		} else {
+			p.met.lost.Inc()
+			err = p.jrnl.Lose(in.ID, "the file is not in the spool")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	// Originals first: derived objects are recorded for them.
+	adopted := 0
+	for _, k := range []spool.Kind{spool.Original, spool.Derived} {
+		err := p.store.Walk(k, func(name string) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if _, ok := slices.BinarySearch(known, hash(name)); ok {
+				return nil
+			}
+			row, err := p.jrnl.ByFile(ctx, name)
+			if err != nil {
+				return err
+			}
+			if row != nil {
+				if row.Gone {
+					return p.store.Remove(name)
+				}
+				return nil
+			}
+			adopted++
+			err = p.adopt(ctx, k, name)
+			var corrupt *spool.CorruptError
+			if errors.As(err, &corrupt) || errors.Is(err, spool.ErrDamaged) {
+				p.met.integrity.Inc()
+				p.log.Error("ALARM: spool file unusable, set aside", zap.String("file", name), zap.Error(err))
+				return p.store.SetAside(name)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if adopted > 0 {
+		p.log.Info("files without a row taken up", zap.Int("files", adopted))
+	}
+	return nil
+}
+
+// adopt records one published file that the journal does not know.
+func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string) error {
+	f, err := p.store.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	rec, off, err := spool.ReadRecord(name, f)
+	if err != nil {
+		return err
+	}
+	if rec.Kind != k {
+		return &spool.CorruptError{File: name, Why: fmt.Sprintf("is of kind %q", rec.Kind)}
+	}
+	if err := spool.Verify(name, f, off, rec.Size, rec.CRC); err != nil {
+		return err
+	}
+	if k == spool.Derived {
+		return p.adoptDerived(ctx, name, rec, f, off)
+	}
+	// The file meta information says what the command said, also where the data
+	// set cannot be read.
+	head, _ := scan(f, off)
+	if head == nil {
+		return &spool.CorruptError{File: name, Why: "header unreadable"}
+	}
+	in := Incoming{SOPClassUID: head.String(dcm.MediaStorageSOPClassUID), SOPInstanceUID: head.String(dcm.MediaStorageSOPInstanceUID),
+		TransferSyntaxUID: head.TransferSyntaxUID(), CallingAETitle: rec.Calling, CalledAETitle: rec.Called, RemoteHost: rec.Host}
+	cfg := p.cfg.Load()
+	asked := Quality(rec.Quality)
+	if !asked.valid() {
+		asked = Fast
+	}
+	facts := p.inspect(cfg, in, asked, f, off+rec.Size)
+	if facts.mismatch != nil {
+		return &spool.CorruptError{File: name, Why: facts.mismatch.Error()}
+	}
+	row := spool.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
+		Received: rec.Received, Number: facts.number, Frames: facts.frames, Quality: string(facts.decision.quality), Channel: facts.decision.channel, Rule: facts.decision.rule}
+	row.Stage, row.Reason, row.Detail = stage(cfg, facts)
+	return p.record(ctx, cfg, in, facts, row, true)
+}
+
+func (p *Pipeline) adoptDerived(ctx context.Context, name string, rec spool.Record, f spool.File, off int64) error {
+	src, err := p.jrnl.ByFile(ctx, rec.Source)
+	if err != nil {
+		return err
+	}
+	o, err := scan(f, off+rec.Size)
+	if src == nil || src.Gone || src.Stage != spool.StageQueued || o == nil || err != nil {
+		// Nothing waits for it; were it needed, it would be made again.
+		return p.store.Remove(name)
+	}
+	row := spool.Instance{SOP: o.String(dcm.SOPInstanceUID), Class: o.String(dcm.SOPClassUID), Syntax: o.TransferSyntaxUID(), File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
+		Received: rec.Received, Number: src.Number, Frames: src.Frames, Quality: rec.Quality, Channel: src.Channel, Rule: src.Rule, Sigma: rec.Sigma}
+	if err := p.store.SyncName(name); err != nil {
+		return err
+	}
+	return p.jrnl.AddDerived(src.ID, row, p.cfg.Load().dests(spool.Derived))
+}

@@ -1,0 +1,780 @@
+package spool
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Stages of an original in the denoise stage.
+const (
+	StageQueued   = "queued"   // waits for a worker
+	StageDenoised = "denoised" // the derived object is durable
+	StagePassed   = "passed"   // must not or could not be denoised safely; Reason says why
+	StageFailed   = "failed"   // tried and given up; Reason says why
+	StageConflict = "conflict" // other bytes under a UID that was there already: kept, never sent
+	StageMade     = "made"     // the row is a derived object
+	StageLost     = "lost"     // the journal has the row but the file is gone or damaged
+)
+
+// States of a delivery.
+const (
+	DeliveryQueued  = "queued"  // to be sent, or sent again
+	DeliveryStored  = "stored"  // the destination answered success or a warning
+	DeliveryRefused = "refused" // the destination said that it will never take it
+	DeliveryDamaged = "damaged" // our own copy failed its check; not sent
+)
+
+// States of a series.
+const (
+	SeriesReceiving  = "receiving"
+	SeriesComplete   = "complete"
+	SeriesIncomplete = "incomplete" // the hard limit ended it, or images are known to be missing
+)
+
+// Series is a row of the series table.
+type Series struct {
+	ID                                    int64
+	Key, Study, Modality, Protocol        string
+	Number                                int64
+	Calling, Called, Host                 string
+	State, CompleteBy                     string
+	Expected, Received, Reopened          int64
+	FirstAt, OpenedAt, LastAt, CompleteAt time.Time
+	Quality, Channel, Rule                string
+}
+
+// Instance is a row of the instance table.
+type Instance struct {
+	ID, Series, Source     int64
+	Kind                   Kind
+	SOP, Class, Syntax     string
+	Variant                int64
+	File                   string
+	Offset, Size           int64
+	CRC                    uint32
+	Received               time.Time
+	Number, Frames         int64
+	Quality, Channel, Rule string
+	Stage, Reason, Detail  string
+	Attempts               int64
+	Sigma                  float64
+	Gone                   bool
+}
+
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func fromNanos(n int64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n).UTC()
+}
+
+// ErrExists: the number of stored variants of this instance is not the expected one.
+var ErrExists = errors.New("instance is in the journal already")
+
+// Arrival is what AddOriginal needs to know.
+type Arrival struct {
+	Series   Series // Key and descriptive fields; Quality, Channel, Rule of this instance
+	Instance Instance
+	Variants int64    // how many variants the caller believes are there; it becomes this one's number
+	Dests    []string // destinations that get the original
+}
+
+// Added is what AddOriginal did.
+type Added struct {
+	Series   int64
+	Instance int64
+	Received int64 // originals of the series, this one included
+	Expected int64
+	Reopened bool
+}
+
+// rank orders qualities by how much was asked for.
+const rank = `CASE %s WHEN 'high' THEN 2 WHEN 'fast' THEN 1 ELSE 0 END`
+
+// AddOriginal records a received file, its series and its deliveries. On nil
+// all of it is durable. ErrExists: look with Variants and decide again.
+func (j *Journal) AddOriginal(a Arrival) (Added, error) {
+	var out Added
+	err := j.change("record instance", func(t *tx) error {
+		out = Added{}
+		s, in := &a.Series, &a.Instance
+		at := nanos(in.Received)
+		var state string
+		err := t.row(`SELECT id, state FROM series WHERE key=?`, []any{s.Key}, &out.Series, &state)
+		if errors.Is(err, sql.ErrNoRows) {
+			err = t.row(`INSERT INTO series(key,study,modality,protocol,number,calling,called,host,state,expected,received,first_at,opened_at,last_at,quality,channel,rule)
+				VALUES(?,?,?,?,?,?,?,?,'receiving',?,0,?,?,?,?,?,?) RETURNING id`,
+				[]any{s.Key, s.Study, s.Modality, s.Protocol, s.Number, s.Calling, s.Called, s.Host, s.Expected, at, at, at, s.Quality, s.Channel, s.Rule}, &out.Series)
+			state = SeriesReceiving
+		}
+		if err != nil {
+			return err
+		}
+		var n int64
+		if err := t.row(`SELECT count(*) FROM instance WHERE series=? AND sop=? AND kind='original'`, []any{out.Series, in.SOP}, &n); err != nil {
+			return err
+		}
+		if n != a.Variants {
+			return ErrExists
+		}
+		if err := t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,quality,channel,rule,stage,reason,detail)
+			VALUES(?,'original',0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING id`,
+			[]any{out.Series, in.SOP, a.Variants, in.Class, in.Syntax, in.File, in.Offset, in.Size, int64(in.CRC), at, in.Number, in.Frames,
+				in.Quality, in.Channel, in.Rule, in.Stage, in.Reason, in.Detail}, &out.Instance); err != nil {
+			return err
+		}
+		out.Reopened = state != SeriesReceiving
+		if err := t.row(`UPDATE series SET received=received+1, last_at=max(last_at,?1), expected=max(expected,?2),
+				opened_at=CASE WHEN state='receiving' THEN opened_at ELSE ?1 END,
+				reopened=reopened+(state<>'receiving'), state='receiving', complete_by='', complete_at=0,
+				rule=CASE WHEN `+fmt.Sprintf(rank, "?3")+`>`+fmt.Sprintf(rank, "quality")+` THEN ?5 ELSE rule END,
+				channel=CASE WHEN `+fmt.Sprintf(rank, "?3")+`>`+fmt.Sprintf(rank, "quality")+` THEN ?4 ELSE channel END,
+				quality=CASE WHEN `+fmt.Sprintf(rank, "?3")+`>`+fmt.Sprintf(rank, "quality")+` THEN ?3 ELSE quality END
+			WHERE id=?6 RETURNING received, expected`,
+			[]any{at, s.Expected, s.Quality, s.Channel, s.Rule, out.Series}, &out.Received, &out.Expected); err != nil {
+			return err
+		}
+		for _, d := range a.Dests {
+			if err := t.deliver(out.Instance, out.Series, 2*out.Instance, d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+func (t *tx) deliver(instance, series, ord int64, dest string) error {
+	_, err := t.exec(`INSERT INTO delivery(instance,dest,series,ord,state) VALUES(?,?,?,?,'queued') ON CONFLICT DO NOTHING`, instance, dest, series, ord)
+	return err
+}
+
+const instanceColumns = `i.id,i.series,i.source,i.kind,i.sop,i.class,i.syntax,i.variant,i.file,i.off,i.size,i.crc,i.received,i.number,i.frames,
+	i.quality,i.channel,i.rule,i.stage,i.reason,i.detail,i.attempts,i.sigma,i.gone`
+
+func (i *Instance) fields(received, gone *int64) []any {
+	return []any{&i.ID, &i.Series, &i.Source, &i.Kind, &i.SOP, &i.Class, &i.Syntax, &i.Variant, &i.File, &i.Offset, &i.Size, &i.CRC, received, &i.Number, &i.Frames,
+		&i.Quality, &i.Channel, &i.Rule, &i.Stage, &i.Reason, &i.Detail, &i.Attempts, &i.Sigma, gone}
+}
+
+func (j *Journal) instances(ctx context.Context, where string, args ...any) ([]Instance, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT `+instanceColumns+` FROM instance i `+where, args...)
+	if err != nil {
+		return nil, journalErr("read instances", err)
+	}
+	defer rows.Close()
+	var out []Instance
+	for rows.Next() {
+		var in Instance
+		var received, gone int64
+		if err := rows.Scan(in.fields(&received, &gone)...); err != nil {
+			return nil, journalErr("read instances", err)
+		}
+		in.Received, in.Gone = fromNanos(received), gone != 0
+		out = append(out, in)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, journalErr("read instances", err)
+	}
+	return out, nil
+}
+
+// Variants lists what is stored under an instance UID in a series, first one first.
+func (j *Journal) Variants(ctx context.Context, seriesKey, sop string) ([]Instance, error) {
+	return j.instances(ctx, `WHERE series=(SELECT id FROM series WHERE key=?) AND sop=? AND kind='original' ORDER BY variant`, seriesKey, sop)
+}
+
+// Instance reads one row; nil when there is none.
+func (j *Journal) Instance(ctx context.Context, id int64) (*Instance, error) {
+	l, err := j.instances(ctx, `WHERE id=?`, id)
+	if err != nil || len(l) == 0 {
+		return nil, err
+	}
+	return &l[0], nil
+}
+
+// Replace gives an instance whose file was lost or damaged a new file, and
+// queues again what could not be done without it.
+func (j *Journal) Replace(id int64, with Instance, dests []string) error {
+	return j.change("replace damaged file", func(t *tx) error {
+		var series int64
+		var stage string
+		if err := t.row(`SELECT series, stage FROM instance WHERE id=?`, []any{id}, &series, &stage); err != nil {
+			return err
+		}
+		if stage == StageLost {
+			if _, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=?, attempts=0, next_at=0 WHERE id=?`, with.Stage, with.Reason, with.Detail, id); err != nil {
+				return err
+			}
+			for _, d := range dests {
+				if err := t.deliver(id, series, 2*id, d); err != nil {
+					return err
+				}
+			}
+		}
+		if _, err := t.exec(`UPDATE instance SET file=?, off=?, size=?, crc=?, class=?, syntax=?, gone=0 WHERE id=?`,
+			with.File, with.Offset, with.Size, int64(with.CRC), with.Class, with.Syntax, id); err != nil {
+			return err
+		}
+		_, err := t.exec(`UPDATE delivery SET state='queued', detail='', next_at=0 WHERE instance=? AND state='damaged'`, id)
+		return err
+	})
+}
+
+// Forget undoes AddOriginal for an image that could not be acknowledged. Once
+// any of it has been used it stays: a copy too many in the queue is harmless.
+func (j *Journal) Forget(id int64) (bool, error) {
+	var gone bool
+	err := j.change("forget instance", func(t *tx) error {
+		gone = false
+		var n int
+		if err := t.row(`SELECT count(*) FROM instance i WHERE i.id=?1 AND (i.stage IN ('denoised','failed') OR i.attempts>0
+			OR EXISTS (SELECT 1 FROM delivery d WHERE d.instance=?1 AND (d.state<>'queued' OR d.attempts>0)))`, []any{id}, &n); err != nil || n > 0 {
+			return err
+		}
+		gone = true
+		for _, q := range []string{`UPDATE series SET received=received-1 WHERE id=(SELECT series FROM instance WHERE id=?)`, `DELETE FROM delivery WHERE instance=?`, `DELETE FROM instance WHERE id=?`} {
+			if _, err := t.exec(q, id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return gone, err
+}
+
+// Requeue puts the refused deliveries of a series back; it returns how many.
+func (j *Journal) Requeue(series int64) (int64, error) {
+	var n int64
+	err := j.change("queue refused deliveries again", func(t *tx) error {
+		r, err := t.exec(`UPDATE delivery SET state='queued', next_at=0 WHERE series=? AND state='refused'`, series)
+		if err != nil {
+			return err
+		}
+		n, err = r.RowsAffected()
+		return err
+	})
+	return n, err
+}
+
+// Raise notes a higher quality asked for by sending the same image again.
+func (j *Journal) Raise(id int64, quality, channel, rule string) error {
+	return j.change("raise quality", func(t *tx) error {
+		_, err := t.exec(`UPDATE series SET quality=?2, channel=?3, rule=?4 WHERE id=(SELECT series FROM instance WHERE id=?1) AND `+
+			fmt.Sprintf(rank, "?2")+`>`+fmt.Sprintf(rank, "quality"), id, quality, channel, rule)
+		if err != nil {
+			return err
+		}
+		_, err = t.exec(`UPDATE instance SET quality=?2, channel=?3, rule=?4,
+			stage=CASE WHEN stage='passed' AND reason='off' THEN 'queued' ELSE stage END,
+			reason=CASE WHEN stage='passed' AND reason='off' THEN '' ELSE reason END
+			WHERE id=?1 AND gone=0 AND `+fmt.Sprintf(rank, "?2")+`>`+fmt.Sprintf(rank, "quality"), id, quality, channel, rule)
+		return err
+	})
+}
+
+// NextSlices returns up to n queued originals of the first series after the
+// given series id (wrapping round), oldest first.
+func (j *Journal) NextSlices(ctx context.Context, after int64, now time.Time, n int) ([]Instance, error) {
+	for _, cond := range []string{">?", "<=?"} {
+		var series int64
+		err := j.db.QueryRowContext(ctx, `SELECT series FROM instance WHERE stage='queued' AND next_at<=? AND series`+cond+` ORDER BY series LIMIT 1`, nanos(now), after).Scan(&series)
+		if errors.Is(err, sql.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return nil, journalErr("read slice queue", err)
+		}
+		return j.instances(ctx, `WHERE stage='queued' AND next_at<=? AND series=? ORDER BY id LIMIT ?`, nanos(now), series, n)
+	}
+	return nil, nil
+}
+
+// NextRetry is when the earliest waiting slice may be tried; zero when none waits.
+func (j *Journal) NextRetry(ctx context.Context) (time.Time, error) {
+	var at sql.NullInt64
+	if err := j.db.QueryRowContext(ctx, `SELECT min(next_at) FROM instance WHERE stage='queued' AND next_at>0`).Scan(&at); err != nil {
+		return time.Time{}, journalErr("read slice queue", err)
+	}
+	return fromNanos(at.Int64), nil
+}
+
+// AddDerived records a derived object, marks its original as denoised and
+// queues the deliveries, all at once.
+func (j *Journal) AddDerived(original int64, d Instance, dests []string) error {
+	return j.change("record derived object", func(t *tx) error {
+		var series int64
+		if err := t.row(`SELECT series FROM instance WHERE id=?`, []any{original}, &series); err != nil {
+			return err
+		}
+		var id int64
+		err := t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,quality,channel,rule,stage,reason,detail,sigma)
+			VALUES(?,'derived',?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,'made','','',?) ON CONFLICT DO UPDATE SET file=excluded.file, off=excluded.off, size=excluded.size, crc=excluded.crc, gone=0 RETURNING id`,
+			[]any{series, original, d.SOP, d.Class, d.Syntax, d.File, d.Offset, d.Size, int64(d.CRC), nanos(d.Received), d.Number, d.Frames, d.Quality, d.Channel, d.Rule, d.Sigma}, &id)
+		if err != nil {
+			return err
+		}
+		if _, err := t.exec(`UPDATE instance SET stage='denoised', reason='', detail='', sigma=? WHERE id=?`, d.Sigma, original); err != nil {
+			return err
+		}
+		for _, dest := range dests {
+			if err := t.deliver(id, series, 2*original+1, dest); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// EndSlice gives an original its final stage without a derived object.
+func (j *Journal) EndSlice(id int64, stage, reason, detail string) error {
+	return j.change("record result of slice", func(t *tx) error {
+		_, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=? WHERE id=?`, stage, reason, clip(detail, 500), id)
+		return err
+	})
+}
+
+// RetrySlice counts a failed attempt and puts the slice back for later.
+func (j *Journal) RetrySlice(id int64, next time.Time, detail string) error {
+	return j.change("record failed attempt of slice", func(t *tx) error {
+		_, err := t.exec(`UPDATE instance SET attempts=attempts+1, next_at=?, detail=? WHERE id=?`, nanos(next), clip(detail, 500), id)
+		return err
+	})
+}
+
+// Delivery is one instance to be sent to one destination.
+type Delivery struct {
+	Instance Instance
+	Dest     string
+	Attempts int64
+}
+
+// NextDeliveries lists what may be sent to dest now, oldest first.
+func (j *Journal) NextDeliveries(ctx context.Context, dest string, now time.Time, n int) ([]Delivery, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT d.attempts,`+instanceColumns+` FROM delivery d INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance
+		WHERE d.dest=? AND d.state='queued' AND d.next_at<=? ORDER BY d.ord LIMIT ?`, dest, nanos(now), n)
+	if err != nil {
+		return nil, journalErr("read forward queue", err)
+	}
+	defer rows.Close()
+	var out []Delivery
+	for rows.Next() {
+		d := Delivery{Dest: dest}
+		var received, gone int64
+		if err := rows.Scan(append([]any{&d.Attempts}, d.Instance.fields(&received, &gone)...)...); err != nil {
+			return nil, journalErr("read forward queue", err)
+		}
+		d.Instance.Received, d.Instance.Gone = fromNanos(received), gone != 0
+		out = append(out, d)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, journalErr("read forward queue", err)
+	}
+	return out, nil
+}
+
+// NextDue is when the earliest queued delivery of dest may be sent; ok is false when none is queued.
+func (j *Journal) NextDue(ctx context.Context, dest string) (at time.Time, ok bool, err error) {
+	var n sql.NullInt64
+	if err := j.db.QueryRowContext(ctx, `SELECT min(next_at) FROM delivery INDEXED BY delivery_queue WHERE dest=? AND state='queued'`, dest).Scan(&n); err != nil {
+		return time.Time{}, false, journalErr("read forward queue", err)
+	}
+	return fromNanos(n.Int64), n.Valid, nil
+}
+
+// Syntaxes lists the pairs of SOP class and transfer syntax queued for dest,
+// those of the oldest instances first, looking at no more than 4096 of them.
+func (j *Journal) Syntaxes(ctx context.Context, dest string, limit int) ([][2]string, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT class, syntax FROM (SELECT i.class, i.syntax, d.ord FROM delivery d INDEXED BY delivery_queue
+		JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' ORDER BY d.ord LIMIT 4096) GROUP BY class, syntax ORDER BY min(ord) LIMIT ?`, dest, limit)
+	if err != nil {
+		return nil, journalErr("read forward queue", err)
+	}
+	defer rows.Close()
+	var out [][2]string
+	for rows.Next() {
+		var p [2]string
+		if err := rows.Scan(&p[0], &p[1]); err != nil {
+			return nil, journalErr("read forward queue", err)
+		}
+		out = append(out, p)
+	}
+	return out, rows.Err()
+}
+
+// EndDelivery records the final state of a delivery. status is the DICOM
+// status, -1 for none.
+func (j *Journal) EndDelivery(instance int64, dest, state string, status int, detail string, at time.Time) error {
+	return j.change("record delivery", func(t *tx) error {
+		_, err := t.exec(`UPDATE delivery SET state=?, status=?, detail=?, attempts=attempts+1, done_at=? WHERE instance=? AND dest=?`,
+			state, status, clip(detail, 500), nanos(at), instance, dest)
+		return err
+	})
+}
+
+// RetryDelivery counts an attempt and says when the next may start.
+func (j *Journal) RetryDelivery(instance int64, dest string, status int, detail string, next time.Time) error {
+	return j.change("record failed delivery", func(t *tx) error {
+		_, err := t.exec(`UPDATE delivery SET status=?, detail=?, attempts=attempts+1, next_at=? WHERE instance=? AND dest=? AND state='queued'`,
+			status, clip(detail, 500), nanos(next), instance, dest)
+		return err
+	})
+}
+
+// CompleteSeries records that no more instances are waited for.
+func (j *Journal) CompleteSeries(id int64, state, by string, at time.Time) error {
+	return j.change("record complete series", func(t *tx) error {
+		_, err := t.exec(`UPDATE series SET state=?, complete_by=?, complete_at=? WHERE id=?`, state, by, nanos(at), id)
+		return err
+	})
+}
+
+const seriesColumns = `s.id,s.key,s.study,s.modality,s.protocol,s.number,s.calling,s.called,s.host,s.state,s.complete_by,s.expected,s.received,s.reopened,
+	s.first_at,s.opened_at,s.last_at,s.complete_at,s.quality,s.channel,s.rule`
+
+func (j *Journal) series(ctx context.Context, where string, args ...any) ([]Series, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT `+seriesColumns+` FROM series s `+where, args...)
+	if err != nil {
+		return nil, journalErr("read series", err)
+	}
+	defer rows.Close()
+	var out []Series
+	for rows.Next() {
+		var s Series
+		var at [4]int64
+		if err := rows.Scan(&s.ID, &s.Key, &s.Study, &s.Modality, &s.Protocol, &s.Number, &s.Calling, &s.Called, &s.Host, &s.State, &s.CompleteBy, &s.Expected, &s.Received, &s.Reopened,
+			&at[0], &at[1], &at[2], &at[3], &s.Quality, &s.Channel, &s.Rule); err != nil {
+			return nil, journalErr("read series", err)
+		}
+		s.FirstAt, s.OpenedAt, s.LastAt, s.CompleteAt = fromNanos(at[0]), fromNanos(at[1]), fromNanos(at[2]), fromNanos(at[3])
+		out = append(out, s)
+	}
+	return out, rows.Err()
+}
+
+// OpenSeries lists the series that are being received.
+func (j *Journal) OpenSeries(ctx context.Context) ([]Series, error) {
+	return j.series(ctx, `WHERE state='receiving' ORDER BY id`)
+}
+
+// RecentSeries lists the n series that changed last, newest first.
+func (j *Journal) RecentSeries(ctx context.Context, n int) ([]Series, error) {
+	return j.series(ctx, `ORDER BY last_at DESC, id DESC LIMIT ?`, n)
+}
+
+// SeriesByKey finds a series; nil when there is none.
+func (j *Journal) SeriesByKey(ctx context.Context, key string) (*Series, error) {
+	l, err := j.series(ctx, `WHERE key=?`, key)
+	if err != nil || len(l) == 0 {
+		return nil, err
+	}
+	return &l[0], nil
+}
+
+// StageCount is how many originals of a series are in a stage for a reason.
+type StageCount struct {
+	Stage, Reason string
+	Count         int64
+}
+
+// StageCounts counts the originals of a series.
+func (j *Journal) StageCounts(ctx context.Context, series int64) ([]StageCount, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT stage, reason, count(*) FROM instance WHERE series=? AND kind='original' GROUP BY stage, reason ORDER BY stage, reason`, series)
+	if err != nil {
+		return nil, journalErr("count instances", err)
+	}
+	defer rows.Close()
+	var out []StageCount
+	for rows.Next() {
+		var c StageCount
+		if err := rows.Scan(&c.Stage, &c.Reason, &c.Count); err != nil {
+			return nil, journalErr("count instances", err)
+		}
+		out = append(out, c)
+	}
+	return out, rows.Err()
+}
+
+// DeliveryCount is how many deliveries of a series to a destination are in a state.
+type DeliveryCount struct {
+	Dest, State string
+	Count       int64
+	Warnings    int64  // stored with a warning status
+	Detail      string // of one of them, for refused and damaged
+}
+
+// DeliveryCounts counts the deliveries of a series.
+func (j *Journal) DeliveryCounts(ctx context.Context, series int64) ([]DeliveryCount, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT dest, state, count(*), sum(state='stored' AND status>0), max(detail) FROM delivery WHERE series=? GROUP BY dest, state ORDER BY dest, state`, series)
+	if err != nil {
+		return nil, journalErr("count deliveries", err)
+	}
+	defer rows.Close()
+	var out []DeliveryCount
+	for rows.Next() {
+		var c DeliveryCount
+		if err := rows.Scan(&c.Dest, &c.State, &c.Count, &c.Warnings, &c.Detail); err != nil {
+			return nil, journalErr("count deliveries", err)
+		}
+		out = append(out, c)
+	}
+	return out, rows.Err()
+}
+
+// SeriesInstances lists the rows of a series in order of arrival, at most n.
+func (j *Journal) SeriesInstances(ctx context.Context, series int64, n int) ([]Instance, error) {
+	return j.instances(ctx, `WHERE series=? ORDER BY id LIMIT ?`, series, n)
+}
+
+// DeliveryRow is one delivery as recorded.
+type DeliveryRow struct {
+	Instance int64
+	Dest     string
+	State    string
+	Attempts int64
+	Status   int
+	Detail   string
+	DoneAt   time.Time
+}
+
+// SeriesDeliveries lists the deliveries of a series, at most n.
+func (j *Journal) SeriesDeliveries(ctx context.Context, series int64, n int) ([]DeliveryRow, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT instance, dest, state, attempts, status, detail, done_at FROM delivery WHERE series=? ORDER BY ord, dest LIMIT ?`, series, n)
+	if err != nil {
+		return nil, journalErr("read deliveries", err)
+	}
+	defer rows.Close()
+	var out []DeliveryRow
+	for rows.Next() {
+		var d DeliveryRow
+		var at int64
+		if err := rows.Scan(&d.Instance, &d.Dest, &d.State, &d.Attempts, &d.Status, &d.Detail, &at); err != nil {
+			return nil, journalErr("read deliveries", err)
+		}
+		d.DoneAt = fromNanos(at)
+		out = append(out, d)
+	}
+	return out, rows.Err()
+}
+
+// Depth is the length of a queue and when the oldest image in it arrived.
+type Depth struct {
+	Count  int64
+	Oldest time.Time
+}
+
+// Depths reads the length and the oldest arrival of each queue: "" is the denoise
+// stage, the other keys are destinations.
+func (j *Journal) Depths(ctx context.Context) (map[string]Depth, error) {
+	out := map[string]Depth{}
+	rows, err := j.db.QueryContext(ctx, `SELECT '', count(*), coalesce(min(received),0) FROM instance WHERE stage='queued'
+		UNION ALL SELECT d.dest, d.n, i.received FROM (SELECT dest, count(*) n, min(ord) o FROM delivery INDEXED BY delivery_queue WHERE state='queued' GROUP BY dest) d JOIN instance i ON i.id=d.o/2`)
+	if err != nil {
+		return nil, journalErr("count queues", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var lane string
+		var d Depth
+		var at int64
+		if err := rows.Scan(&lane, &d.Count, &at); err != nil {
+			return nil, journalErr("count queues", err)
+		}
+		d.Oldest = fromNanos(at)
+		out[lane] = d
+	}
+	return out, rows.Err()
+}
+
+// SeriesStates counts the series by state, and the conflicts and refused deliveries.
+func (j *Journal) SeriesStates(ctx context.Context) (map[string]int64, error) {
+	out := map[string]int64{}
+	rows, err := j.db.QueryContext(ctx, `SELECT state, count(*) FROM series GROUP BY state`)
+	if err != nil {
+		return nil, journalErr("count series", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var s string
+		var n int64
+		if err := rows.Scan(&s, &n); err != nil {
+			return nil, journalErr("count series", err)
+		}
+		out[s] = n
+	}
+	return out, rows.Err()
+}
+
+// settled: nothing that still needs the file. The original is through the
+// denoise stage, it and its derived object have been stored by every
+// destination they were queued for, and at least one destination has something
+// of them - or the configuration wants nothing of a passed image anywhere.
+const settled = `i.kind='original' AND i.gone=0 AND i.stage IN ('denoised','passed','failed')
+	AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id AND d.state<>'stored')
+	AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source=i.id AND d.state<>'stored')
+	AND (EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id)
+	  OR EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source=i.id)
+	  OR i.stage='passed')`
+
+// Purgeable lists, oldest first and after id, up to n originals whose last
+// delivery ended before the given time.
+func (j *Journal) Purgeable(ctx context.Context, after int64, before time.Time, n int) ([]Instance, error) {
+	return j.instances(ctx, `INDEXED BY instance_kept WHERE i.id>? AND i.received<? AND `+settled+`
+		AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id AND d.done_at>=?)
+		AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source=i.id AND d.done_at>=?)
+		ORDER BY i.id LIMIT ?`, after, nanos(before), nanos(before), nanos(before), n)
+}
+
+// Purge marks an original and what was derived from it as gone and returns the
+// files that may now be removed. It checks again that they are settled.
+func (j *Journal) Purge(id int64, at time.Time) ([]string, error) {
+	var files []string
+	err := j.change("purge", func(t *tx) error {
+		files = nil
+		var ok int
+		err := t.row(`SELECT 1 FROM instance i WHERE i.id=? AND `+settled, []any{id}, &ok)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		s, err := t.stmt(`UPDATE instance SET gone=? WHERE (id=? OR source=?) AND gone=0 RETURNING file`)
+		if err != nil {
+			return err
+		}
+		rows, err := s.Query(nanos(at), id, id)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var f string
+			if err := rows.Scan(&f); err != nil {
+				return err
+			}
+			files = append(files, f)
+		}
+		return rows.Err()
+	})
+	return files, err
+}
+
+// Compact deletes the rows of series whose files were all purged before the
+// given time. Up to n series per call; it returns how many.
+func (j *Journal) Compact(before time.Time, n int) (int64, error) {
+	var done int64
+	err := j.change("compact journal", func(t *tx) error {
+		done = 0
+		s, err := t.stmt(`SELECT s.id FROM series s WHERE s.last_at<?1 AND s.state<>'receiving'
+			AND NOT EXISTS (SELECT 1 FROM instance i WHERE i.series=s.id AND (i.gone=0 OR i.gone>=?1)) ORDER BY s.last_at LIMIT ?2`)
+		if err != nil {
+			return err
+		}
+		rows, err := s.Query(nanos(before), n)
+		if err != nil {
+			return err
+		}
+		var ids []int64
+		for rows.Next() {
+			var id int64
+			if err := rows.Scan(&id); err != nil {
+				rows.Close()
+				return err
+			}
+			ids = append(ids, id)
+		}
+		rows.Close()
+		if err := rows.Err(); err != nil {
+			return err
+		}
+		for _, id := range ids {
+			for _, q := range []string{`DELETE FROM delivery WHERE series=?`, `DELETE FROM instance WHERE series=?`, `DELETE FROM series WHERE id=?`} {
+				if _, err := t.exec(q, id); err != nil {
+					return err
+				}
+			}
+		}
+		done = int64(len(ids))
+		return nil
+	})
+	return done, err
+}
+
+// Lose marks a row whose file is gone or damaged.
+func (j *Journal) Lose(id int64, detail string) error {
+	return j.change("record lost file", func(t *tx) error {
+		if _, err := t.exec(`UPDATE instance SET stage='lost', detail=? WHERE id=?`, detail, id); err != nil {
+			return err
+		}
+		_, err := t.exec(`UPDATE delivery SET state='damaged', detail=? WHERE instance=? AND state='queued'`, detail, id)
+		return err
+	})
+}
+
+// Remake queues an original again whose derived file is gone, and forgets that file.
+func (j *Journal) Remake(derived, original int64) error {
+	return j.change("queue slice again", func(t *tx) error {
+		if _, err := t.exec(`UPDATE instance SET stage='queued', attempts=0, next_at=0 WHERE id=? AND stage='denoised'`, original); err != nil {
+			return err
+		}
+		_, err := t.exec(`DELETE FROM delivery WHERE instance=? AND state IN ('queued','damaged')`, derived)
+		return err
+	})
+}
+
+// ByFile finds the row that owns a file; nil when none does.
+func (j *Journal) ByFile(ctx context.Context, file string) (*Instance, error) {
+	l, err := j.instances(ctx, `WHERE file=?`, file)
+	if err != nil || len(l) == 0 {
+		return nil, err
+	}
+	return &l[0], nil
+}
+
+// Files calls fn for every row that should have a file, by id.
+func (j *Journal) Files(ctx context.Context, fn func(Instance) error) error {
+	var after int64
+	for {
+		l, err := j.instances(ctx, `WHERE gone=0 AND id>? ORDER BY id LIMIT 1000`, after)
+		if err != nil {
+			return err
+		}
+		for _, in := range l {
+			if err := fn(in); err != nil {
+				return err
+			}
+			after = in.ID
+		}
+		if len(l) < 1000 {
+			return nil
+		}
+	}
+}
+
+// Writable commits an empty change: it fails when the journal cannot be written.
+func (j *Journal) Writable() error {
+	return j.change("write to journal", func(t *tx) error {
+		_, err := t.exec(`UPDATE series SET id=id WHERE id=0`)
+		return err
+	})
+}
+
+// Bytes is the sum of the data sets whose files are kept.
+func (j *Journal) Bytes(ctx context.Context) (int64, error) {
+	var n int64
+	if err := j.db.QueryRowContext(ctx, `SELECT coalesce(sum(size),0) FROM instance WHERE gone=0`).Scan(&n); err != nil {
+		return 0, journalErr("add up spool", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,344 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/pipeline/spool"
+)
+
+// ErrUnknownSeries: no such series, image or file.
+var ErrUnknownSeries = errors.New("not known")
+
+// SeriesStatus is what there is to say about a series, without patient data.
+type SeriesStatus struct {
+	ID         int64     `json:"id"`
+	UID        string    `json:"uid"` // "?<calling AE title>" collects objects without one
+	StudyUID   string    `json:"studyUid"`
+	Modality   string    `json:"modality"`
+	Protocol   string    `json:"protocol"`
+	Number     int64     `json:"number"`
+	Calling    string    `json:"callingAeTitle"`
+	Called     string    `json:"calledAeTitle"`
+	Host       string    `json:"host"`
+	State      string    `json:"state"`                // receiving, complete, incomplete
+	CompleteBy string    `json:"completeBy,omitempty"` // multi-frame, count, quiet, max
+	Expected   int64     `json:"expected,omitempty"`   // images announced by the scanner
+	Missing    int64     `json:"missing,omitempty"`    // announced and not there
+	Reopened   int64     `json:"reopened,omitempty"`   // times that an image came late
+	FirstAt    time.Time `json:"firstAt"`
+	LastAt     time.Time `json:"lastAt"`
+	CompleteAt time.Time `json:"completeAt,omitzero"`
+	Quality    string    `json:"quality"` // the highest asked for; high runs as fast in this version, the wish is on record
+	Channel    string    `json:"channel"` // what asked for it: called-ae, rule, default
+	Rule       string    `json:"rule,omitempty"`
+
+	Received int64 `json:"received"`
+	Waiting  int64 `json:"waiting"` // for denoising
+	Denoised int64 `json:"denoised"`
+	Passed   int64 `json:"passed"` // forwarded as they came
+	Failed   int64 `json:"failed"`
+	Conflict int64 `json:"conflict"` // other bytes under a known UID: kept, not forwarded
+	Lost     int64 `json:"lost"`
+
+	Reasons      map[string]int64    `json:"reasons,omitempty"` // of passed and failed
+	Destinations []DestinationStatus `json:"destinations"`
+	Instances    []InstanceStatus    `json:"instances,omitempty"` // SeriesByUID only
+}
+
+// DestinationStatus counts the deliveries of a series, or of all, by state.
+type DestinationStatus struct {
+	Name     string `json:"name"`
+	Breaker  string `json:"breaker,omitempty"` // closed, half-open, open
+	Queued   int64  `json:"queued"`
+	Stored   int64  `json:"stored"`
+	Warnings int64  `json:"warnings,omitempty"` // of Stored
+	Refused  int64  `json:"refused,omitempty"`
+	Damaged  int64  `json:"damaged,omitempty"`
+	Detail   string `json:"detail,omitempty"` // of a refused or damaged one
+}
+
+// InstanceStatus is one image, original or derived.
+type InstanceStatus struct {
+	SOPInstanceUID string           `json:"sopInstanceUid"`
+	Kind           string           `json:"kind"`
+	SourceUID      string           `json:"sourceUid,omitempty"` // derived: the original
+	Number         int64            `json:"number"`
+	Frames         int64            `json:"frames"`
+	Bytes          int64            `json:"bytes"`
+	ReceivedAt     time.Time        `json:"receivedAt"`
+	State          string           `json:"state"` // queued, denoised, passed, failed, conflict, lost, made
+	Reason         string           `json:"reason,omitempty"`
+	Detail         string           `json:"detail,omitempty"`
+	Quality        string           `json:"quality"`
+	Channel        string           `json:"channel"`
+	Rule           string           `json:"rule,omitempty"`
+	Attempts       int64            `json:"attempts,omitempty"`
+	Sigma          float64          `json:"sigma,omitempty"` // median noise, stored units
+	Purged         bool             `json:"purged,omitempty"`
+	Deliveries     []DeliveryStatus `json:"deliveries,omitempty"`
+}
+
+// DeliveryStatus is one image on its way to one destination.
+type DeliveryStatus struct {
+	Destination string    `json:"destination"`
+	State       string    `json:"state"` // queued, stored, refused, damaged
+	Attempts    int64     `json:"attempts"`
+	Status      string    `json:"status,omitempty"` // last DICOM status, four hexadecimal digits
+	Detail      string    `json:"detail,omitempty"`
+	DoneAt      time.Time `json:"doneAt,omitzero"`
+}
+
+const (
+	maxListedSeries    = 200
+	maxListedInstances = 20000
+)
+
+// Series lists the 200 series that changed last, newest first.
+func (p *Pipeline) Series(ctx context.Context) ([]SeriesStatus, error) {
+	list, err := p.jrnl.RecentSeries(ctx, maxListedSeries)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]SeriesStatus, 0, len(list))
+	for _, s := range list {
+		st, err := p.status(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, *st)
+	}
+	return out, nil
+}
+
+// SeriesByUID reads one series with its images. ErrUnknownSeries: there is none.
+func (p *Pipeline) SeriesByUID(ctx context.Context, uid string) (*SeriesStatus, error) {
+	s, err := p.jrnl.SeriesByKey(ctx, uid)
+	if err != nil {
+		return nil, err
+	}
+	if s == nil {
+		return nil, fmt.Errorf("series %q: %w", uid, ErrUnknownSeries)
+	}
+	st, err := p.status(ctx, *s)
+	if err != nil {
+		return nil, err
+	}
+	list, err := p.jrnl.SeriesInstances(ctx, s.ID, maxListedInstances)
+	if err != nil {
+		return nil, err
+	}
+	deliveries, err := p.jrnl.SeriesDeliveries(ctx, s.ID, 4*maxListedInstances)
+	if err != nil {
+		return nil, err
+	}
+	by := map[int64][]DeliveryStatus{}
+	for _, d := range deliveries {
+		ds := DeliveryStatus{Destination: d.Dest, State: d.State, Attempts: d.Attempts, Detail: d.Detail, DoneAt: d.DoneAt}
+		if d.Status >= 0 {
+			ds.Status = statusWord(uint16(d.Status))
+		}
+		by[d.Instance] = append(by[d.Instance], ds)
+	}
+	sop := map[int64]string{}
+	for _, in := range list {
+		sop[in.ID] = in.SOP
+	}
+	for _, in := range list {
+		st.Instances = append(st.Instances, InstanceStatus{SOPInstanceUID: in.SOP, Kind: string(in.Kind), SourceUID: sop[in.Source], Number: in.Number, Frames: in.Frames, Bytes: in.Size,
+			ReceivedAt: in.Received, State: in.Stage, Reason: in.Reason, Detail: in.Detail, Quality: in.Quality, Channel: in.Channel, Rule: in.Rule,
+			Attempts: in.Attempts, Sigma: in.Sigma, Purged: in.Gone, Deliveries: by[in.ID]})
+	}
+	return st, nil
+}
+
+func (p *Pipeline) status(ctx context.Context, s spool.Series) (*SeriesStatus, error) {
+	st := &SeriesStatus{ID: s.ID, UID: s.Key, StudyUID: s.Study, Modality: s.Modality, Protocol: s.Protocol, Number: s.Number, Calling: s.Calling, Called: s.Called, Host: s.Host,
+		State: s.State, CompleteBy: s.CompleteBy, Expected: s.Expected, Missing: max(0, s.Expected-s.Received), Reopened: s.Reopened,
+		FirstAt: s.FirstAt, LastAt: s.LastAt, CompleteAt: s.CompleteAt, Quality: s.Quality, Channel: s.Channel, Rule: s.Rule,
+		Received: s.Received, Reasons: map[string]int64{}, Destinations: []DestinationStatus{}}
+	stages, err := p.jrnl.StageCounts(ctx, s.ID)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range stages {
+		switch c.Stage {
+		case spool.StageQueued:
+			st.Waiting += c.Count
+		case spool.StageDenoised:
+			st.Denoised += c.Count
+		case spool.StagePassed:
+			st.Passed += c.Count
+		case spool.StageFailed:
+			st.Failed += c.Count
+		case spool.StageConflict:
+			st.Conflict += c.Count
+		case spool.StageLost:
+			st.Lost += c.Count
+		}
+		if c.Reason != "" {
+			st.Reasons[c.Reason] += c.Count
+		}
+	}
+	counts, err := p.jrnl.DeliveryCounts(ctx, s.ID)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range counts {
+		i := slices.IndexFunc(st.Destinations, func(d DestinationStatus) bool { return d.Name == c.Dest })
+		if i < 0 {
+			i = len(st.Destinations)
+			st.Destinations = append(st.Destinations, DestinationStatus{Name: c.Dest, Breaker: p.breakerState(c.Dest)})
+		}
+		d := &st.Destinations[i]
+		switch c.State {
+		case spool.DeliveryQueued:
+			d.Queued = c.Count
+		case spool.DeliveryStored:
+			d.Stored, d.Warnings = c.Count, c.Warnings
+		case spool.DeliveryRefused:
+			d.Refused, d.Detail = c.Count, c.Detail
+		case spool.DeliveryDamaged:
+			d.Damaged, d.Detail = c.Count, c.Detail
+		}
+	}
+	return st, nil
+}
+
+func (p *Pipeline) breakerState(dest string) string {
+	p.fwdMu.Lock()
+	f := p.fwd[dest]
+	p.fwdMu.Unlock()
+	if f == nil {
+		return ""
+	}
+	return f.state()
+}
+
+// OpenObject opens image n (1-based, by instance number, then arrival) of a
+// series: which is "original" or "fast". The Object reads from the returned
+// Closer's file. ErrUnknownSeries: there is no such image, or its file is purged.
+func (p *Pipeline) OpenObject(ctx context.Context, seriesUID string, n int, which string) (*dcm.Object, io.Closer, error) {
+	none := fmt.Errorf("series %q image %d %s: %w", seriesUID, n, which, ErrUnknownSeries)
+	s, err := p.jrnl.SeriesByKey(ctx, seriesUID)
+	if err != nil {
+		return nil, nil, err
+	}
+	if s == nil {
+		return nil, nil, none
+	}
+	list, err := p.jrnl.SeriesInstances(ctx, s.ID, maxListedInstances)
+	if err != nil {
+		return nil, nil, err
+	}
+	var originals []spool.Instance
+	for _, in := range list {
+		if in.Kind == spool.Original && in.Variant == 0 {
+			originals = append(originals, in)
+		}
+	}
+	slices.SortStableFunc(originals, func(a, b spool.Instance) int {
+		switch {
+		case a.Number < b.Number:
+			return -1
+		case a.Number > b.Number:
+			return 1
+		}
+		return 0
+	})
+	if n < 1 || n > len(originals) {
+		return nil, nil, none
+	}
+	found := originals[n-1]
+	switch which {
+	case "original":
+	case "fast":
+		i := slices.IndexFunc(list, func(in spool.Instance) bool { return in.Source == found.ID })
+		if i < 0 {
+			return nil, nil, none
+		}
+		found = list[i]
+	default:
+		return nil, nil, none
+	}
+	if found.Gone {
+		return nil, nil, none
+	}
+	f, err := p.store.Open(found.File)
+	if err != nil {
+		return nil, nil, err
+	}
+	o, err := scan(f, found.Offset+found.Size)
+	if o == nil {
+		f.Close()
+		return nil, nil, fmt.Errorf("series %q image %d: %w", seriesUID, n, err)
+	}
+	return o, f, nil
+}
+
+// QueueHealth is the length of a queue and the age of its oldest image.
+type QueueHealth struct {
+	Waiting int64         `json:"waiting"`
+	Age     time.Duration `json:"ageNs"`
+}
+
+// Health is the state of spool, journal and queues.
+type Health struct {
+	OK       bool                   `json:"ok"`       // images can be received
+	Problems []string               `json:"problems"` // why not, or what needs a person
+	DiskUsed float64                `json:"diskUsed"` // fraction
+	Denoise  QueueHealth            `json:"denoise"`
+	Forward  map[string]QueueHealth `json:"forward"`  // by destination
+	Breakers map[string]string      `json:"breakers"` // by destination
+}
+
+// Check writes to the spool and the journal and looks at disk and queues. It
+// takes a few milliseconds.
+func (p *Pipeline) Check() Health {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	h := Health{OK: true, Problems: []string{}, Forward: map[string]QueueHealth{}, Breakers: map[string]string{}}
+	bad := func(err error) {
+		if err != nil {
+			h.OK = false
+			h.Problems = append(h.Problems, err.Error())
+		}
+	}
+	cfg := p.cfg.Load()
+	var err error
+	h.DiskUsed, err = p.store.Used()
+	bad(err)
+	bad(p.store.Probe())
+	bad(p.jrnl.Writable())
+	if err == nil && h.DiskUsed > cfg.DiskWarn {
+		h.Problems = append(h.Problems, fmt.Sprintf("disk is %.0f %% full, images are refused above %.0f %%", 100*h.DiskUsed, 100*cfg.DiskRefuse))
+	}
+	depths, err := p.jrnl.Depths(ctx)
+	bad(err)
+	now := p.clock.Now()
+	for lane, d := range depths {
+		q := QueueHealth{Waiting: d.Count}
+		if d.Count > 0 {
+			q.Age = now.Sub(d.Oldest)
+		}
+		if lane == "" {
+			h.Denoise = q
+		} else {
+			h.Forward[lane] = q
+		}
+	}
+	for _, d := range cfg.Destinations {
+		if s := p.breakerState(d.Name); s != "" {
+			h.Breakers[d.Name] = s
+			if s != breakerClosed {
+				h.Problems = append(h.Problems, fmt.Sprintf("destination %s does not take images", d.Name))
+			}
+		}
+	}
+	return h
+}
