@@ -1,0 +1,3 @@
+package pipeline
+
+func childMain() bool { return false }
