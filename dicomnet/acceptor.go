@@ -367,10 +367,7 @@ func (c *serverConn) storeObject(cmd *dimse.Command, pc acceptedContext) (Status
 	case err != nil:
 		return status, err
 	case errors.Is(r.err, ErrObjectTooLarge):
-		if stored {
-			status = StatusOutOfResources
-		}
-		return status, nil
+		return StatusOutOfResources, nil // whatever the session made of its read error
 	case r.err != nil && r.err != io.EOF:
 		return status, r.err // the association is gone, and the object with it
 	case stored:
