@@ -15,11 +15,12 @@ func (s *splice) enhanced() {
 	s.text(dcm.ContentQualification, dcm.CS, "RESEARCH") // PS3.3 C.8.13.2.1.1: no cleared product
 	s.evidence()
 
-	shared := s.o.Find(dcm.SharedFunctionalGroupsSequence)
-	for item := range shared.Children() {
-		s.frameType(item)
-		// a group is either shared or per frame, never both (PS3.3 C.7.6.16.1.1)
-		s.ed.Remove(item, dcm.DerivationImageSequence)
+	if shared := s.o.Find(dcm.SharedFunctionalGroupsSequence); shared.OK() {
+		for item := range shared.Children() {
+			s.frameType(item)
+			// a group is either shared or per frame, never both (PS3.3 C.7.6.16.1.1)
+			s.ed.Remove(item, dcm.DerivationImageSequence)
+		}
 	}
 	frame := 0
 	for item := range s.o.Find(dcm.PerFrameFunctionalGroupsSequence).Children() {

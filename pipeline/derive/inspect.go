@@ -351,7 +351,10 @@ func inspectContent(o *dcm.Object) Verdict {
 				v = imageType(e.Strings())
 			}
 		case dcm.FrameType:
-			v = imageType(e.Strings())
+			// copies inside private sequences may be empty
+			if types := e.Strings(); len(types) > 0 && types[0] != "" {
+				v = imageType(types)
+			}
 		case dcm.ComplexImageComponent:
 			if c := e.String(); c != "" && c != "MAGNITUDE" {
 				v = no(Phase, "complex image component %s", clean(c, 16))
@@ -460,6 +463,9 @@ func inspectFrameGroups(o *dcm.Object) Verdict {
 	}
 	for _, t := range []dcm.Tag{dcm.SharedFunctionalGroupsSequence, dcm.PerFrameFunctionalGroupsSequence} {
 		e := o.Find(t)
+		if !e.OK() && t == dcm.SharedFunctionalGroupsSequence {
+			continue // all groups may be per frame
+		}
 		if !e.OK() || !e.IsSequence() || e.VR() != dcm.SQ {
 			return no(Inconsistent, "functional groups missing or not a sequence")
 		}
@@ -470,11 +476,7 @@ func inspectFrameGroups(o *dcm.Object) Verdict {
 				return no(Inconsistent, "frame type is not a sequence")
 			}
 		}
-		want := frames
-		if t == dcm.SharedFunctionalGroupsSequence {
-			want = 1
-		}
-		if n != want {
+		if t == dcm.SharedFunctionalGroupsSequence && n > 1 || t == dcm.PerFrameFunctionalGroupsSequence && n != frames {
 			return no(Inconsistent, "%d items in %v for %d frames", n, t, frames)
 		}
 	}
