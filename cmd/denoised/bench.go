@@ -1,0 +1,351 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/kernels/cpu"
+	"github.com/diffdenoise/denoised/models"
+)
+
+// maxBenchSize bounds --size: an image of 8192 × 8192.
+const maxBenchSize = 8192
+
+// benchReport is what bench measured; its JSON is stable.
+type benchReport struct {
+	CPU     string        `json:"cpu"`
+	Cores   int           `json:"cores"` // slices at once in the columns for N cores
+	Rounds  int           `json:"rounds"`
+	Model   string        `json:"model"`
+	Peaks   []benchPeak   `json:"peaks"`
+	Results []benchResult `json:"results"`
+}
+
+// benchPeak is the rate of multiply-adds on registers alone, one core.
+type benchPeak struct {
+	ISA    string  `json:"isa"`
+	GFLOPS float64 `json:"gflop_per_s"`
+}
+
+// benchResult is one network at one size. Times are medians over the rounds.
+type benchResult struct {
+	Net       string  `json:"net"`
+	ISA       string  `json:"isa"`
+	Size      int     `json:"size"` // pixels, width and height
+	GFLOP     float64 `json:"gflop"`
+	OneCore   float64 `json:"one_core_ms"`
+	OneBest   float64 `json:"one_core_best_ms"`
+	NCores    float64 `json:"n_cores_ms_per_slice"`
+	NBest     float64 `json:"n_cores_best_ms_per_slice"`
+	GFLOPS    float64 `json:"gflop_per_s"`             // of one core
+	PeakShare float64 `json:"peak_share,omitempty"`    // of one core, 0 to 1
+	NShare    float64 `json:"peak_share_n,omitempty"`  // of N cores by N times the peak of one
+	PerPixel  float64 `json:"ns_per_pixel"`            // of one core
+	Flatness  float64 `json:"per_pixel_over_smallest"` // PerPixel by that of the smallest size
+}
+
+// benchCase is something to time: run computes one slice into dst.
+type benchCase struct {
+	result benchResult
+	peak   int // index in peaks
+	run    func(dst, y, sigma []float32) error
+	pixels int
+	one, n []float64 // seconds per slice, one per round
+}
+
+func newBenchCmd() *cobra.Command {
+	var (
+		sizes   []int
+		isas    []string
+		backend string
+		model   string
+		rounds  int
+		cores   int
+		asJSON  bool
+	)
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure the speed of the networks on this machine",
+		Long: `Measure the speed of the networks on this machine.
+
+Every round times each case once, so that a disturbance hits all of them; the
+table has the medians. The cases are
+
+  student   the network of the model
+  plain32   a reference network: 8 layers of one 3×3 convolution 32→32 with
+            ReLU and skip, head and tail (10 GFLOP at 512×512)
+  layer32   one convolution 32→32 over a whole image of that size at half
+            resolution: the kernel without the network around it
+
+The share of the peak compares with multiply-adds on registers alone, measured
+in the same rounds. N cores compute N slices at once.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if backend != "auto" && backend != "cpu" {
+				return fmt.Errorf("bench: backend %q is not in this build; there is cpu", backend)
+			}
+			if rounds < 1 || cores < 1 || cores > 1024 {
+				return fmt.Errorf("bench: --rounds and --cores must be at least 1, --cores at most 1024")
+			}
+			for _, s := range sizes {
+				if s < 1 || s > maxBenchSize {
+					return fmt.Errorf("bench: --size %d is outside 1 to %d", s, maxBenchSize)
+				}
+			}
+			if len(isas) == 0 {
+				// Plain Go is twenty times slower: it is timed when it is all there is.
+				for _, name := range cpu.ISAs() {
+					if name != cpu.Go || len(isas) == 0 {
+						isas = append(isas, string(name))
+					}
+				}
+			}
+			progress := cmd.ErrOrStderr()
+			if asJSON {
+				progress = io.Discard
+			}
+			report, err := runBench(model, isas, sizes, rounds, cores, progress)
+			if err != nil {
+				return fmt.Errorf("bench: %w", err)
+			}
+			if asJSON {
+				e := json.NewEncoder(cmd.OutOrStdout())
+				e.SetIndent("", "  ")
+				return e.Encode(report)
+			}
+			return report.print(cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.IntSliceVar(&sizes, "size", []int{256, 320, 512}, "widths and heights of the slices, in pixels")
+	f.StringSliceVar(&isas, "isa", nil, "instruction sets: go, avx2, avx512 (default all assembly of this machine)")
+	f.StringVar(&backend, "backend", "auto", "auto or cpu")
+	f.StringVar(&model, "model", models.DefaultName, "model, by name or folder")
+	f.IntVar(&rounds, "rounds", 9, "rounds")
+	f.IntVar(&cores, "cores", runtime.GOMAXPROCS(0), "slices at once in the columns for N cores")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// runBench measures and reports.
+func runBench(model string, isas []string, sizes []int, rounds, cores int, progress io.Writer) (*benchReport, error) {
+	report := &benchReport{CPU: benchCPU(), Cores: cores, Rounds: rounds}
+	var (
+		cases    []*benchCase
+		backends []*cpu.Backend
+	)
+	slices.Sort(sizes)
+	sizes = slices.Compact(sizes)
+	for i, name := range isas {
+		b, err := cpu.New(cpu.ISA(name))
+		if err != nil {
+			return nil, err
+		}
+		backends = append(backends, b)
+		m, err := models.OpenOn(b, model)
+		if err != nil {
+			return nil, err
+		}
+		report.Model = m.Name() + " " + m.Version()
+		plain, err := b.Load(benchPlain32())
+		if err != nil {
+			return nil, err
+		}
+		layer := benchLayer(32, 32, true)
+		for _, size := range sizes {
+			half := (size + 1) / 2
+			src, out := benchFloats(half*half*32), make([]float32, half*half*32)
+			for _, c := range []struct {
+				net  string
+				flop float64
+				run  func(dst, y, sigma []float32) error
+			}{
+				{"student", m.Student().Net().FLOP(size, size), func(dst, y, sigma []float32) error {
+					return m.Student().Forward(dst, y, sigma, size, size)
+				}},
+				{"plain32", benchPlain32().FLOP(size, size), func(dst, y, sigma []float32) error {
+					return plain.Forward(dst, y, sigma, size, size)
+				}},
+				{"layer32", 18 * 32 * 32 * float64(half*half), func(_, _, _ []float32) error {
+					return b.Conv3x3(out, src, nil, half, half, &layer.Conv)
+				}},
+			} {
+				cases = append(cases, &benchCase{
+					result: benchResult{Net: c.net, ISA: name, Size: size, GFLOP: c.flop / 1e9},
+					peak:   i, run: c.run, pixels: size * size,
+				})
+			}
+		}
+	}
+
+	largest := sizes[len(sizes)-1]
+	y, sigma := benchFloats(largest*largest), make([]float32, largest*largest)
+	for i := range sigma {
+		sigma[i] = 0.05
+	}
+	outputs := make([][]float32, cores)
+	for i := range outputs {
+		outputs[i] = make([]float32, len(y))
+	}
+	peaks := make([][]float64, len(backends))
+	for round := range rounds + 1 { // the first one warms up
+		for i, b := range backends {
+			start := time.Now()
+			flop := b.Peak(2_000_000)
+			peaks[i] = append(peaks[i], flop/time.Since(start).Seconds()/1e9)
+		}
+		for _, c := range cases {
+			one, err := c.time(1, outputs, y, sigma)
+			if err != nil {
+				return nil, err
+			}
+			c.one = append(c.one, one)
+			if c.result.Net == "layer32" {
+				continue // its buffers are for one core
+			}
+			n, err := c.time(cores, outputs, y, sigma)
+			if err != nil {
+				return nil, err
+			}
+			c.n = append(c.n, n)
+		}
+		fmt.Fprintf(progress, "round %d of %d\n", round, rounds)
+	}
+
+	for i := range backends {
+		report.Peaks = append(report.Peaks, benchPeak{isas[i], benchMedian(peaks[i][1:])})
+	}
+	smallest := map[string]float64{}
+	for _, c := range cases {
+		r := c.result
+		one := benchMedian(c.one[1:])
+		r.OneCore, r.OneBest = 1e3*one, 1e3*slices.Min(c.one[1:])
+		r.GFLOPS = r.GFLOP / one
+		r.PerPixel = 1e9 * one / float64(c.pixels)
+		peak := report.Peaks[c.peak].GFLOPS
+		if peak > 0 {
+			r.PeakShare = r.GFLOPS / peak
+		}
+		if len(c.n) > 0 {
+			n := benchMedian(c.n[1:])
+			r.NCores, r.NBest = 1e3*n, 1e3*slices.Min(c.n[1:])
+			if peak > 0 {
+				r.NShare = r.GFLOP / n / (peak * float64(cores))
+			}
+		}
+		if _, ok := smallest[r.Net+r.ISA]; !ok {
+			smallest[r.Net+r.ISA] = r.PerPixel
+		}
+		r.Flatness = r.PerPixel / smallest[r.Net+r.ISA]
+		report.Results = append(report.Results, r)
+	}
+	return report, nil
+}
+
+// time runs one slice on each of n cores and returns the seconds per slice.
+func (c *benchCase) time(n int, outputs [][]float32, y, sigma []float32) (float64, error) {
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	start := time.Now()
+	for i := 1; i < n; i++ {
+		wg.Go(func() { errs[i] = c.run(outputs[i][:c.pixels], y[:c.pixels], sigma[:c.pixels]) })
+	}
+	errs[0] = c.run(outputs[0][:c.pixels], y[:c.pixels], sigma[:c.pixels])
+	wg.Wait()
+	seconds := time.Since(start).Seconds() / float64(n)
+	for _, err := range errs {
+		if err != nil {
+			return 0, fmt.Errorf("%s, %s, %d: %w", c.result.Net, c.result.ISA, c.result.Size, err)
+		}
+	}
+	return seconds, nil
+}
+
+func (r *benchReport) print(w io.Writer) error {
+	fmt.Fprintf(w, "%s, model %s, medians of %d rounds\n", r.CPU, r.Model, r.Rounds)
+	for _, p := range r.Peaks {
+		if p.GFLOPS > 0 {
+			fmt.Fprintf(w, "peak %s: %.0f GFLOP/s per core\n", p.ISA, p.GFLOPS)
+		}
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(t, "net\tisa\tsize\tGFLOP\tms, 1 core\tbest\tms/slice, %d cores\tbest\tGFLOP/s\tof peak\t%d cores\tns/pixel\tflat\t\n", r.Cores, r.Cores)
+	percent := func(v float64) string {
+		if v == 0 {
+			return "-"
+		}
+		return fmt.Sprintf("%.0f %%", 100*v)
+	}
+	number := func(v float64) string {
+		if v == 0 {
+			return "-"
+		}
+		return fmt.Sprintf("%.1f", v)
+	}
+	for _, x := range r.Results {
+		fmt.Fprintf(t, "%s\t%s\t%d\t%.2f\t%.1f\t%.1f\t%s\t%s\t%.0f\t%s\t%s\t%.0f\t%.2f\t\n", x.Net, x.ISA, x.Size, x.GFLOP,
+			x.OneCore, x.OneBest, number(x.NCores), number(x.NBest), x.GFLOPS, percent(x.PeakShare), percent(x.NShare), x.PerPixel, x.Flatness)
+	}
+	return t.Flush()
+}
+
+// benchPlain32 is the reference network of the measurements that chose the kernels.
+func benchPlain32() *kernels.Net {
+	net := &kernels.Net{Layers: []kernels.Layer{benchLayer(kernels.NetIn, 32, false)}}
+	for range 8 {
+		l := benchLayer(32, 32, true)
+		l.Skip = 1
+		net.Layers = append(net.Layers, l)
+	}
+	net.Layers = append(net.Layers, benchLayer(32, kernels.NetOut, false))
+	return net
+}
+
+func benchLayer(in, out int, relu bool) kernels.Layer {
+	weights := benchFloats(9 * in * out)
+	for i := range weights {
+		weights[i] = (weights[i] - 0.5) / float32(math.Sqrt(9*float64(in)))
+	}
+	return kernels.Layer{Conv: kernels.Conv{In: in, Out: out, Weights: weights, Bias: make([]float32, out), ReLU: relu}}
+}
+
+// benchFloats returns n numbers between 0 and 1, the same at each call.
+func benchFloats(n int) []float32 {
+	rng := rand.New(rand.NewPCG(1, uint64(n)))
+	s := make([]float32, n)
+	for i := range s {
+		s[i] = rng.Float32()
+	}
+	return s
+}
+
+func benchMedian(values []float64) float64 {
+	s := slices.Sorted(slices.Values(values))
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// benchCPU names the processor as far as the system tells.
+func benchCPU() string {
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
+				return strings.TrimSpace(value)
+			}
+		}
+	}
+	return runtime.GOOS + "/" + runtime.GOARCH
+}
