@@ -78,8 +78,10 @@ func TestSilence(t *testing.T) {
 		bubble(t, nil, func(t *testing.T, c *clock) {
 			p := c.open(t)
 			rq := Encode(t, Request(mr))
+			dripped := make(chan struct{})
 			took(t, 10*time.Second, func() {
 				go func() {
+					defer close(dripped)
 					for _, b := range rq[:100] {
 						p.SendRaw([]byte{b})
 						time.Sleep(time.Second) // the peer's drip, on the bubble's clock
@@ -88,6 +90,7 @@ func TestSilence(t *testing.T) {
 				p.ExpectClosed()
 			})
 			p.Conn.Close()
+			<-dripped
 		})
 	})
 	t.Run("idle association", func(t *testing.T) {
@@ -364,7 +367,7 @@ func TestDialerTimeouts(t *testing.T) {
 			p.Accept()
 			p.Expect(pdu.TypeDataTF)
 			p.Expect(pdu.TypeDataTF)
-			<-t.Context().Done()
+			time.Sleep(200 * time.Second) // the bubble's clock: longer than anyone waits
 		}, func(t *testing.T, a *dicomnet.Association) {
 			took(t, 120*time.Second, func() {
 				if _, err := store(t, a, Pattern(1_000_000)); !errors.Is(err, dicomnet.ErrTimeout) {
