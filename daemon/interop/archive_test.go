@@ -47,7 +47,7 @@ func startOrthanc(t testing.TB) *orthanc {
 	if err := os.WriteFile(file, data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	o.proc = start(t, nil, testdata.Path(t, "Orthanc"), file)
+	o.proc = startPeer(t, nil, testdata.Path(t, "Orthanc"), file)
 	eventually(t, 30*time.Second, "Orthanc answers", func() error {
 		o.proc.mustRun()
 		_, err := o.get("/system")
@@ -132,7 +132,7 @@ type recorder struct {
 func startRecorder(t testing.TB) *recorder {
 	t.Helper()
 	r := &recorder{t: t, aet: "RECORDER", port: freePort(t), dir: t.TempDir()}
-	r.proc = start(t, []string{"TCP_NODELAY=1"}, testdata.Path(t, "storescp"),
+	r.proc = startPeer(t, []string{"TCP_NODELAY=1"}, testdata.Path(t, "storescp"),
 		"-q", "+B", "+xa", "-pm", "+uf", "--fork", "-pdu", "131072", "-aet", r.aet, "-od", r.dir, strconv.Itoa(r.port))
 	r.proc.waitTCP(loopback(r.port), 10*time.Second)
 	return r

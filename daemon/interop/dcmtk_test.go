@@ -107,7 +107,8 @@ func elements(t testing.TB, file string) map[string]string {
 	list := make(map[string]string)
 	tag := ""
 	for line := range strings.Lines(out) {
-		if strings.HasPrefix(line, "(") && len(line) > 10 {
+		// The end marks of sequences stand at the margin too and belong to them.
+		if strings.HasPrefix(line, "(") && len(line) > 10 && !strings.HasPrefix(line, "(fffe,") {
 			tag = line[1:10]
 		}
 		if tag == "" || tag == "7fe0,0010" || strings.HasPrefix(tag, "0002,") {

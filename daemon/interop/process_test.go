@@ -66,6 +66,17 @@ type process struct {
 	err  error         // of Wait, valid after done
 }
 
+// startPeer is start for a program whose end is of no interest: it is killed.
+func startPeer(t testing.TB, env []string, name string, args ...string) *process {
+	t.Helper()
+	p := start(t, env, name, args...)
+	t.Cleanup(func() { // before start's own
+		_ = p.cmd.Process.Kill() // it may have ended already
+		<-p.done
+	})
+	return p
+}
+
 // start runs a program in the background. When the test ends the program is
 // asked to stop and, if the test failed, its last output is shown.
 func start(t testing.TB, env []string, name string, args ...string) *process {

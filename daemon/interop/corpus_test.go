@@ -1,0 +1,235 @@
+package interop
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/internal/testdata"
+	"github.com/diffdenoise/denoised/pipeline"
+	"github.com/diffdenoise/denoised/pipeline/spool"
+)
+
+// TestCorpus sends everything else there is: other vendors, compressed, colour,
+// enhanced, not images, and objects broken on purpose. Whatever it is, it is
+// answered, kept, forwarded as it came, and its state is told truthfully.
+func TestCorpus(t *testing.T) {
+	requirePeers(t)
+	dir := filepath.Join(testdata.Dir(t), "dicom")
+	var files []string
+	for _, file := range dicomFiles(t, dir) {
+		if !strings.HasPrefix(file, filepath.Join(dir, "series")+string(filepath.Separator)) {
+			files = append(files, file)
+		}
+	}
+	total := tally{}
+	for i, round := range rounds(t, files) {
+		t.Run(fmt.Sprintf("round %d", i+1), func(t *testing.T) {
+			total.add(corpusRound(t, dir, round))
+		})
+	}
+	t.Logf("%d files: %d sent by DCMTK, %d pushed raw; %d acknowledged, %d refused; in Orthanc %d, refused by it %d; derived %d",
+		len(files), total.dcmtk, total.raw, total.acknowledged, total.refused, total.archived, total.unarchived, total.derived)
+	if got := total.acknowledged + total.refused; got != len(files) {
+		t.Errorf("%d of %d files were answered", got, len(files))
+	}
+}
+
+type tally struct{ dcmtk, raw, acknowledged, refused, archived, unarchived, derived int }
+
+func (a *tally) add(b tally) {
+	a.dcmtk += b.dcmtk
+	a.raw += b.raw
+	a.acknowledged += b.acknowledged
+	a.refused += b.refused
+	a.archived += b.archived
+	a.unarchived += b.unarchived
+	a.derived += b.derived
+}
+
+// rounds groups files so that no two of a round claim to be the same instance:
+// the collection holds many versions of the same one.
+func rounds(t testing.TB, files []string) [][]string {
+	t.Helper()
+	const most = 150 // files of a round; the status lists 200 series
+	var out [][]string
+	var seen []map[string]bool
+	for _, file := range files {
+		uids := claimedUIDs(t, file)
+		free := func(i int) bool {
+			return len(out[i]) < most && !slices.ContainsFunc(uids, func(u string) bool { return seen[i][u] })
+		}
+		i := 0
+		for i < len(out) && !free(i) {
+			i++
+		}
+		if i == len(out) {
+			out, seen = append(out, nil), append(seen, make(map[string]bool))
+		}
+		out[i] = append(out[i], file)
+		for _, u := range uids {
+			seen[i][u] = true
+		}
+	}
+	return out
+}
+
+// claimedUIDs returns the instance UIDs that a file gives itself, in its meta
+// group and in its data set.
+func claimedUIDs(t testing.TB, file string) []string {
+	t.Helper()
+	uids := []string{readRaw(t, file).SOPInstanceUID}
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o, _ := dcm.Scan(f, info.Size()); o != nil { // what could be read of a damaged one will do
+		uids = append(uids, o.String(dcm.SOPInstanceUID))
+	}
+	return uids
+}
+
+func corpusRound(t *testing.T, dir string, files []string) (n tally) {
+	name := func(file string) string {
+		rel, err := filepath.Rel(dir, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rel
+	}
+
+	// Without us: which files DCMTK can send at all, and what it sends.
+	direct := startRoute(t)
+	answered := make(map[string]bool)
+	for _, r := range dcmsend(t, direct.bits.port, "ANY", files...) {
+		answered[r.File] = r.Answered && r.Status == 0
+	}
+	var byDCMTK []string
+	var byUs []raw
+	for _, file := range files {
+		if answered[file] {
+			byDCMTK = append(byDCMTK, file)
+		} else {
+			byUs = append(byUs, readRaw(t, file))
+		}
+	}
+	n.dcmtk, n.raw = len(byDCMTK), len(byUs)
+	wantBits := direct.bits.objects()
+	for _, o := range byUs {
+		wantBits[o.SOPInstanceUID] = [][]byte{o.DataSet}
+	}
+	// And what Orthanc answers to each.
+	orthancTakes := make(map[string]bool)
+	for _, r := range append(dcmsend(t, direct.archive.dicom, "ANY", byDCMTK...), push(t, direct.archive.dicom, "ANY", byUs)...) {
+		orthancTakes[r.SOPInstanceUID] = r.Answered && r.Status == 0
+	}
+
+	through := startRoute(t)
+	s := startDenoised(t,
+		destination{"pacs", through.archive.aet, through.archive.dicom, "original, derived"},
+		destination{"bits", through.bits.aet, through.bits.port, "original"})
+	report := append(dcmsend(t, s.port, "DENOISE", byDCMTK...), push(t, s.port, "DENOISE", byUs)...)
+	s.settled(2 * time.Minute)
+
+	status := s.instances()
+	gotBits := through.bits.objects()
+	sources := make(map[string]bool)
+	for _, r := range report {
+		switch {
+		case !r.Answered:
+			t.Errorf("%s: no answer", name(r.File))
+			continue
+		case r.Status != 0:
+			n.refused++
+			t.Logf("refused with %v: %s", r, name(r.File))
+			if len(gotBits[r.SOPInstanceUID]) > 0 {
+				t.Errorf("%s: refused and forwarded all the same", name(r.File))
+			}
+			continue
+		}
+		n.acknowledged++
+		want := once(t, wantBits, r.SOPInstanceUID)
+		if got := once(t, gotBits, r.SOPInstanceUID); !bytes.Equal(want, got) {
+			t.Errorf("%s: the data set was changed on its way: %s", name(r.File), firstDifference(want, got))
+		}
+		st, ok := status[r.SOPInstanceUID]
+		if !ok {
+			t.Errorf("%s: acknowledged and not in the status", name(r.File))
+			continue
+		}
+		t.Logf("%-9s %-16s %s  %s", st.State, st.Reason, name(r.File), st.Detail)
+		switch st.State {
+		case spool.StageDenoised:
+			n.derived++
+			sources[r.SOPInstanceUID] = true
+		case spool.StagePassed:
+			if st.Reason == "" {
+				t.Errorf("%s: passed on without a reason", name(r.File))
+			}
+		default:
+			t.Errorf("%s: state %q (%s: %s)", name(r.File), st.State, st.Reason, st.Detail)
+		}
+		switch d := delivery(st, "pacs"); {
+		case orthancTakes[r.SOPInstanceUID] && d.State == spool.DeliveryStored:
+			n.archived++
+		case !orthancTakes[r.SOPInstanceUID] && d.State == spool.DeliveryRefused:
+			n.unarchived++
+		default:
+			t.Errorf("%s: Orthanc takes it directly: %v; from us: %q, status %s %s", name(r.File), orthancTakes[r.SOPInstanceUID], d.State, d.Status, d.Detail)
+		}
+	}
+
+	directIn, throughIn := direct.archive.instances(), through.archive.instances()
+	for uid, a := range throughIn {
+		b, ok := directIn[uid]
+		if !ok {
+			continue // derived, looked at below
+		}
+		x, errX := parsePart10(direct.archive.file(b))
+		y, errY := parsePart10(through.archive.file(a))
+		if errX != nil || errY != nil || !bytes.Equal(x.DataSet, y.DataSet) {
+			t.Errorf("%s: archived data sets differ (%v, %v): %s", uid, errX, errY, firstDifference(x.DataSet, y.DataSet))
+		}
+	}
+	list := make(map[string]archived)
+	for uid, a := range directIn {
+		if sources[uid] {
+			list[uid] = a
+		}
+	}
+	known := fetch(t, direct.archive, list)
+	only := make(map[string]archived)
+	for uid, a := range throughIn {
+		if _, original := directIn[uid]; !original {
+			only[uid] = a
+		}
+	}
+	derived := checkDerivedOf(t, through.archive, only, known)
+	for uid := range sources {
+		if _, ok := derived[uid]; !ok && orthancTakes[uid] {
+			t.Errorf("%s: denoised, but no derived instance is in the archive", uid)
+		}
+	}
+	return n
+}
+
+// delivery returns the delivery of an instance to a destination.
+func delivery(st pipeline.InstanceStatus, to string) pipeline.DeliveryStatus {
+	for _, d := range st.Deliveries {
+		if d.Destination == to {
+			return d
+		}
+	}
+	return pipeline.DeliveryStatus{}
+}
