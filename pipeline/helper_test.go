@@ -28,7 +28,7 @@ const classMR = "1.2.840.10008.5.1.4.1.1.4"
 type image struct {
 	series, sop string
 	number      int
-	size        int   // pixels per side; 0 = 16
+	size        int // pixels per side; 0 = 16
 	seed        uint64
 	expected    int
 	protocol    string
