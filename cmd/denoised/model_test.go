@@ -1,0 +1,81 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/diffdenoise/denoised/kernels/cpu"
+	"github.com/diffdenoise/denoised/models"
+)
+
+func runModel(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	cmd := newModelCmd()
+	cmd.SetOut(&out)
+	cmd.SetErr(io.Discard)
+	cmd.SetArgs(args)
+	err := cmd.Execute()
+	return out.String(), err
+}
+
+func TestModelList(t *testing.T) {
+	out, err := runModel(t, "list")
+	if err != nil || !strings.Contains(out, "default") || !strings.Contains(out, "student-bootstrap") {
+		t.Errorf("list: %v\n%s", err, out)
+	}
+	out, err = runModel(t, "list", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var items []struct {
+		Open string
+		Card models.Card
+	}
+	if err := json.Unmarshal([]byte(out), &items); err != nil {
+		t.Fatal(err)
+	}
+	if len(items) != 1 || items[0].Open != "default" || items[0].Card.Parameters != 150596 {
+		t.Errorf("list --json: %+v", items)
+	}
+}
+
+func TestModelShow(t *testing.T) {
+	out, err := runModel(t, "show")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var card models.Card
+	if err := json.Unmarshal([]byte(out), &card); err != nil {
+		t.Fatal(err)
+	}
+	if card.Name == "" || len(card.Training.Data) == 0 {
+		t.Errorf("show: %+v", card)
+	}
+}
+
+func TestModelVerify(t *testing.T) {
+	out, err := runModel(t, "verify", "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, isa := range cpu.ISAs() {
+		if !strings.Contains(out, "cpu/"+string(isa)+": weights") {
+			t.Errorf("verify does not speak of %s:\n%s", isa, out)
+		}
+	}
+	if strings.Count(out, "golden vectors agree") != len(cpu.ISAs()) {
+		t.Errorf("verify:\n%s", out)
+	}
+}
+
+func TestModelRefuses(t *testing.T) {
+	for _, args := range [][]string{{"show", "/nonexistent"}, {"verify", "/nonexistent"}, {"list", "--dir", "/nonexistent"}, {"show", "a", "b"}} {
+		if _, err := runModel(t, args...); err == nil {
+			t.Errorf("model %v: no error", args)
+		}
+	}
+}
