@@ -15,7 +15,7 @@ func params() derive.Params {
 	return derive.Params{
 		Model:    derive.ModelInfo{Name: "student", Version: "1", Hash: "5d41402abc4b2a76b9719d911017c592"},
 		Strength: 1, Quality: "fast", Version: "0.1.0",
-		Now:        time.Date(2026, 3, 4, 5, 6, 7, 890000, time.UTC),
+		Now:        time.Date(2026, 3, 4, 5, 6, 7, 890_000_000, time.UTC),
 		SeriesTime: time.Date(2026, 3, 4, 5, 0, 0, 0, time.UTC),
 	}
 }

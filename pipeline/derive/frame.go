@@ -212,14 +212,18 @@ func (c *cells) encode(raw []byte, pixels []float32, st *stats) error {
 			n = c.besidePadding(n, old)
 		}
 		if n != old {
-			st.changed++
 			next := cell&^c.mask | uint16(n)&c.mask
 			if extend && n < 0 {
 				next |= ^c.mask
 			} else if extend {
 				next &= c.mask
 			}
-			c.put(raw, k, next)
+			if c.padded && c.isPadding(next, n) { // by its unused bits
+				n = old
+			} else {
+				st.changed++
+				c.put(raw, k, next)
+			}
 		}
 		if !st.any || n < st.least {
 			st.least = n
