@@ -1,0 +1,231 @@
+package pipeline
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/spool"
+)
+
+// A slice that fails, in whatever way, is forwarded as it came with the reason
+// on record, and the next one is denoised.
+func TestFailuresPassTheOriginalOn(t *testing.T) {
+	set := func(at int, v float32) func(f *derive.Frame) (*Denoised, error) {
+		return func(f *derive.Frame) (*Denoised, error) {
+			d := smooth(f)
+			d.Pixels[at] = v
+			return d, nil
+		}
+	}
+	for name, c := range map[string]struct {
+		do            func(f *derive.Frame) (*Denoised, error)
+		state, reason string
+		calls         int
+	}{
+		"error":      {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, spool.StageFailed, reasonError, 3},
+		"permanent":  {func(*derive.Frame) (*Denoised, error) { return nil, &PermanentError{"too-odd", errors.New("shape")} }, spool.StageFailed, "too-odd", 1},
+		"nothing":    {func(*derive.Frame) (*Denoised, error) { return nil, nil }, spool.StageFailed, reasonError, 3},
+		"panic":      {func(*derive.Frame) (*Denoised, error) { panic("index out of range") }, spool.StageFailed, reasonPanic, 1},
+		"NaN":        {set(7, float32(math.NaN())), spool.StagePassed, gateNotNumber, 1},
+		"infinite":   {set(7, float32(math.Inf(-1))), spool.StagePassed, gateNotNumber, 1},
+		"range":      {set(7, 5000), spool.StagePassed, gateRange, 1},
+		"wrong size": {func(f *derive.Frame) (*Denoised, error) { return &Denoised{Pixels: f.Pixels[1:]}, nil }, spool.StagePassed, gateSize, 1},
+		"constant": {func(f *derive.Frame) (*Denoised, error) {
+			return &Denoised{Pixels: make([]float32, len(f.Pixels))}, nil
+		}, spool.StagePassed, gateConstant, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newArchive()
+			o := options(t, a)
+			o.Workers = 1
+			calls := 0
+			bad := true
+			o.Denoiser = &halver{do: func(_ int, f *derive.Frame) (*Denoised, error) {
+				if !bad {
+					return smooth(f), nil
+				}
+				calls++
+				return c.do(f)
+			}}
+			clk := newFakeClock()
+			o.clock = clk
+			p := start(t, o)
+			defer clk.runAhead()()
+			receive(t, p, slice(1, 1))
+			eventually(t, "slice ended", func() bool { return status(t, p, slice(1, 1).series).Waiting == 0 })
+			bad = false
+			receive(t, p, slice(1, 2))
+			eventually(t, "two originals and one derived object", func() bool { return a.count("pacs") == 3 })
+			s := status(t, p, slice(1, 1).series)
+			if in := s.Instances[0]; in.State != c.state || in.Reason != c.reason {
+				t.Errorf("state %s, reason %s (%s)", in.State, in.Reason, in.Detail)
+			}
+			if calls != c.calls {
+				t.Errorf("tried %d times, want %d", calls, c.calls)
+			}
+			if s.Denoised != 1 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+// A denoiser that hangs, even deaf to its context, costs its slice only.
+func TestHangingDenoiser(t *testing.T) {
+	release := make(chan struct{})
+	o := options(t, newArchive())
+	o.Workers, o.Attempts, o.SliceTimeout = 1, 1, 10*time.Millisecond
+	o.Denoiser = &halver{do: func(n int, f *derive.Frame) (*Denoised, error) {
+		if n == 1 {
+			<-release
+		}
+		return smooth(f), nil
+	}}
+	p := start(t, o)
+	t.Cleanup(func() { close(release) }) // runs before the pipeline stops
+	receive(t, p, slice(1, 1))
+	receive(t, p, slice(1, 2))
+	eventually(t, "one failed, one denoised", func() bool {
+		s := status(t, p, slice(1, 1).series)
+		return s.Failed == 1 && s.Denoised == 1
+	})
+}
+
+// Slices are taken from the series in turn.
+func TestSmallSeriesIsNotHeldUp(t *testing.T) {
+	o := options(t, newArchive())
+	o.Workers = 1
+	var mu sync.Mutex
+	var order []int
+	gateOpen := make(chan struct{})
+	o.Denoiser = &halver{do: func(n int, f *derive.Frame) (*Denoised, error) {
+		<-gateOpen
+		mu.Lock()
+		defer mu.Unlock()
+		order = append(order, int(f.Pixels[0])%2)
+		return smooth(f), nil
+	}}
+	p := start(t, o)
+	sent := func(series, n int, mark uint16) {
+		im := slice(series, n)
+		d := im.dataSet()
+		d[len(d)-2*16*16], d[len(d)-2*16*16+1] = byte(500+mark), byte((500+mark)>>8)
+		if err := p.Receive(t.Context(), im.incoming(), bytes.NewReader(d)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 10 {
+		sent(1, n+1, 0)
+	}
+	sent(2, 1, 1)
+	close(gateOpen)
+	eventually(t, "all denoised", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(order) == 11
+	})
+	if i := slices.Index(order, 1); i > 2 {
+		t.Errorf("the second series was served as number %d: %v", i+1, order)
+	}
+}
+
+// A multi-frame object is denoised frame by frame with all workers, in order.
+func TestMultiFrame(t *testing.T) {
+	a := newArchive()
+	o := options(t, a)
+	var mu sync.Mutex
+	frames := 0
+	o.Denoiser = &halver{do: func(_ int, f *derive.Frame) (*Denoised, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		frames++
+		return smooth(f), nil
+	}}
+	p := start(t, o)
+	im := slice(1, 1)
+	im.extra = []dcm.Node{dcm.Text(dcm.NumberOfFrames, dcm.IS, "3")}
+	one := im.dataSet()
+	px := one[len(one)-2*16*16:]
+	d := bytes.Clone(one[:len(one)-2*16*16])
+	copy(d[len(d)-4:], []byte{0, 6, 0, 0}) // three times the length
+	for range 3 {
+		d = append(d, px...)
+	}
+	if err := p.Receive(t.Context(), im.incoming(), bytes.NewReader(d)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "slice ended", func() bool { return status(t, p, im.series).Waiting == 0 })
+	s := status(t, p, im.series)
+	if s.State != spool.SeriesComplete || s.CompleteBy != byFrames {
+		eventually(t, "complete", func() bool { return status(t, p, im.series).CompleteBy == byFrames })
+	}
+	if in := s.Instances[0]; in.Frames != 3 {
+		t.Errorf("%d frames", in.Frames)
+	}
+	t.Logf("state %s %s", s.Instances[0].State, s.Instances[0].Reason)
+	mu.Lock()
+	defer mu.Unlock()
+	if s.Denoised == 1 && frames != 3 {
+		t.Errorf("denoised %d frames", frames)
+	}
+}
+
+func TestGatePutsSkippedPixelsBack(t *testing.T) {
+	in := &derive.Frame{Width: 2, Height: 1, Pixels: []float32{0, 100}, Skip: []bool{true, false}, Min: 0, Max: 4095}
+	out := []float32{55, 90}
+	if err := gate(in, out); err != nil || out[0] != 0 || out[1] != 90 {
+		t.Errorf("%v, %v", out, err)
+	}
+}
+
+// Work in hand is finished when the pipeline stops, the rest waits for the next start.
+func TestStopAndResume(t *testing.T) {
+	a := newArchive()
+	o := options(t, a)
+	o.Workers = 1
+	inHand, release := make(chan struct{}, 10), make(chan struct{})
+	o.Denoiser = &halver{do: func(_ int, f *derive.Frame) (*Denoised, error) {
+		inHand <- struct{}{}
+		<-release
+		return smooth(f), nil
+	}}
+	p, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	for n := range 3 {
+		receive(t, p, slice(1, n+1))
+	}
+	<-inHand
+	cancel()
+	close(release)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	s := status(t, p, slice(1, 1).series)
+	if s.Denoised < 1 || s.Denoised > 2 || s.Waiting != 3-s.Denoised {
+		t.Errorf("denoised %d, waiting %d", s.Denoised, s.Waiting)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p = start(t, o)
+	eventually(t, "everything in the archive", func() bool { return a.count("pacs") == 6 })
+	eventually(t, "nothing queued", func() bool { return status(t, p, slice(1, 1).series).Destinations[0].Stored == 6 })
+	for i := range 3 {
+		if n := len(a.copies("pacs", slice(1, i+1).sop)); n != 1 {
+			t.Errorf("slice %d came %d times", i+1, n)
+		}
+	}
+}

@@ -1,0 +1,189 @@
+package pipeline
+
+import (
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/diffdenoise/denoised/pipeline/spool"
+)
+
+var (
+	mr1 = peer{"MR1", "10.0.0.1"}
+	mr2 = peer{"MR2", "10.0.0.2"}
+)
+
+// at is a time on the test's clock.
+func at(sec float64) time.Time {
+	return time.Unix(1_000_000, 0).Add(time.Duration(sec * float64(time.Second)))
+}
+
+func testTracker() *tracker {
+	return newTracker(&Options{Quiet: 20 * time.Second, QuietOpen: 60 * time.Second, MaxSeries: 30 * time.Minute})
+}
+
+// never fails the test when a series ends before the given second; then it must end.
+func ends(t *testing.T, tr *tracker, series int64, sec float64, state, by string) {
+	t.Helper()
+	if got := tr.due(at(sec - 0.001)); len(got) != 0 {
+		t.Errorf("just before %v s: %+v", sec, got)
+	}
+	if next, ok := tr.next(); !ok || !next.Equal(at(sec)) {
+		t.Errorf("next look at %v, want second %v", next, sec)
+	}
+	got := tr.due(at(sec))
+	if len(got) != 1 || got[0] != (completion{series, state, by}) {
+		t.Errorf("at %v s: %+v, want series %d %s by %s", sec, got, series, state, by)
+	}
+}
+
+func TestSeriesEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		do    func(*tracker)
+		sec   float64
+		state string
+		by    string
+	}{
+		"quiet without association": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 0, false) }, 20, spool.SeriesComplete, byQuiet},
+		"quiet counts from the last image": {func(tr *tracker) {
+			tr.arrived(at(0), 1, mr1, 1, 0, false)
+			tr.arrived(at(15), 1, mr1, 2, 0, false)
+		}, 35, spool.SeriesComplete, byQuiet},
+		"open association waits longer": {func(tr *tracker) {
+			tr.associationOpened(7, mr1)
+			tr.arrived(at(0), 1, mr1, 1, 0, false)
+		}, 60, spool.SeriesComplete, byQuiet},
+		"somebody else's association does not": {func(tr *tracker) {
+			tr.associationOpened(7, mr2)
+			tr.arrived(at(0), 1, mr1, 1, 0, false)
+		}, 20, spool.SeriesComplete, byQuiet},
+		"quiet counts from the close": {func(tr *tracker) {
+			tr.associationOpened(7, mr1)
+			tr.arrived(at(0), 1, mr1, 1, 0, false)
+			tr.associationClosed(7, at(30))
+		}, 50, spool.SeriesComplete, byQuiet},
+		"one of two associations closed": {func(tr *tracker) {
+			tr.associationOpened(7, mr1)
+			tr.associationOpened(8, mr1)
+			tr.arrived(at(0), 1, mr1, 1, 0, false)
+			tr.associationClosed(7, at(5))
+		}, 60, spool.SeriesComplete, byQuiet},
+		"expected count reached": {func(tr *tracker) {
+			tr.associationOpened(7, mr1)
+			tr.arrived(at(0), 1, mr1, 1, 2, false)
+			tr.arrived(at(3), 1, mr1, 2, 2, false)
+		}, 3, spool.SeriesComplete, byCount},
+		"expected count not reached":       {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 2, false) }, 20, spool.SeriesIncomplete, byQuiet},
+		"more than expected means nothing": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 3, 2, false) }, 20, spool.SeriesComplete, byQuiet},
+		"multi-frame":                      {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 0, true) }, 0, spool.SeriesComplete, byFrames},
+		"hard limit": {func(tr *tracker) {
+			for s := 0.0; s <= 1790; s += 10 {
+				tr.arrived(at(s), 1, mr1, 1, 0, false)
+			}
+		}, 1800, spool.SeriesIncomplete, byMax},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tr := testTracker()
+			c.do(tr)
+			ends(t, tr, 1, c.sec, c.state, c.by)
+			if _, ok := tr.next(); ok {
+				t.Error("something is left")
+			}
+			if len(tr.closed)+len(tr.newest) != 0 {
+				t.Error("the sender is not forgotten")
+			}
+		})
+	}
+}
+
+func TestNextSeriesShortensTheWait(t *testing.T) {
+	tr := testTracker()
+	tr.associationOpened(7, mr1)
+	tr.arrived(at(0), 1, mr1, 1, 0, false)
+	tr.arrived(at(2), 2, mr1, 1, 0, false)
+	ends(t, tr, 1, 15, spool.SeriesComplete, byQuiet) // a quarter of 60 s
+	// A late image opens it again, and now the other one is overtaken.
+	tr.arrived(at(16), 1, mr1, 2, 0, false)
+	ends(t, tr, 2, 17, spool.SeriesComplete, byQuiet)
+	ends(t, tr, 1, 76, spool.SeriesComplete, byQuiet)
+}
+
+// Whatever happens, a series ends, no earlier than a quarter of the quiet
+// period after its last image and no later than the longest wait.
+func TestSeriesAlwaysEnd(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		tr := testTracker()
+		now := 0.0
+		last := map[int64]float64{}
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			now += rapid.Float64Range(0, 30).Draw(t, "pause")
+			for _, c := range tr.due(at(now)) {
+				if c.by == byQuiet && now < last[c.series]+5 {
+					t.Fatalf("series %d ended %v s after its last image", c.series, now-last[c.series])
+				}
+				delete(last, c.series)
+			}
+			id := rapid.Uint64Range(1, 3).Draw(t, "association")
+			switch rapid.IntRange(0, 2).Draw(t, "what") {
+			case 0:
+				tr.associationOpened(id, mr1)
+			case 1:
+				tr.associationClosed(id, at(now))
+			case 2:
+				s := rapid.Int64Range(1, 3).Draw(t, "series")
+				tr.arrived(at(now), s, mr1, 1, 0, false)
+				last[s] = now
+			}
+		}
+		for range 10 {
+			next, ok := tr.next()
+			if !ok {
+				return
+			}
+			if wait := next.Sub(at(now)); wait > 81*time.Second {
+				t.Fatalf("waits for %v", wait)
+			}
+			if len(tr.due(next)) == 0 {
+				t.Fatal("nothing was due when it should")
+			}
+		}
+	})
+}
+
+func TestSeriesIsReopened(t *testing.T) {
+	o := options(t, nil)
+	o.Quiet = time.Millisecond
+	p := start(t, o)
+	ev, stop := p.Events()
+	defer stop()
+	receive(t, p, slice(1, 1))
+	for e := range ev {
+		if e.Type == EventSeries {
+			break
+		}
+	}
+	if s := status(t, p, slice(1, 1).series); s.State != spool.SeriesComplete || s.CompleteBy != byQuiet {
+		t.Fatalf("%s by %s", s.State, s.CompleteBy)
+	}
+	receive(t, p, slice(1, 2))
+	eventually(t, "complete again", func() bool {
+		s := status(t, p, slice(1, 1).series)
+		return s.Reopened == 1 && s.Received == 2 && s.State == spool.SeriesComplete
+	})
+}
+
+func TestOpenSeriesSurviveARestart(t *testing.T) {
+	o := options(t, nil)
+	o.Quiet = time.Millisecond
+	p, err := Open(t.Context(), o) // never run: nothing ends the series
+	if err != nil {
+		t.Fatal(err)
+	}
+	receive(t, p, slice(1, 1))
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p = start(t, o)
+	eventually(t, "series complete", func() bool { return status(t, p, slice(1, 1).series).State == spool.SeriesComplete })
+}
