@@ -293,3 +293,16 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m)
 }
+
+// blocked is a Denoiser that waits.
+type blocked struct{ hold chan struct{} }
+
+func (b *blocked) Model() derive.ModelInfo { return derive.ModelInfo{Name: "test", Hash: "00"} }
+
+func (b *blocked) Denoise(ctx context.Context, f *derive.Frame, _ float64) (*Denoised, error) {
+	select {
+	case <-b.hold:
+	case <-ctx.Done():
+	}
+	return smooth(f), nil
+}

@@ -3,7 +3,6 @@ package derive
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
 
 	"github.com/diffdenoise/denoised/internal/dcm"
 )
@@ -186,6 +185,9 @@ type stats struct {
 // moved to the nearest one that is not.
 func (c *cells) encode(raw []byte, pixels []float32, st *stats) error {
 	extend := c.signed && c.wide && c.mask != 0xFFFF && c.extends(raw)
+	lo, hi := float64(c.min), float64(c.max)+1
+	least, most, changed := c.max, c.min, int64(0)
+	any := false
 	for k, v := range pixels {
 		cell := c.cell(raw, k)
 		old := c.value(cell)
@@ -193,20 +195,20 @@ func (c *cells) encode(raw []byte, pixels []float32, st *stats) error {
 			st.padding++
 			continue
 		}
-		r := math.Floor(float64(v) + 0.5)
-		if math.IsNaN(r) || math.IsInf(r, 0) {
+		var n int32
+		switch r := float64(v) + 0.5; {
+		case r >= lo && r < hi:
+			if n = int32(r); float64(n) > r {
+				n-- // floor of a negative number
+			}
+		case v-v != 0:
 			return fmt.Errorf("pixel %d is not a finite number", k)
-		}
-		n := old
-		switch {
-		case r < float64(c.min):
+		case r < lo:
 			n = c.min
 			st.clipped++
-		case r > float64(c.max):
+		default:
 			n = c.max
 			st.clipped++
-		default:
-			n = int32(r)
 		}
 		if n != old && c.padded && n >= c.padLo && n <= c.padHi {
 			n = c.besidePadding(n, old)
@@ -221,17 +223,19 @@ func (c *cells) encode(raw []byte, pixels []float32, st *stats) error {
 			if c.padded && c.isPadding(next, n) { // by its unused bits
 				n = old
 			} else {
-				st.changed++
+				changed++
 				c.put(raw, k, next)
 			}
 		}
-		if !st.any || n < st.least {
-			st.least = n
-		}
-		if !st.any || n > st.most {
-			st.most = n
-		}
-		st.any = true
+		any = true
+		least, most = min(least, n), max(most, n)
+	}
+	st.changed += changed
+	if any && st.any {
+		least, most = min(least, st.least), max(most, st.most)
+	}
+	if any {
+		st.any, st.least, st.most = true, least, most
 	}
 	return nil
 }
