@@ -215,7 +215,6 @@ func (a *Association) open(ctx context.Context, rq *pdu.AssociateRQ) error {
 		}
 		switch issue {
 		case ul.IssueAccepted:
-			a.t.grow()
 			a.data = make([]byte, pdu.HeaderSize+pdu.PDVHeaderSize+fragmentSize(a.peerMax)+1)
 			return nil
 		case ul.IssueRejected:
