@@ -40,7 +40,10 @@ type benchPeak struct {
 	GFLOPS float64 `json:"gflop_per_s"`
 }
 
-// benchResult is one network at one size. Times are medians over the rounds.
+// benchResult is one network at one size. Times are medians over the rounds,
+// and the best round. Rates, shares and ns per pixel are of the best round, as
+// the peak is: on a machine that does other work the median tells what was left
+// of it, the best what the program can do.
 type benchResult struct {
 	Net       string  `json:"net"`
 	ISA       string  `json:"isa"`
@@ -90,8 +93,9 @@ table has the medians. The cases are
   layer32   one convolution 32→32 over a whole image of that size at half
             resolution: the kernel without the network around it
 
-The share of the peak compares with multiply-adds on registers alone, measured
-in the same rounds. N cores compute N slices at once.`,
+Times are medians and the best round; GFLOP/s, shares and ns per pixel are of the
+best round. The share of the peak compares with multiply-adds on registers
+alone, best of the same rounds. N cores compute N slices at once.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if backend != "auto" && backend != "cpu" {
@@ -226,13 +230,13 @@ func runBench(model string, isas []string, sizes []int, rounds, cores int, progr
 	}
 
 	for i := range backends {
-		report.Peaks = append(report.Peaks, benchPeak{isas[i], benchMedian(peaks[i][1:])})
+		report.Peaks = append(report.Peaks, benchPeak{isas[i], slices.Max(peaks[i])})
 	}
 	smallest := map[string]float64{}
 	for _, c := range cases {
 		r := c.result
-		one := benchMedian(c.one[1:])
-		r.OneCore, r.OneBest = 1e3*one, 1e3*slices.Min(c.one[1:])
+		one := slices.Min(c.one[1:])
+		r.OneCore, r.OneBest = 1e3*benchMedian(c.one[1:]), 1e3*one
 		r.GFLOPS = r.GFLOP / one
 		r.PerPixel = 1e9 * one / float64(c.pixels)
 		peak := report.Peaks[c.peak].GFLOPS
@@ -240,8 +244,8 @@ func runBench(model string, isas []string, sizes []int, rounds, cores int, progr
 			r.PeakShare = r.GFLOPS / peak
 		}
 		if len(c.n) > 0 {
-			n := benchMedian(c.n[1:])
-			r.NCores, r.NBest = 1e3*n, 1e3*slices.Min(c.n[1:])
+			n := slices.Min(c.n[1:])
+			r.NCores, r.NBest = 1e3*benchMedian(c.n[1:]), 1e3*n
 			if peak > 0 {
 				r.NShare = r.GFLOP / n / (peak * float64(cores))
 			}
@@ -275,7 +279,7 @@ func (c *benchCase) time(n int, outputs [][]float32, y, sigma []float32) (float6
 }
 
 func (r *benchReport) print(w io.Writer) error {
-	fmt.Fprintf(w, "%s, model %s, medians of %d rounds\n", r.CPU, r.Model, r.Rounds)
+	fmt.Fprintf(w, "%s, model %s, %d rounds\n", r.CPU, r.Model, r.Rounds)
 	for _, p := range r.Peaks {
 		if p.GFLOPS > 0 {
 			fmt.Fprintf(w, "peak %s: %.0f GFLOP/s per core\n", p.ISA, p.GFLOPS)
