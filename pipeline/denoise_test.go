@@ -3,9 +3,11 @@ package pipeline
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"math"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -137,44 +139,65 @@ func TestSmallSeriesIsNotHeldUp(t *testing.T) {
 	}
 }
 
-// A multi-frame object is denoised frame by frame with all workers, in order.
+// A multi-frame object is denoised frame by frame with all workers, and written in order.
 func TestMultiFrame(t *testing.T) {
-	a := newArchive()
-	o := options(t, a)
+	const enhanced, side, count = "1.2.840.10008.5.1.4.1.1.4.1", 16, 5
+	o := options(t, newArchive())
 	var mu sync.Mutex
-	frames := 0
+	frames, now, most := 0, 0, 0
 	o.Denoiser = &halver{do: func(_ int, f *derive.Frame) (*Denoised, error) {
 		mu.Lock()
-		defer mu.Unlock()
 		frames++
+		now++
+		most = max(most, now)
+		mu.Unlock()
+		mu.Lock()
+		now--
+		mu.Unlock()
 		return smooth(f), nil
 	}}
 	p := start(t, o)
 	im := slice(1, 1)
-	im.extra = []dcm.Node{dcm.Text(dcm.NumberOfFrames, dcm.IS, "3")}
+	im.class = enhanced
+	im.extra = []dcm.Node{dcm.Text(dcm.NumberOfFrames, dcm.IS, strconv.Itoa(count)),
+		dcm.Sequence(dcm.SharedFunctionalGroupsSequence, []dcm.Node{}), dcm.Sequence(dcm.PerFrameFunctionalGroupsSequence, slices.Repeat([][]dcm.Node{{}}, count)...)}
 	one := im.dataSet()
-	px := one[len(one)-2*16*16:]
-	d := bytes.Clone(one[:len(one)-2*16*16])
-	copy(d[len(d)-4:], []byte{0, 6, 0, 0}) // three times the length
-	for range 3 {
+	d := bytes.Clone(one[:len(one)-2*side*side])
+	binary.LittleEndian.PutUint32(d[len(d)-4:], 2*side*side*count)
+	for n := range count {
+		px := bytes.Clone(one[len(one)-2*side*side:])
+		binary.LittleEndian.PutUint16(px, uint16(900+2*n)) // the first pixel names the frame
 		d = append(d, px...)
 	}
 	if err := p.Receive(t.Context(), im.incoming(), bytes.NewReader(d)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "slice ended", func() bool { return status(t, p, im.series).Waiting == 0 })
+	eventually(t, "complete and denoised", func() bool {
+		s := status(t, p, im.series)
+		return s.Waiting == 0 && s.CompleteBy == byFrames
+	})
 	s := status(t, p, im.series)
-	if s.State != spool.SeriesComplete || s.CompleteBy != byFrames {
-		eventually(t, "complete", func() bool { return status(t, p, im.series).CompleteBy == byFrames })
+	if in := s.Instances[0]; in.Frames != count || in.State != spool.StageDenoised {
+		t.Fatalf("%+v", in)
 	}
-	if in := s.Instances[0]; in.Frames != 3 {
-		t.Errorf("%d frames", in.Frames)
-	}
-	t.Logf("state %s %s", s.Instances[0].State, s.Instances[0].Reason)
 	mu.Lock()
 	defer mu.Unlock()
-	if s.Denoised == 1 && frames != 3 {
-		t.Errorf("denoised %d frames", frames)
+	if frames != count || most > o.Workers {
+		t.Errorf("%d frames denoised, %d at once", frames, most)
+	}
+	obj, c, err := p.OpenObject(t.Context(), im.series, 1, "fast")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	px, err := obj.Bytes(dcm.PixelData, len(d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range count {
+		if got, want := binary.LittleEndian.Uint16(px[2*side*side*n:]), uint16((900+2*n+700)/2); got != want {
+			t.Errorf("frame %d starts with %d, want %d", n, got, want)
+		}
 	}
 }
 

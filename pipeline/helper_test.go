@@ -33,6 +33,7 @@ type image struct {
 	expected    int
 	protocol    string
 	imageType   string
+	class       string // empty = classMR
 	extra       []dcm.Node
 }
 
@@ -44,6 +45,9 @@ func (im image) dataSet() []byte {
 	if im.imageType == "" {
 		im.imageType = `ORIGINAL\PRIMARY\M\ND`
 	}
+	if im.class == "" {
+		im.class = classMR
+	}
 	us := func(t dcm.Tag, v int) dcm.Node {
 		return dcm.Node{Tag: t, VR: dcm.US, Value: binary.LittleEndian.AppendUint16(nil, uint16(v))}
 	}
@@ -54,7 +58,7 @@ func (im image) dataSet() []byte {
 	}
 	nodes := []dcm.Node{
 		dcm.Text(dcm.ImageType, dcm.CS, im.imageType),
-		dcm.Text(dcm.SOPClassUID, dcm.UI, classMR),
+		dcm.Text(dcm.SOPClassUID, dcm.UI, im.class),
 		dcm.Text(dcm.SOPInstanceUID, dcm.UI, im.sop),
 		dcm.Text(dcm.Modality, dcm.CS, "MR"),
 		dcm.Text(dcm.Manufacturer, dcm.LO, "Phantom"),
@@ -83,7 +87,10 @@ func (im image) dataSet() []byte {
 }
 
 func (im image) incoming() Incoming {
-	return Incoming{SOPClassUID: classMR, SOPInstanceUID: im.sop, TransferSyntaxUID: dcm.ExplicitVRLittleEndian,
+	if im.class == "" {
+		im.class = classMR
+	}
+	return Incoming{SOPClassUID: im.class, SOPInstanceUID: im.sop, TransferSyntaxUID: dcm.ExplicitVRLittleEndian,
 		CallingAETitle: "MR1", CalledAETitle: "DENOISE", RemoteHost: "10.0.0.1", AssociationID: 1}
 }
 
