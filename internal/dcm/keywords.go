@@ -116,23 +116,13 @@ func (o *Object) Keywords() map[string]any {
 		e := o.Find(k.tag)
 		switch k.kind {
 		case 'i':
-			var n int64
-			if e.OK() {
-				n, _ = e.Int()
-			}
+			n, _ := e.Int()
 			m[k.name] = int(n)
 		case 'f':
-			var f float64
-			if e.OK() {
-				f, _ = e.Float()
-			}
+			f, _ := e.Float()
 			m[k.name] = f
 		default:
-			s := ""
-			if e.OK() {
-				s = e.String()
-			}
-			m[k.name] = s
+			m[k.name] = e.String()
 		}
 	}
 	return m

@@ -86,7 +86,8 @@ func (o *Object) OddLengths() int { return o.odd }
 func (o *Object) Damage() *ScanError { return o.damage }
 
 // Element is a handle to one element of an Object: cheap to copy, valid as long
-// as the Object. The zero Element is none.
+// as the Object. The zero Element is none: it has no children, no text and no
+// number; its other methods must not be called.
 type Element struct {
 	o *Object
 	i int32
@@ -137,6 +138,9 @@ func (e Element) Encapsulated() bool { return e.raw().flags&flagFragments != 0 }
 // Children yields the items of a sequence or the elements of an item, in file order.
 func (e Element) Children() iter.Seq[Element] {
 	return func(yield func(Element) bool) {
+		if !e.OK() {
+			return
+		}
 		r := e.raw()
 		if r.flags&flagSequence == 0 {
 			return
@@ -361,20 +365,12 @@ func trim(s string) string { return strings.Trim(s, " \x00") }
 // removed; numbers of binary VRs are formatted. It is empty for an absent,
 // empty or non-text element. See [Element.String].
 func (o *Object) String(t Tag) string {
-	e := o.Find(t)
-	if !e.OK() {
-		return ""
-	}
-	return e.String()
+	return o.Find(t).String()
 }
 
 // Strings splits String at the backslashes and trims each value; nil if empty.
 func (o *Object) Strings(t Tag) []string {
-	e := o.Find(t)
-	if !e.OK() {
-		return nil
-	}
-	return e.Strings()
+	return o.Find(t).Strings()
 }
 
 // Strings is the element's text split into its values; nil if empty.
@@ -393,6 +389,9 @@ func (e Element) Strings() []string {
 // String is the element's text value in UTF-8. Characters that the declared
 // character set does not have become U+FFFD; values longer than 16 KiB are cut.
 func (e Element) String() string {
+	if !e.OK() {
+		return ""
+	}
 	switch v := e.VR(); v {
 	case AE, AS, CS, DA, DS, DT, IS, TM, UI, UR:
 		return trim(ascii(e.prefix(maxText)))
@@ -436,15 +435,14 @@ func ascii(b []byte) string {
 // Int is the first value of t as an integer: IS, DS without a fraction, or a
 // binary integer. False if there is none.
 func (o *Object) Int(t Tag) (int64, bool) {
-	e := o.Find(t)
-	if !e.OK() {
-		return 0, false
-	}
-	return e.Int()
+	return o.Find(t).Int()
 }
 
 // Int is the first value of e as an integer.
 func (e Element) Int() (int64, bool) {
+	if !e.OK() {
+		return 0, false
+	}
 	switch v := e.VR(); v {
 	case US, SS, UL, SL, UV, SV:
 		n := 2
@@ -485,15 +483,14 @@ func (e Element) Int() (int64, bool) {
 // Float is the first value of t as a number; false if there is none or it is
 // not finite.
 func (o *Object) Float(t Tag) (float64, bool) {
-	e := o.Find(t)
-	if !e.OK() {
-		return 0, false
-	}
-	return e.Float()
+	return o.Find(t).Float()
 }
 
 // Float is the first value of e as a finite number.
 func (e Element) Float() (float64, bool) {
+	if !e.OK() {
+		return 0, false
+	}
 	var f float64
 	switch e.VR() {
 	case FL:

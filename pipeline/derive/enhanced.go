@@ -15,12 +15,10 @@ func (s *splice) enhanced() {
 	s.text(dcm.ContentQualification, dcm.CS, "RESEARCH") // PS3.3 C.8.13.2.1.1: no cleared product
 	s.evidence()
 
-	if shared := s.o.Find(dcm.SharedFunctionalGroupsSequence); shared.OK() {
-		for item := range shared.Children() {
-			s.frameType(item)
-			// a group is either shared or per frame, never both (PS3.3 C.7.6.16.1.1)
-			s.ed.Remove(item, dcm.DerivationImageSequence)
-		}
+	for item := range s.o.Find(dcm.SharedFunctionalGroupsSequence).Children() {
+		s.frameType(item)
+		// a group is either shared or per frame, never both (PS3.3 C.7.6.16.1.1)
+		s.ed.Remove(item, dcm.DerivationImageSequence)
 	}
 	frame := 0
 	for item := range s.o.Find(dcm.PerFrameFunctionalGroupsSequence).Children() {
@@ -37,11 +35,7 @@ func (s *splice) enhanced() {
 
 // frameType makes value 1 of FrameType DERIVED in the functional groups item.
 func (s *splice) frameType(item dcm.Element) {
-	types := item.Child(dcm.MRImageFrameTypeSequence)
-	if !types.OK() {
-		return
-	}
-	for t := range types.Children() {
+	for t := range item.Child(dcm.MRImageFrameTypeSequence).Children() {
 		s.ed.Set(t, dcm.Text(dcm.FrameType, dcm.CS, derivedType(t.Child(dcm.FrameType).Strings())))
 	}
 }

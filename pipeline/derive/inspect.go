@@ -472,8 +472,20 @@ func inspectFrameGroups(o *dcm.Object) Verdict {
 		n := int64(0)
 		for item := range e.Children() {
 			n++
-			if ft := item.Child(dcm.MRImageFrameTypeSequence); ft.OK() && (!ft.IsSequence() || ft.VR() != dcm.SQ) {
+			if !ascending(item) {
+				return no(Unparseable, "tags of a functional group do not ascend")
+			}
+			ft := item.Child(dcm.MRImageFrameTypeSequence)
+			if !ft.OK() {
+				continue
+			}
+			if !ft.IsSequence() || ft.VR() != dcm.SQ {
 				return no(Inconsistent, "frame type is not a sequence")
+			}
+			for types := range ft.Children() {
+				if !ascending(types) {
+					return no(Unparseable, "tags of a frame type do not ascend")
+				}
 			}
 		}
 		if t == dcm.SharedFunctionalGroupsSequence && n > 1 || t == dcm.PerFrameFunctionalGroupsSequence && n != frames {
@@ -483,12 +495,31 @@ func inspectFrameGroups(o *dcm.Object) Verdict {
 	return Verdict{}
 }
 
-// inspectIdentity: a derived object needs the source's UIDs.
+// ascending reports whether the tags of an item ascend, so that elements can be
+// inserted in their place.
+func ascending(item dcm.Element) bool {
+	var last dcm.Tag
+	for e := range item.Children() {
+		if e.Tag() <= last {
+			return false
+		}
+		last = e.Tag()
+	}
+	return true
+}
+
+// inspectIdentity: a derived object needs the source's UIDs, and sequences that
+// it can add items to.
 func inspectIdentity(o *dcm.Object) Verdict {
 	for _, t := range []dcm.Tag{dcm.SOPInstanceUID, dcm.StudyInstanceUID, dcm.SeriesInstanceUID} {
 		u := o.String(t)
 		if u == "" || len(u) > 64 || strings.Trim(u, "0123456789.") != "" {
 			return no(Inconsistent, "%v missing or not a UID", t)
+		}
+	}
+	for _, t := range []dcm.Tag{dcm.ContributingEquipmentSequence, dcm.DerivationCodeSequence} {
+		if e := o.Find(t); e.OK() && e.Length() > 0 && (!e.IsSequence() || e.VR() != dcm.SQ) {
+			return no(Inconsistent, "%v is not a sequence", t)
 		}
 	}
 	return Verdict{}

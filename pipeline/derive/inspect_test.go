@@ -136,6 +136,9 @@ func TestInspect(t *testing.T) {
 		{"enhanced, no frames", enhanced(magnitude).Remove(dcm.NumberOfFrames), dcmtest.Form{}, derive.Inconsistent},
 		{"negative frames", enhanced(magnitude).Text(dcm.NumberOfFrames, dcm.IS, "-1"), dcmtest.Form{}, derive.Inconsistent},
 
+		{"enhanced, groups in disorder", inFirstFrame(enhanced(magnitude), dcm.Text(0x00080001, dcm.SH, "x")), dcmtest.Form{}, derive.Unparseable},
+		{"equipment is no sequence", mr().Set(dcm.Node{Tag: dcm.ContributingEquipmentSequence, VR: dcm.UN, Value: []byte("abcdefgh")}), dcmtest.Form{}, derive.Inconsistent},
+
 		{"compressed", mr(), dcmtest.Form{TransferSyntaxUID: "1.2.840.10008.1.2.4.90", Fragments: [][]byte{{}, {1, 2}}}, derive.Compressed},
 		{"unknown syntax", mr(), dcmtest.Form{TransferSyntaxUID: "1.2.840.113619.5.9"}, derive.Compressed},
 		{"big endian", mr(), dcmtest.Form{TransferSyntaxUID: dcm.ExplicitVRBigEndian}, derive.BigEndian},

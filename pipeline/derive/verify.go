@@ -214,10 +214,33 @@ func verifyIdentity(src, derived *dcm.Object) error {
 			return mismatch(meta, "differs from the data set")
 		}
 	}
+	if !refersTo(derived, src.String(dcm.SOPInstanceUID)) {
+		return mismatch(dcm.SourceImageSequence, "does not refer to the source")
+	}
 	if !derived.Has(dcm.ImageType) || !derived.Has(dcm.ContributingEquipmentSequence) || !namesUs(derived) {
 		return mismatch(dcm.ContributingEquipmentSequence, "does not name this product")
 	}
 	return nil
+}
+
+// refersTo reports a reference to the instance in one of the sequences that
+// name the source.
+func refersTo(o *dcm.Object, instance string) bool {
+	for item := range o.Find(dcm.SourceImageSequence).Children() {
+		if item.Child(dcm.ReferencedSOPInstanceUID).String() == instance {
+			return true
+		}
+	}
+	for study := range o.Find(dcm.SourceImageEvidenceSequence).Children() {
+		for series := range study.Child(dcm.ReferencedSeriesSequence).Children() {
+			for item := range series.Child(dcm.ReferencedSOPSequence).Children() {
+				if item.Child(dcm.ReferencedSOPInstanceUID).String() == instance {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // verifyPixels: padding and unused bits are untouched, no pixel became padding.
