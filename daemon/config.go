@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,8 @@ type Config struct {
 	Watch        []WatchFolder
 	Retention    RetentionConfig
 	Log          LogConfig
+
+	sum string // of the file's bytes
 }
 
 // DICOMConfig is the section dicom. All but AETitles and Peers need a restart.
@@ -185,11 +188,15 @@ func LoadConfig(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.sum = fingerprint(text)
 	if cfg.Path, err = filepath.Abs(path); err != nil {
 		return nil, broken(err, "give an absolute path with --config")
 	}
 	return cfg, nil
 }
+
+// fingerprint tells two contents apart.
+func fingerprint(text []byte) string { return fmt.Sprintf("%x", sha256.Sum256(text)) }
 
 // Warnings tells in sentences what is allowed and probably not wanted.
 func (c *Config) Warnings() []string {

@@ -157,7 +157,7 @@ func TestEmptyConfig(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 			continue
 		}
-		c.Path = ""
+		c.Path, c.sum = "", ""
 		if want := DefaultConfig(); !reflect.DeepEqual(c, want) {
 			t.Errorf("%q:\ngot  %+v\nwant %+v", text, c, want)
 		}

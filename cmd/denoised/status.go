@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/diffdenoise/denoised/daemon"
+	"github.com/diffdenoise/denoised/daemon/web"
+	"github.com/diffdenoise/denoised/pipeline"
+)
+
+func newStatusCmd() *cobra.Command {
+	var config, url string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "What the running daemon has in hand, what is stuck and why",
+		Long: `Ask the running daemon how it is, what its destinations do and what became of
+the last series. Exit code 0 means that it runs and receives images.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if config != "" {
+				cfg, err := daemon.LoadConfig(config)
+				if err != nil {
+					return err
+				}
+				url = "http://" + cfg.HTTP.Listen
+			}
+			url = strings.TrimSuffix(url, "/")
+			var answer struct {
+				web.Status
+				Series []pipeline.SeriesStatus `json:"series"`
+			}
+			if err := getJSON(cmd.Context(), url+"/readyz", &answer.Status); err != nil {
+				return fmt.Errorf("status: no denoised answers at %s: %w (is it running? systemctl status denoised; if its http.listen is another, give --config or --url)", url, err)
+			}
+			if err := getJSON(cmd.Context(), url+"/api/series", &answer.Series); err != nil {
+				return fmt.Errorf("status: %w", err)
+			}
+			out := cmd.OutOrStdout()
+			if asJSON {
+				e := json.NewEncoder(out)
+				e.SetIndent("", "  ")
+				if err := e.Encode(answer); err != nil {
+					return err
+				}
+			} else if err := printStatus(out, answer.Status, answer.Series); err != nil {
+				return err
+			}
+			if !answer.Ready {
+				return errors.New("status: images are not received: " + strings.Join(answer.Problems, "; "))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "", "configuration file, for its http.listen")
+	cmd.Flags().StringVar(&url, "url", "http://"+daemon.DefaultConfig().HTTP.Listen, "address of the status page")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// maxAnswer bounds what is read of an answer, in bytes.
+const maxAnswer = 64 << 20
+
+func getJSON(ctx context.Context, url string, to any) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	// /readyz answers with its reasons under 503.
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusServiceUnavailable {
+		return fmt.Errorf("GET %s: %s", url, resp.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(to); err != nil {
+		return fmt.Errorf("GET %s: the answer is not that of denoised: %w", url, err)
+	}
+	return nil
+}
+
+func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) error {
+	state := "images are received"
+	if !s.Ready {
+		state = "IMAGES ARE NOT RECEIVED"
+	}
+	fmt.Fprintf(out, "%s (version %s, model %s, up %v, disk %.0f %% full)\n", state, s.Version, s.Model, time.Since(s.Started).Round(time.Second), 100*s.DiskUsed)
+	for _, p := range s.Problems {
+		fmt.Fprintf(out, "  ! %s\n", p)
+	}
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	age := func(q web.Queue) string {
+		if q.Waiting == 0 {
+			return ""
+		}
+		return (time.Duration(q.OldestSeconds) * time.Second).String()
+	}
+	fmt.Fprintf(t, "\nQUEUE\tSTATE\tWAITING\tOLDEST\n")
+	fmt.Fprintf(t, "denoise\t\t%d\t%s\n", s.Denoise.Waiting, age(s.Denoise))
+	for _, d := range s.Destinations {
+		breaker := d.Breaker
+		switch breaker {
+		case "":
+			breaker = "not used yet"
+		case "open":
+			breaker = "NOT REACHABLE"
+		}
+		fmt.Fprintf(t, "%s (%s at %s)\t%s\t%d\t%s\n", d.Name, d.AETitle, d.Address, breaker, d.Waiting, age(d.Queue))
+	}
+	fmt.Fprintf(t, "\nLAST IMAGE\tFROM\tSTATE\tQUALITY\tRECEIVED\tDENOISED\tAS IS\tFAILED\tFORWARDED\tSERIES\n")
+	for i, r := range series {
+		if i == 20 {
+			fmt.Fprintf(t, "(%d more)\n", len(series)-i)
+			break
+		}
+		var forwarded []string
+		for _, d := range r.Destinations {
+			text := fmt.Sprintf("%s %d", d.Name, d.Stored)
+			if d.Queued > 0 {
+				text += fmt.Sprintf("+%d", d.Queued)
+			}
+			if n := d.Refused + d.Damaged; n > 0 {
+				text += fmt.Sprintf(" (%d NOT TAKEN)", n)
+			}
+			forwarded = append(forwarded, text)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", r.LastAt.Local().Format("01-02 15:04:05"), r.Calling, r.State, r.Quality,
+			r.Received, r.Denoised, r.Passed, r.Failed+r.Lost+r.Conflict, strings.Join(forwarded, ", "), r.UID)
+	}
+	if len(series) == 0 {
+		fmt.Fprintln(t, "(none)")
+	}
+	return t.Flush()
+}

@@ -1,0 +1,35 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/pipeline"
+	"github.com/diffdenoise/denoised/pipeline/derive"
+)
+
+// denoiser is a model as the pipeline wants it.
+type denoiser struct{ m *models.Model }
+
+func openDenoiser(nameOrDir string) (pipeline.Denoiser, error) {
+	m, err := models.Open(nameOrDir)
+	if err != nil {
+		return nil, fmt.Errorf("denoise.model: %w", err)
+	}
+	return denoiser{m}, nil
+}
+
+// Model implements pipeline.Denoiser.
+func (d denoiser) Model() derive.ModelInfo {
+	return derive.ModelInfo{Name: d.m.Name(), Version: d.m.Version(), Hash: d.m.Hash()}
+}
+
+// Denoise implements pipeline.Denoiser.
+func (d denoiser) Denoise(ctx context.Context, f *derive.Frame, strength float64) (*pipeline.Denoised, error) {
+	r, err := d.m.Denoise(ctx, models.Image{Width: f.Width, Height: f.Height, Pixels: f.Pixels, Skip: f.Skip}, models.Options{Strength: strength})
+	if err != nil {
+		return nil, err
+	}
+	return &pipeline.Denoised{Pixels: r.Pixels, Sigma: r.Sigma}, nil
+}

@@ -1,0 +1,107 @@
+package daemon
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// NewLogger logs to w: JSON, one object a line, or text for people. Levels can
+// be changed through the returned level.
+func NewLogger(w io.Writer, forPeople bool, level string) (*zap.Logger, zap.AtomicLevel, error) {
+	at, err := zap.ParseAtomicLevel(level)
+	if err != nil {
+		return nil, at, fmt.Errorf("log level: %w", err)
+	}
+	ec := zap.NewProductionEncoderConfig()
+	ec.TimeKey, ec.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
+	ec.EncodeDuration = zapcore.StringDurationEncoder
+	enc := zapcore.NewJSONEncoder(ec)
+	if forPeople {
+		ec.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+		ec.EncodeLevel = zapcore.CapitalLevelEncoder
+		ec.EncodeCaller = nil
+		enc = zapcore.NewConsoleEncoder(ec)
+	}
+	return zap.New(zapcore.NewCore(enc, zapcore.Lock(zapcore.AddSync(w)), at)), at, nil
+}
+
+// LogLine is a line of the log for the status page.
+type LogLine struct {
+	Time    time.Time `json:"time"`
+	Level   string    `json:"level"`
+	Message string    `json:"message"`
+	Detail  string    `json:"detail,omitempty"` // the fields
+}
+
+// maxLogLines is how many warnings and errors the status page can show.
+const maxLogLines = 20
+
+// recentLog is a zap core that remembers the last warnings and errors.
+type recentLog struct {
+	zapcore.LevelEnabler
+	fields []zapcore.Field
+	lines  *logLines
+}
+
+type logLines struct {
+	mu   sync.Mutex
+	list []LogLine // oldest first
+}
+
+func newRecentLog() *recentLog {
+	return &recentLog{LevelEnabler: zapcore.WarnLevel, lines: &logLines{}}
+}
+
+// With implements zapcore.Core.
+func (r *recentLog) With(fields []zapcore.Field) zapcore.Core {
+	return &recentLog{r.LevelEnabler, append(slices.Clip(r.fields), fields...), r.lines}
+}
+
+// Check implements zapcore.Core.
+func (r *recentLog) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if r.Enabled(e.Level) {
+		return ce.AddCore(e, r)
+	}
+	return ce
+}
+
+// Write implements zapcore.Core.
+func (r *recentLog) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	enc := zapcore.NewMapObjectEncoder()
+	for _, f := range append(slices.Clip(r.fields), fields...) {
+		f.AddTo(enc)
+	}
+	var detail []string
+	for _, k := range slices.Sorted(maps.Keys(enc.Fields)) {
+		if !strings.HasSuffix(k, "Verbose") {
+			detail = append(detail, fmt.Sprintf("%s=%v", k, enc.Fields[k]))
+		}
+	}
+	r.lines.mu.Lock()
+	defer r.lines.mu.Unlock()
+	r.lines.list = append(r.lines.list, LogLine{Time: e.Time, Level: e.Level.String(), Message: e.Message, Detail: strings.Join(detail, " ")})
+	if n := len(r.lines.list) - maxLogLines; n > 0 {
+		r.lines.list = slices.Delete(r.lines.list, 0, n)
+	}
+	return nil
+}
+
+// Sync implements zapcore.Core.
+func (r *recentLog) Sync() error { return nil }
+
+// recent returns the remembered lines, newest first.
+func (r *recentLog) recent() []LogLine {
+	r.lines.mu.Lock()
+	defer r.lines.mu.Unlock()
+	out := slices.Clone(r.lines.list)
+	slices.Reverse(out)
+	return out
+}

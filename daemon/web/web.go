@@ -1,0 +1,331 @@
+// Package web is the HTTP interface of the daemon: health, metrics, the state of
+// series as JSON and as a stream of events, and one status page. It only reads.
+//
+// The two types a reader needs are [Options], which says where everything comes
+// from, and [Status], which is how the daemon is.
+package web
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+
+	"github.com/diffdenoise/denoised/pipeline"
+)
+
+// Source is what the pages show. *pipeline.Pipeline is one.
+type Source interface {
+	Series(ctx context.Context) ([]pipeline.SeriesStatus, error)
+	// SeriesByUID fails with pipeline.ErrUnknownSeries.
+	SeriesByUID(ctx context.Context, uid string) (*pipeline.SeriesStatus, error)
+	// Events may lose some when they are not read; it never blocks the sender.
+	Events() (<-chan pipeline.Event, func())
+}
+
+// Options is what New needs.
+type Options struct {
+	Source   Source
+	Status   func() Status
+	Gatherer prometheus.Gatherer
+	Done     <-chan struct{} // closed: streams of events end
+	Logger   *zap.Logger     // default none
+	Listen   string          // the listener's address: its host is a name that requests may use
+
+	heartbeat time.Duration // of event streams; default 15 s. Tests only
+}
+
+// Status says how the daemon is. It holds no patient data.
+type Status struct {
+	Ready        bool          `json:"ready"`    // images can be received
+	Problems     []string      `json:"problems"` // why not, and what else a person should look at
+	Version      string        `json:"version"`
+	Model        string        `json:"model"`
+	Started      time.Time     `json:"started"`
+	DiskUsed     float64       `json:"diskUsed"`   // fraction
+	DiskRefuse   float64       `json:"diskRefuse"` // above it images are refused
+	Denoise      Queue         `json:"denoise"`
+	Destinations []Destination `json:"destinations"`
+	Errors       []LogLine     `json:"errors"` // last warnings and errors, newest first
+}
+
+// Queue is what waits for a stage.
+type Queue struct {
+	Waiting       int64   `json:"waiting"`
+	OldestSeconds float64 `json:"oldestSeconds"`
+}
+
+// Destination is where images go.
+type Destination struct {
+	Name    string `json:"name"`
+	AETitle string `json:"aeTitle"`
+	Address string `json:"address"`
+	Breaker string `json:"breaker"` // closed: being used, open: not asked for a while, half-open: being tried; empty before the first attempt
+	Queue
+}
+
+// LogLine is a line of the log.
+type LogLine struct {
+	Time    time.Time `json:"time"`
+	Level   string    `json:"level"`
+	Message string    `json:"message"`
+	Detail  string    `json:"detail,omitempty"`
+}
+
+//go:embed static
+var static embed.FS
+
+//go:embed page.html
+var pageText string
+
+// maxStreams is how many streams of events may be open at a time.
+const maxStreams = 64
+
+type server struct {
+	Options
+	page    *template.Template
+	streams chan struct{} // a place for each open stream
+}
+
+// New returns the handler of all paths.
+func New(o Options) http.Handler {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	if o.heartbeat == 0 {
+		o.heartbeat = 15 * time.Second
+	}
+	s := &server{Options: o, streams: make(chan struct{}, maxStreams)}
+	s.page = template.Must(template.New("page").Funcs(template.FuncMap{
+		"age":     func(t time.Time) string { return time.Since(t).Round(time.Second).String() },
+		"clock":   func(t time.Time) string { return t.Local().Format("15:04:05") },
+		"percent": func(x float64) string { return fmt.Sprintf("%.0f %%", 100*x) },
+		"seconds": func(x float64) string { return (time.Duration(x) * time.Second).String() },
+		"rows":    rows,
+	}).Parse(pageText))
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", s.index)
+	mux.HandleFunc("GET /part/live", s.live)
+	mux.Handle("GET /static/", http.FileServerFS(static))
+	mux.HandleFunc("GET /healthz", s.healthz)
+	mux.HandleFunc("GET /readyz", s.readyz)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(o.Logger), MaxRequestsInFlight: 8, Timeout: 20 * time.Second}))
+	mux.HandleFunc("GET /api/series", s.series)
+	mux.HandleFunc("GET /api/series/{uid}", s.oneSeries)
+	mux.HandleFunc("GET /api/events", s.events)
+	return http.NewCrossOriginProtection().Handler(s.guard(mux))
+}
+
+// policy lets the page use its own files and nothing else.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// guard sets the headers that all answers have, and refuses requests under
+// other names than this machine's: a page elsewhere whose name has been made to
+// resolve to this machine must not read anything.
+func (s *server) guard(next http.Handler) http.Handler {
+	own, _, _ := net.SplitHostPort(s.Listen)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", policy)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Cache-Control", "no-store")
+		host := r.Host
+		if name, _, err := net.SplitHostPort(host); err == nil {
+			host = name
+		}
+		host = strings.Trim(host, "[]")
+		if ip := net.ParseIP(host); host != "localhost" && host != own && (ip == nil || !ip.IsLoopback()) {
+			http.Error(w, "ask for this page as localhost or 127.0.0.1; a reverse proxy must not pass the Host header on", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *server) json(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(code)
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		s.Logger.Debug("answer", zap.Error(err)) // the client has gone
+	}
+}
+
+// problem is the answer to what cannot be done.
+type problem struct {
+	Error string `json:"error"`
+}
+
+func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, pipeline.ErrUnknownSeries) {
+		s.json(w, http.StatusNotFound, problem{"no such series"})
+		return
+	}
+	if r.Context().Err() == nil {
+		s.Logger.Error("request failed", zap.String("path", r.Pattern), zap.Error(err))
+	}
+	s.json(w, http.StatusInternalServerError, problem{"the journal did not answer: see the log"})
+}
+
+// healthz: the process answers.
+func (s *server) healthz(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	fmt.Fprintln(w, "ok")
+}
+
+// readyz: images can be received, else 503. The body is a Status either way.
+func (s *server) readyz(w http.ResponseWriter, _ *http.Request) {
+	st := s.Status()
+	code := http.StatusOK
+	if !st.Ready {
+		code = http.StatusServiceUnavailable
+	}
+	s.json(w, code, st)
+}
+
+func (s *server) series(w http.ResponseWriter, r *http.Request) {
+	list, err := s.Source.Series(r.Context())
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if list == nil {
+		list = []pipeline.SeriesStatus{}
+	}
+	s.json(w, http.StatusOK, list)
+}
+
+func (s *server) oneSeries(w http.ResponseWriter, r *http.Request) {
+	one, err := s.Source.SeriesByUID(r.Context(), r.PathValue("uid"))
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.json(w, http.StatusOK, one)
+}
+
+// events streams what happens (text/event-stream, one JSON object an event, the
+// type of which is the event's name). A client that does not read for ten
+// seconds is dropped; nothing else waits for it.
+func (s *server) events(w http.ResponseWriter, r *http.Request) {
+	select {
+	case s.streams <- struct{}{}:
+		defer func() { <-s.streams }()
+	default:
+		w.Header().Set("Retry-After", "10")
+		s.json(w, http.StatusServiceUnavailable, problem{fmt.Sprintf("%d clients are listening already", maxStreams)})
+		return
+	}
+	rc := http.NewResponseController(w)
+	send := func(format string, args ...any) bool {
+		if err := rc.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			return false
+		}
+		if _, err := fmt.Fprintf(w, format, args...); err != nil {
+			return false
+		}
+		return rc.Flush() == nil
+	}
+	events, stop := s.Source.Events()
+	defer stop()
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.WriteHeader(http.StatusOK)
+	if !send("retry: 2000\n: connected\n\n") {
+		return
+	}
+	tick := time.NewTicker(s.heartbeat)
+	defer tick.Stop()
+	for id := 1; ; id++ {
+		select {
+		case <-r.Context().Done():
+			return
+		case <-s.Done:
+			return
+		case <-tick.C:
+			if !send(": alive\n\n") {
+				return
+			}
+		case e, ok := <-events:
+			if !ok {
+				return
+			}
+			data, err := json.Marshal(e)
+			if err != nil {
+				s.Logger.Error("event", zap.Error(err))
+				return
+			}
+			if !send("id: %d\nevent: %s\ndata: %s\n\n", id, e.Type, data) {
+				return
+			}
+		}
+	}
+}
+
+// view is what the page shows.
+type view struct {
+	Status
+	Series []pipeline.SeriesStatus
+}
+
+func (s *server) index(w http.ResponseWriter, r *http.Request) { s.render(w, r, "page") }
+
+// live is the part of the page that changes.
+func (s *server) live(w http.ResponseWriter, r *http.Request) { s.render(w, r, "live") }
+
+func (s *server) render(w http.ResponseWriter, r *http.Request, name string) {
+	list, err := s.Source.Series(r.Context())
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	if err := s.page.ExecuteTemplate(w, name, view{s.Status(), list}); err != nil {
+		s.Logger.Debug("page", zap.Error(err)) // the client has gone
+	}
+}
+
+// row is a line of the series table.
+type row struct {
+	pipeline.SeriesStatus
+	Alarm   bool   // a person must look
+	Trouble string // what went otherwise than wanted
+}
+
+func rows(list []pipeline.SeriesStatus) []row {
+	out := make([]row, 0, len(list))
+	for _, s := range list {
+		r := row{SeriesStatus: s}
+		var t []string
+		count := func(n int64, what string, alarm bool) {
+			if n > 0 {
+				t = append(t, fmt.Sprintf("%d %s", n, what))
+				r.Alarm = r.Alarm || alarm
+			}
+		}
+		count(s.Failed, "failed", true)
+		count(s.Lost, "lost", true)
+		count(s.Conflict, "in conflict", true)
+		for _, d := range s.Destinations {
+			count(d.Refused, "refused by "+d.Name, true)
+			count(d.Damaged, "damaged for "+d.Name, true)
+			count(d.Warnings, "with a warning of "+d.Name, false)
+		}
+		if s.State == "incomplete" {
+			count(s.Missing, "missing", true)
+		}
+		r.Trouble = strings.Join(t, ", ")
+		out = append(out, r)
+	}
+	return out
+}
