@@ -132,7 +132,7 @@ func (c *serverConn) associate(rq *pdu.AssociateRQ) error {
 		return c.reject(ul.Event{Kind: ul.AssociateRQReceived, Refuse: true}, provider)
 	}
 	if !c.t.busy() {
-		return c.refuse(rq, errShutdown)
+		return c.t.fail(errShutdown)
 	}
 	if _, err := c.t.step(ul.Event{Kind: ul.AssociateRQReceived}); err != nil {
 		return err
@@ -159,7 +159,7 @@ func (c *serverConn) associate(rq *pdu.AssociateRQ) error {
 	}
 	session, err := c.s.Handler.Associate(c.ctx, req)
 	if err != nil {
-		return c.refuse(rq, err)
+		return c.refuse(err)
 	}
 	c.session = session
 	c.peerMax = rq.User.MaxLength
@@ -176,7 +176,7 @@ func (c *serverConn) associate(rq *pdu.AssociateRQ) error {
 }
 
 // refuse answers a request that the handler does not want.
-func (c *serverConn) refuse(_ *pdu.AssociateRQ, err error) error {
+func (c *serverConn) refuse(err error) error {
 	var rj *RejectError
 	if errors.As(err, &rj) {
 		return c.reject(ul.Event{Kind: ul.AssociateReject}, rj)
