@@ -48,6 +48,7 @@ func (c *serverConn) serve() {
 	ctx, cancel := context.WithCancel(c.s.ctx)
 	c.ctx = ctx
 	defer c.s.forget(c)
+	defer c.t.recycle()
 	defer cancel()
 	defer c.t.conn.Close()
 	defer func() {
@@ -226,7 +227,6 @@ func (c *serverConn) accept(rq *pdu.AssociateRQ, offered []PresentationContext) 
 	}
 	c.s.stats.accepted.Add(1)
 	c.startedAt = time.Now()
-	c.t.grow()
 	c.log.Info("association accepted", zap.Int("contexts", len(offered)), zap.Int("accepted", len(c.accepted)),
 		zap.Uint32("peer_max_pdu", c.peerMax), zap.String("implementation", rq.User.ImplementationVersionName))
 	return nil
@@ -345,6 +345,7 @@ func (c *serverConn) storeObject(cmd *dimse.Command, pc acceptedContext) (Status
 		cmd.AffectedSOPInstanceUID = "" // nothing to repeat in the answer or the log
 		return StatusInvalidSOPInstance, nil
 	}
+	c.t.grow() // only now: an association that never stores stays small
 	r := &c.reader
 	switch err := r.advance(); {
 	case err == io.EOF:

@@ -215,7 +215,6 @@ func (a *Association) open(ctx context.Context, rq *pdu.AssociateRQ) error {
 		}
 		switch issue {
 		case ul.IssueAccepted:
-			a.data = make([]byte, pdu.HeaderSize+pdu.PDVHeaderSize+fragmentSize(a.peerMax)+1)
 			return nil
 		case ul.IssueRejected:
 			rj := p.(*pdu.AssociateRJ)
@@ -369,7 +368,10 @@ func (a *Association) store(id byte, req *StoreRequest, r io.Reader) (Status, er
 	// One byte more than a fragment is read, to know which fragment is the last:
 	// an empty one at the end would make some peers abort. The first is read
 	// before anything is sent.
-	size := len(a.data) - head - 1
+	size := fragmentSize(a.peerMax)
+	if a.data == nil {
+		a.data = make([]byte, head+size+1)
+	}
 	n, err := io.ReadFull(r, a.data[head:])
 	if n == 0 && err == io.EOF {
 		return 0, errors.New("the data set is empty")

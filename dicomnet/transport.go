@@ -51,8 +51,9 @@ type transport struct {
 	m       *ul.Machine
 	maxData uint32 // largest P-DATA-TF taken, as announced
 
-	buf  []byte
-	r, w int // buf[r:w] is read from the connection and not yet used
+	buf   []byte
+	large *[largeBuffer]byte // what buf is after grow
+	r, w  int                // buf[r:w] is read from the connection and not yet used
 
 	pduLeft  uint32 // bytes of the current P-DATA-TF after the current fragment
 	fragLeft uint32 // bytes of the current fragment
@@ -85,12 +86,27 @@ func newTransport(conn net.Conn, maxData uint32, writing, window time.Duration) 
 	}
 }
 
+// largeBuffers keeps buffers between associations: modalities that open one per
+// image would otherwise pay for clearing a new one each time.
+var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
+
 // grow replaces the small buffer, keeping what was read ahead.
 func (t *transport) grow() {
-	buf := make([]byte, largeBuffer)
-	t.w = copy(buf, t.buf[t.r:t.w])
+	if t.large != nil {
+		return
+	}
+	t.large = largeBuffers.Get().(*[largeBuffer]byte)
+	t.w = copy(t.large[:], t.buf[t.r:t.w])
 	t.r = 0
-	t.buf = buf
+	t.buf = t.large[:]
+}
+
+// recycle gives the large buffer back. The transport must not be used again.
+func (t *transport) recycle() {
+	if t.large != nil {
+		largeBuffers.Put(t.large)
+		t.large, t.buf = nil, nil
+	}
 }
 
 // busy marks the end of the opening phase. It returns false when the transport
