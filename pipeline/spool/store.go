@@ -160,7 +160,7 @@ func (s *Store) space(n int64) error {
 // salt tells apart files of the same instance.
 func FileName(k Kind, series, sop, salt string) string {
 	sh := sha256.Sum256([]byte(series))
-	ih := sha256.Sum256([]byte(series + "\x00" + sop + "\x00" + salt))
+	ih := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", series, sop, salt))
 	return fmt.Sprintf("%s/%02x/%x-%x%s", k, sh[0], sh[:8], ih[:16], suffix)
 }
 
