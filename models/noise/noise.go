@@ -16,7 +16,7 @@ const (
 	perBin     = 400     // residuals per bin, at least
 	tile       = 16      // spacing of the spatial gain's grid, pixels
 	reach      = 32      // half the window of one grid point, pixels
-	flatShare  = 0.5     // share of the residuals of a bin, flattest first, that count
+	flatShare  = 0.4     // share of the residuals of a bin, flattest first, that count
 	prior      = 60.     // residuals that the assumption "gain 1" weighs
 	maxGain    = 4.      // spatial gain, and its inverse, at most
 )
@@ -82,6 +82,7 @@ func Estimate(img []float32, w, h int, skip []bool) (*Map, error) {
 	}
 	curve := b.signalCurve()
 	gain, gw, gh := b.spatialGain(curve, w, h)
+	curve.toComplex()
 	b.vals = b.vals[:0]
 	for y := range h {
 		gy := min(float64(y)/tile, float64(gh-1))
@@ -234,6 +235,41 @@ func (b *buffers) signalCurve() *curve {
 	}
 	b.samples = keep
 	return c
+}
+
+// toComplex turns the spread of a magnitude, which is smaller where there is
+// little signal (0.655 of it in air), into that of the real and imaginary parts.
+// That is what the networks are trained with. Images whose darkest parts are not
+// well above zero, measured by their noise, are no magnitudes and stay as they are.
+func (c *curve) toComplex() {
+	if len(c.mean) == 0 || c.mean[0] < 1.5*c.sigma[0] {
+		return
+	}
+	for k, s := range c.sigma {
+		if s > 0 {
+			c.sigma[k] *= koay(c.mean[k] / s)
+		}
+	}
+}
+
+// koayTable is Koay and Basser, J. Magn. Reson. 179 (2006) 317, equations 17 to
+// 19, inverted: mean by standard deviation of a Rician magnitude, and the factor
+// from the latter to the standard deviation of the complex noise.
+var koayTable = [...][2]float32{{1.913, 1.526}, {1.921, 1.443}, {1.996, 1.289}, {2.188, 1.167}, {2.485, 1.094},
+	{2.859, 1.054}, {3.281, 1.034}, {4.199, 1.017}, {5.155, 1.011}, {8, 1}}
+
+func koay(ratio float32) float32 {
+	t := koayTable[:]
+	if ratio <= t[0][0] {
+		return t[0][1]
+	}
+	for k := 1; k < len(t); k++ {
+		if ratio < t[k][0] {
+			f := (ratio - t[k-1][0]) / (t[k][0] - t[k-1][0])
+			return t[k-1][1] + f*(t[k][1]-t[k-1][1])
+		}
+	}
+	return 1
 }
 
 func cmp32(a, b float32) int {
