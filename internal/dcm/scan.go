@@ -96,8 +96,8 @@ type Encoding struct {
 	BigEndian bool
 }
 
-func (e Encoding) order() binary.ByteOrder {
-	if e.BigEndian {
+func (enc Encoding) order() binary.ByteOrder {
+	if enc.BigEndian {
 		return binary.BigEndian
 	}
 	return binary.LittleEndian
