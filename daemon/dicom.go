@@ -29,7 +29,6 @@ func (d *Daemon) Associate(_ context.Context, req *dicomnet.AssociateRequest) (d
 	}
 	s := &session{d: d, id: d.associations.Add(1), calling: req.CallingAETitle, called: req.CalledAETitle, host: host, log: log}
 	d.pipe.AssociationOpened(s.id, s.calling, s.host)
-	log.Debug("association")
 	return s, nil
 }
 
@@ -108,14 +107,10 @@ func storeStatus(err error) dicomnet.Status {
 	return dicomnet.StatusProcessingFailure
 }
 
-// Close ends the association for the pipeline and logs what it brought.
+// Close ends the association for the pipeline; dicomnet logs the rest.
 func (s *session) Close(cause error) {
 	s.d.pipe.AssociationClosed(s.id)
-	fields := []zap.Field{zap.Int("stored", s.stored), zap.Int("failed", s.failed)}
-	switch {
-	case cause != nil:
-		s.log.Warn("association broken", append(fields, zap.Error(cause))...)
-	case s.stored+s.failed > 0:
-		s.log.Info("association ended", fields...)
+	if s.failed > 0 {
+		s.log.Warn("association brought images that were not taken", zap.Int("stored", s.stored), zap.Int("failed", s.failed), zap.Error(cause))
 	}
 }

@@ -195,7 +195,9 @@ func (h *hotFolders) sweep(ctx context.Context, f WatchFolder, seen map[string]*
 		switch done, err := h.take(ctx, path, f.Quality, info); {
 		case done:
 			delete(seen, path)
-			imported++
+			if err == nil {
+				imported++
+			}
 		case err != nil && ctx.Err() == nil:
 			c.fails++
 			c.after = now.Add(min(time.Second<<min(c.fails, 6), time.Minute))
@@ -220,7 +222,7 @@ func temporary(name string) bool {
 }
 
 // take imports one file and removes it. done: the file is not in the folder any
-// more. An error is a passing reason.
+// more, imported or, with an error, rejected. Else the error is a passing reason.
 func (h *hotFolders) take(ctx context.Context, path string, q pipeline.Quality, info fs.FileInfo) (done bool, err error) {
 	err = h.imp(ctx, path, q)
 	switch {
@@ -231,12 +233,15 @@ func (h *hotFolders) take(ctx context.Context, path string, q pipeline.Quality, 
 		if rerr := h.reject(path, err); rerr != nil {
 			return false, errors.Join(err, rerr)
 		}
-		return true, nil
+		return true, err
 	}
 	// What was imported must be what is removed.
 	now, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
 	if err != nil {
-		return errors.Is(err, fs.ErrNotExist), err
+		return false, err
 	}
 	if !os.SameFile(info, now) || now.Size() != info.Size() || !now.ModTime().Equal(info.ModTime()) {
 		return false, errors.New("it was changed during the import")

@@ -21,9 +21,9 @@ and archive.`,
 		Version:       thisBuild().Version,
 	}
 	root.AddCommand(
-		newServeCmd(), newCheckCmd(), newStatusCmd(),
+		newDemoCmd(), newServeCmd(), newCheckCmd(), newStatusCmd(),
 		newEchoCmd(), newSendCmd(), newVersionCmd(),
-		newBenchCmd(), newModelCmd(), newServiceCmd(),
+		newDenoiseCmd(), newBenchCmd(), newModelCmd(), newServiceCmd(),
 	)
 	return root
 }
