@@ -37,7 +37,7 @@ func startOrthanc(t testing.TB) *orthanc {
 		"HttpPort": web, "RemoteAccessAllowed": false, "AuthenticationEnabled": false,
 		"DicomPort": o.dicom, "DicomAet": o.aet, "DicomCheckCalledAet": false, "DicomAlwaysAllowStore": true,
 		"UnknownSopClassAccepted": true, "OverwriteInstances": false, "SaveJobs": false, "Plugins": []string{},
-		"DicomScpTimeout": 30,
+		"DicomScpTimeout": 3, // it waits this long for the rest of a data set that is not what it says
 	}
 	data, err := json.Marshal(config)
 	if err != nil {

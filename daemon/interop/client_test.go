@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/diffdenoise/denoised/dicomnet"
+	"github.com/diffdenoise/denoised/internal/dcm"
 )
 
 const (
@@ -30,7 +31,8 @@ type raw struct {
 }
 
 // readRaw takes a file as it is: with a readable meta group the data set behind
-// it, else the whole file, under a made-up UID.
+// it, else what our own scan says is the data set, at worst the whole file. A
+// UID that is missing is made up.
 func readRaw(t testing.TB, file string) raw {
 	t.Helper()
 	data, err := os.ReadFile(file)
@@ -39,10 +41,14 @@ func readRaw(t testing.TB, file string) raw {
 	}
 	p, err := parsePart10(data)
 	if err != nil {
-		p = part10{DataSet: data, TransferSyntaxUID: implicitLittleEndian}
+		p = part10{DataSet: data}
+		if o, _ := dcm.Scan(bytes.NewReader(data), int64(len(data))); o != nil { // a damaged one will do
+			p = part10{SOPClassUID: o.String(dcm.SOPClassUID), SOPInstanceUID: o.String(dcm.SOPInstanceUID),
+				TransferSyntaxUID: o.TransferSyntaxUID(), DataSet: data[min(max(o.DataSetOffset(), 0), int64(len(data))):]}
+		}
 	}
 	if !wellFormed(p.TransferSyntaxUID) {
-		p.TransferSyntaxUID = explicitLittleEndian
+		p.TransferSyntaxUID = implicitLittleEndian
 	}
 	if !wellFormed(p.SOPClassUID) {
 		p.SOPClassUID = secondaryCapture
