@@ -328,27 +328,26 @@ func eventOf(typ pdu.Type) ul.EventKind {
 	}
 }
 
-// nextFragment advances to the next fragment, through as many PDUs as that
-// takes. Its bytes are then fragLeft. errReleased means that the peer asked to
+// nextFragment advances to the next fragment, into the next PDU if
+// needed. Its bytes are then fragLeft. errReleased means that the peer asked to
 // release instead; all other errors leave the association to be ended by fail.
 func (t *transport) nextFragment() (pdu.PDVHeader, error) {
-	for t.pduLeft == 0 {
+	if t.pduLeft == 0 {
 		h, err := t.header()
 		if err != nil {
 			return pdu.PDVHeader{}, err
 		}
-		if h.Type == pdu.TypeDataTF {
-			if _, err := t.step(ul.Event{Kind: ul.DataReceived}); err != nil {
+		if h.Type != pdu.TypeDataTF {
+			p, err := t.body(h)
+			if err != nil {
 				return pdu.PDVHeader{}, err
 			}
-			t.pduLeft = h.Length
-			break
+			return pdu.PDVHeader{}, t.control(p)
 		}
-		p, err := t.body(h)
-		if err != nil {
+		if _, err := t.step(ul.Event{Kind: ul.DataReceived}); err != nil {
 			return pdu.PDVHeader{}, err
 		}
-		return pdu.PDVHeader{}, t.control(p)
+		t.pduLeft = h.Length
 	}
 	if t.pduLeft < pdu.PDVHeaderSize {
 		_, err := pdu.ParsePDVHeader(nil, t.pduLeft)
