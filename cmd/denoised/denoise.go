@@ -83,15 +83,15 @@ a file appears under OUT only when it is complete.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case out == "":
-				return errors.New("denoise: no output; name it with --out")
+				return usagef("denoise: no output; name it with --out")
 			case !(strength >= 0 && strength <= 1):
-				return fmt.Errorf("denoise: --strength %g is outside 0 to 1", strength)
+				return usagef("denoise: --strength %g is outside 0 to 1", strength)
 			case quality != "fast" && quality != "high":
-				return fmt.Errorf("denoise: --quality %q; choose fast or high", quality)
+				return usagef("denoise: --quality %q; choose fast or high", quality)
 			case backend == "cuda":
 				return errors.New("denoise: --backend cuda: this program computes on the CPU only; use --backend auto")
 			case backend != "auto" && backend != "cpu":
-				return fmt.Errorf("denoise: --backend %q; choose auto, cpu or cuda", backend)
+				return usagef("denoise: --backend %q; choose auto, cpu or cuda", backend)
 			}
 			m, err := models.Open(model)
 			if err != nil {

@@ -30,9 +30,6 @@ type Map struct {
 	Sigma []float32
 	// Median is the median of Sigma over pixels that are neither skipped nor blank.
 	Median float64
-	// Correlation is how much larger the noise is two pixels away from the
-	// finest scale than at the finest: 1 for white noise.
-	Correlation float64
 }
 
 type buffers struct {
@@ -42,7 +39,7 @@ type buffers struct {
 }
 
 // sample is one residual of the finest scale with what it is sorted by.
-type sample struct{ mean, grad, res, x, y float32 }
+type sample struct{ mean, grad, res, fine, x, y float32 }
 
 var pool = sync.Pool{New: func() any { return new(buffers) }}
 
@@ -69,7 +66,7 @@ func Estimate(img []float32, w, h int, skip []bool) (*Map, error) {
 			return nil, fmt.Errorf("estimate noise: pixel (%d, %d) is not finite", i%w, i/w)
 		}
 	}
-	m := &Map{Width: w, Height: h, Sigma: make([]float32, w*h), Correlation: 1}
+	m := &Map{Width: w, Height: h, Sigma: make([]float32, w*h)}
 	b := pool.Get().(*buffers)
 	defer pool.Put(b)
 	n := w * h
@@ -137,6 +134,9 @@ func outside(mark []bool, img []float32, w, h int, skip []bool) {
 	}
 }
 
+// fine is the fourth difference: its square's sum is 70.
+var fine = [5]float32{1, -4, 6, -4, 1}
+
 // collect computes the finest diagonal residual, the local mean and the local
 // gradient, and samples them where all that they need lies inside.
 func (b *buffers) collect(img []float32, w, h int) {
@@ -160,8 +160,13 @@ func (b *buffers) collect(img []float32, w, h int) {
 			}
 			u, c, d := img[i-w-1:i-w+2], img[i-1:i+2], img[i+w-1:i+w+2]
 			r := (u[0] - 2*u[1] + u[2] - 2*(c[0]-2*c[1]+c[2]) + d[0] - 2*d[1] + d[2]) / 6
+			f := float32(0)
+			for dy, ky := range fine {
+				v := img[i+(dy-2)*w-2:][:5]
+				f += ky * (v[0] - 4*v[1] + 6*v[2] - 4*v[3] + v[4])
+			}
 			gx, gy := b.a[i+2]-b.a[i-2], b.a[i+2*w]-b.a[i-2*w]
-			b.samples = append(b.samples, sample{mean: b.mean[i], grad: gx*gx + gy*gy, res: r, x: float32(x), y: float32(y)})
+			b.samples = append(b.samples, sample{mean: b.mean[i], grad: gx*gx + gy*gy, res: r, fine: f / 70, x: float32(x), y: float32(y)})
 		}
 	}
 }
@@ -219,6 +224,10 @@ func (b *buffers) signalCurve() *curve {
 			mean += float64(p.mean)
 		}
 		sg := robust(b.vals)
+		for j, p := range flat {
+			b.vals[j] = abs(p.fine)
+		}
+		sg = min(sg, robust(b.vals))
 		mu := float32(mean / float64(len(flat)))
 		keep = append(keep, flat...)
 		if n := len(c.mean); n > 0 && mu <= c.mean[n-1] {

@@ -1,0 +1,460 @@
+package noise_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"text/tabwriter"
+
+	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/internal/nifti"
+	"github.com/diffdenoise/denoised/internal/phantom"
+	"github.com/diffdenoise/denoised/internal/score"
+	"github.com/diffdenoise/denoised/internal/testdata"
+	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/pipeline/derive"
+	"gonum.org/v1/gonum/dsp/fourier"
+)
+
+// picture is a reference image, 1 = 99.9th percentile of its volume.
+type picture struct {
+	name string
+	w, h int
+	px   []float32
+}
+
+// noiseRow is one kind of noise. make returns the noisy image, the true map of
+// its standard deviation and the reference.
+type noiseRow struct {
+	name string
+	make func(p picture, rng *rand.Rand) (noisy, sigma, ref []float32)
+	gain float64 // floor of the mean gain over the noisy input, dB
+}
+
+const level = 6. / 255
+
+func additive(sd func(v float64, x, y float64) float64) func(picture, *rand.Rand) ([]float32, []float32, []float32) {
+	return func(p picture, rng *rand.Rand) ([]float32, []float32, []float32) {
+		y, s := make([]float32, len(p.px)), make([]float32, len(p.px))
+		for i, v := range p.px {
+			sg := sd(max(float64(v), 0), float64(i%p.w)/float64(p.w), float64(i/p.w)/float64(p.h))
+			y[i], s[i] = v+float32(sg*rng.NormFloat64()), float32(sg)
+		}
+		return y, s, p.px
+	}
+}
+
+func poisson(peak float64) func(picture, *rand.Rand) ([]float32, []float32, []float32) {
+	return func(p picture, rng *rand.Rand) ([]float32, []float32, []float32) {
+		y, s := make([]float32, len(p.px)), make([]float32, len(p.px))
+		for i, v := range p.px {
+			m := max(float64(v), 0) * peak
+			n := 0.0
+			if m < 50 {
+				for q := rng.Float64(); q > math.Exp(-m); n++ {
+					q *= rng.Float64()
+				}
+			} else {
+				n = math.Round(m + math.Sqrt(m)*rng.NormFloat64())
+			}
+			y[i], s[i] = float32(n/peak), float32(math.Sqrt(m)/peak)
+		}
+		return y, s, p.px
+	}
+}
+
+// gamma noise of shape k, mean 1, multiplies; Marsaglia and Tsang 2000.
+func gamma(k float64) func(picture, *rand.Rand) ([]float32, []float32, []float32) {
+	draw := func(rng *rand.Rand) float64 {
+		d := k - 1./3
+		for {
+			x := rng.NormFloat64()
+			t := math.Pow(1+x/math.Sqrt(9*d), 3)
+			if t > 0 && math.Log(rng.Float64()) < x*x/2+d-d*t+d*math.Log(t) {
+				return d * t / k
+			}
+		}
+	}
+	return func(p picture, rng *rand.Rand) ([]float32, []float32, []float32) {
+		y, s := make([]float32, len(p.px)), make([]float32, len(p.px))
+		for i, v := range p.px {
+			y[i], s[i] = v*float32(draw(rng)), v/float32(math.Sqrt(k))
+		}
+		return y, s, p.px
+	}
+}
+
+// correlated noise: white noise smoothed with a Gaussian of the given spread in
+// pixels, then scaled to the level.
+func correlated(spread float64) func(picture, *rand.Rand) ([]float32, []float32, []float32) {
+	return func(p picture, rng *rand.Rand) ([]float32, []float32, []float32) {
+		c := make([]complex128, len(p.px))
+		for i := range c {
+			c[i] = complex(rng.NormFloat64(), 0)
+		}
+		filter(c, p.w, p.h, func(fx, fy float64) float64 {
+			return math.Exp(-2 * math.Pi * math.Pi * spread * spread * (fx*fx + fy*fy))
+		})
+		sum := 0.0
+		for _, v := range c {
+			sum += real(v) * real(v)
+		}
+		a := level / math.Sqrt(sum/float64(len(c)))
+		y, s := make([]float32, len(c)), make([]float32, len(c))
+		for i, v := range c {
+			y[i], s[i] = p.px[i]+float32(a*real(v)), level
+		}
+		return y, s, p.px
+	}
+}
+
+// complexNoise is Rician noise, with k-space zero-filled by the factor fill. The
+// magnitude is taken unless real is set.
+func complexNoise(fill float64, magnitude bool) func(picture, *rand.Rand) ([]float32, []float32, []float32) {
+	return func(p picture, rng *rand.Rand) ([]float32, []float32, []float32) {
+		img, n := make([]complex128, len(p.px)), make([]complex128, len(p.px))
+		for i, v := range p.px {
+			img[i] = complex(float64(v), 0)
+			n[i] = complex(level*fill*rng.NormFloat64(), level*fill*rng.NormFloat64())
+		}
+		if fill > 1 {
+			keep := func(fx, fy float64) float64 {
+				if math.Abs(fx) > 0.5/fill || math.Abs(fy) > 0.5/fill {
+					return 0
+				}
+				return 1
+			}
+			filter(img, p.w, p.h, keep)
+			filter(n, p.w, p.h, keep)
+		}
+		y, s, ref := make([]float32, len(n)), make([]float32, len(n)), make([]float32, len(n))
+		for i := range y {
+			s[i], ref[i] = level, float32(real(img[i]))
+			c := img[i] + n[i]
+			if y[i] = float32(real(c)); magnitude {
+				y[i], ref[i] = float32(math.Hypot(real(c), imag(c))), float32(math.Abs(real(img[i])))
+			}
+		}
+		return y, s, ref
+	}
+}
+
+// filter multiplies the spectrum; frequencies are in cycles per pixel.
+func filter(c []complex128, w, h int, f func(fx, fy float64) float64) {
+	fw, fh := fourier.NewCmplxFFT(w), fourier.NewCmplxFFT(h)
+	for y := range h {
+		fw.Coefficients(c[y*w:][:w], c[y*w:][:w])
+	}
+	col := make([]complex128, h)
+	for x := range w {
+		for y := range h {
+			col[y] = c[y*w+x]
+		}
+		fh.Coefficients(col, col)
+		for y := range h {
+			col[y] *= complex(f(fw.Freq(x), fh.Freq(y))/float64(w*h), 0)
+		}
+		fh.Sequence(col, col)
+		for y := range h {
+			c[y*w+x] = col[y]
+		}
+	}
+	for y := range h {
+		fw.Sequence(c[y*w:][:w], c[y*w:][:w])
+	}
+}
+
+// rows are the kinds of noise of docs/quality.md.
+var rows = []noiseRow{
+	{"Gaussian 6/255", additive(func(_, _, _ float64) float64 { return level }), 3},
+	{"Gaussian 2/255", additive(func(_, _, _ float64) float64 { return level / 3 }), 0.8},
+	{"varying 3 to 12/255", additive(func(_, x, y float64) float64 {
+		return level * (0.5 + 1.5*math.Min(1, (x-.3)*(x-.3)*1.6+(y-.6)*(y-.6)*1.6))
+	}), 3.5},
+	{"Poisson 200", poisson(200), 2.5},
+	{"Poisson 700", poisson(700), 1.5},
+	{"gamma 100", gamma(100), 2.5},
+	{"gamma 500", gamma(500), 1},
+	{"correlated 0.5", correlated(0.5), 2},
+	{"correlated 1.2", correlated(1.2), -0.02},
+	{"Rician 6/255", complexNoise(1, true), 2},
+	{"zero-filled 1.31", complexNoise(1.31, false), 1.5},
+	{"zero-filled 2", complexNoise(2, false), 0.6},
+	{"zero-filled 1.31, magnitude", complexNoise(1.31, true), 1},
+	{"zero-filled 2, magnitude", complexNoise(2, true), 0.2},
+}
+
+// worstLoss is how much a single image may lose against the noisy input, dB.
+const worstLoss = 0.02
+
+// TestQualityPhantom runs every row on slices whose truth is exact.
+func TestQualityPhantom(t *testing.T) {
+	v := phantom.New(phantom.Spec{Seed: 3, Slices: 6, Shading: true})
+	var pics []picture
+	for _, k := range []int{1, 3} {
+		pics = append(pics, picture{fmt.Sprint("phantom ", k), v.Spec.Width, v.Spec.Height, v.Truth[k]})
+	}
+	runRows(t, pics)
+}
+
+// TestQualityReal runs every row on slices of real volumes whose own noise is
+// far below that of the rows.
+func TestQualityReal(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short")
+	}
+	dir := testdata.Dir(t)
+	var pics []picture
+	for _, f := range []struct {
+		path string
+		at   []float64
+	}{
+		{"repeats/philips_epi_x60/epi_96x96x20x60.nii.gz", []float64{0.3, 0.5, 0.7}},
+		{"repeats/philips_b0_x6/b0_128x128x44x6.nii.gz", []float64{0.4, 0.6}},
+		{"mri/ms_longitudinal/patient20_study2_T1W.nii.gz", []float64{0.5}},
+		{"mri/ms_longitudinal/patient01_study1_T2W.nii.gz", []float64{0.4}},
+		{"mri/uih_t1/session1_t1_sag_512x460.nii.gz", []float64{0.5}},
+		{"mri/brain_gd_clinical/brain1_256x256x25.nii.gz", []float64{0.5}},
+		{"mri/fetal_haste/sub-01_run-1_T2w.nii.gz", []float64{0.5}},
+	} {
+		s := open(t, filepath.Join(dir, f.path))
+		m := s.mean(-1)
+		scale := percentile(m)
+		for _, at := range f.at {
+			px := slices.Clone(m[int(at*float64(s.Depth))*s.n:][:s.n])
+			for i := range px {
+				px[i] /= scale
+			}
+			pics = append(pics, picture{filepath.Base(f.path), s.Width, s.Height, px})
+		}
+	}
+	runRows(t, pics)
+}
+
+func runRows(t *testing.T, pics []picture) {
+	m := model(t)
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "row\tnoisy\tdenoised\ttrue map\tmedian gain\tworst gain\tSSIM noisy\tSSIM denoised")
+	for _, r := range rows {
+		var noisy, ours, bound, sn, so, gains []float64
+		for i, p := range pics {
+			y, s, ref := r.make(p, rand.New(rand.NewPCG(uint64(i), 7)))
+			res, err := m.Denoise(context.Background(), models.Image{Width: p.w, Height: p.h, Pixels: y}, models.Options{Strength: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			best := make([]float32, len(y))
+			if err := m.Student().Forward(best, y, s, p.w, p.h); err != nil {
+				t.Fatal(err)
+			}
+			a, b := score.PSNR(y, ref, 1), score.PSNR(res.Pixels, ref, 1)
+			noisy, ours, bound = append(noisy, a), append(ours, b), append(bound, score.PSNR(best, ref, 1))
+			sn, so = append(sn, score.SSIM(y, ref, p.w, p.h, 1)), append(so, score.SSIM(res.Pixels, ref, p.w, p.h, 1))
+			gains = append(gains, b-a)
+			if b-a < -worstLoss {
+				t.Errorf("%s on %s: %.2f dB, the noisy input has %.2f", r.name, p.name, b, a)
+			}
+		}
+		if g := mean(gains); g < r.gain {
+			t.Errorf("%s: mean gain %.2f dB, want at least %.2f", r.name, g, r.gain)
+		}
+		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%+.2f\t%+.2f\t%.3f\t%.3f\n", r.name, mean(noisy), mean(ours), mean(bound),
+			middle(gains), slices.Min(gains), mean(sn), mean(so))
+	}
+	w.Flush()
+	t.Logf("mean PSNR in dB, %d slices\n%s", len(pics), table.String())
+}
+
+// TestQualityRepeats scores single repetitions against the mean of the others.
+func TestQualityRepeats(t *testing.T) {
+	dir := testdata.Dir(t)
+	m := model(t)
+	for _, f := range []struct {
+		path string
+		reps []int
+	}{
+		{"repeats/philips_epi_x60/epi_96x96x20x60.nii.gz", []int{40, 47, 53, 59}},
+		{"repeats/philips_b0_x6/b0_128x128x44x6.nii.gz", []int{0, 3, 5}},
+	} {
+		s := open(t, filepath.Join(dir, f.path))
+		scale := percentile(s.mean(-1))
+		var noisy, ours, gains []float64
+		y := make([]float32, s.n)
+		for _, rep := range f.reps {
+			ref := s.mean(rep)
+			for _, k := range []int{s.Depth / 4, s.Depth / 2, s.Depth * 3 / 4} {
+				if err := s.Slice(y, rep*s.Depth+k); err != nil {
+					t.Fatal(err)
+				}
+				res, err := m.Denoise(context.Background(), models.Image{Width: s.Width, Height: s.Height, Pixels: y}, models.Options{Strength: 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := ref[k*s.n:][:s.n]
+				a, b := score.PSNR(y, r, float64(scale)), score.PSNR(res.Pixels, r, float64(scale))
+				noisy, ours, gains = append(noisy, a), append(ours, b), append(gains, b-a)
+			}
+		}
+		t.Logf("%s: noisy %.2f dB, denoised %.2f, gain median %+.2f, worst %+.2f", filepath.Base(f.path), mean(noisy), mean(ours), middle(gains), slices.Min(gains))
+		if slices.Min(gains) < -worstLoss {
+			t.Errorf("%s: a slice loses %.2f dB", filepath.Base(f.path), -slices.Min(gains))
+		}
+	}
+}
+
+// TestQualityPairs denoises two acquisitions of the same phantom: what differs
+// between them must shrink, and the mean must stay.
+func TestQualityPairs(t *testing.T) {
+	dir := filepath.Join(testdata.Dir(t), "repeats", "phantom_pairs")
+	m := model(t)
+	pairs, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tried := 0
+	for _, p := range pairs {
+		var before, after [2][]float32
+		var w, h int
+		var sigma float64
+		refused := ""
+		for i := range 2 {
+			f := frame(t, filepath.Join(dir, p.Name(), fmt.Sprintf("acq%d.dcm", i+1)), &refused)
+			if f == nil {
+				break
+			}
+			res, err := m.Denoise(context.Background(), models.Image{Width: f.Width, Height: f.Height, Pixels: f.Pixels, Skip: f.Skip}, models.Options{Strength: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			before[i], after[i], w, h, sigma = f.Pixels, res.Pixels, f.Width, f.Height, res.Sigma
+		}
+		if refused != "" {
+			t.Logf("%s: not denoised: %s", p.Name(), refused)
+			continue
+		}
+		tried++
+		stat := func(v [2][]float32) (mu, sd float64) {
+			n, sum, sq, diff := 0., 0., 0., 0.
+			for y := h * 3 / 8; y < h*5/8; y++ {
+				for x := w * 3 / 8; x < w*5/8; x++ {
+					a, b := float64(v[0][y*w+x]), float64(v[1][y*w+x])
+					n, sum, sq, diff = n+1, sum+(a+b)/2, sq+(a-b)*(a-b), diff+a-b
+				}
+			}
+			return sum / n, math.Sqrt(max(sq/n-diff*diff/n/n, 0) / 2)
+		}
+		m0, s0 := stat(before)
+		m1, s1 := stat(after)
+		t.Logf("%s: noise %.2f -> %.2f (estimated %.2f), mean %.1f -> %.1f", p.Name(), s0, s1, sigma, m0, m1)
+		if math.Abs(m1/m0-1) > 0.005 {
+			t.Errorf("%s: mean %.2f becomes %.2f", p.Name(), m0, m1)
+		}
+		if s1 > s0*1.01 {
+			t.Errorf("%s: noise grows from %.2f to %.2f", p.Name(), s0, s1)
+		}
+	}
+	if tried == 0 {
+		t.Error("no pair could be denoised")
+	}
+}
+
+func frame(t *testing.T, path string, refused *string) *derive.Frame {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := dcm.Scan(f, info.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := derive.Inspect(o); !v.OK() {
+		*refused = v.String()
+		return nil
+	}
+	fr, err := derive.ReadFrame(o, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fr
+}
+
+func model(t *testing.T) *models.Model {
+	t.Helper()
+	m, err := models.Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+type volume struct {
+	*nifti.Volume
+	n int // pixels of a slice
+	t *testing.T
+}
+
+func open(t *testing.T, path string) volume {
+	t.Helper()
+	v, err := nifti.Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return volume{v, v.Width * v.Height, t}
+}
+
+// mean returns the mean volume over all repetitions but one.
+func (v volume) mean(without int) []float32 {
+	v.t.Helper()
+	sum := make([]float32, v.n*v.Depth)
+	buf := make([]float32, v.n)
+	n := float32(0)
+	for r := range v.Repeats {
+		if r == without {
+			continue
+		}
+		n++
+		for k := range v.Depth {
+			if err := v.Slice(buf, r*v.Depth+k); err != nil {
+				v.t.Fatal(err)
+			}
+			for i, x := range buf {
+				sum[k*v.n+i] += x
+			}
+		}
+	}
+	for i := range sum {
+		sum[i] /= n
+	}
+	return sum
+}
+
+func percentile(v []float32) float32 {
+	s := slices.Sorted(slices.Values(v))
+	return s[int(0.999*float64(len(s)-1))]
+}
+
+func mean(v []float64) float64 {
+	s := 0.0
+	for _, x := range v {
+		s += x
+	}
+	return s / float64(len(v))
+}
+
+func middle(v []float64) float64 {
+	s := slices.Sorted(slices.Values(v))
+	return s[len(s)/2]
+}
