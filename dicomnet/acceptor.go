@@ -451,10 +451,10 @@ func echoUID(affected, requested string) string {
 // finish says goodbye as err asks and returns the cause for Session.Close.
 func (c *serverConn) finish(err error) (cause error) {
 	if err == errReleased {
+		c.s.stats.released.Add(1) // before the peer can know
 		if _, err = c.t.step(ul.Event{Kind: ul.ReleaseResponse}); err != nil {
 			c.t.fail(err)
 		}
-		c.s.stats.released.Add(1)
 	} else {
 		cause = c.t.fail(err)
 		c.s.stats.aborted.Add(1)
