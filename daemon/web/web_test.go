@@ -1,0 +1,326 @@
+package web
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/diffdenoise/denoised/pipeline"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fake is a source that a test fills.
+type fake struct {
+	list []pipeline.SeriesStatus
+	err  error
+
+	mu   sync.Mutex
+	subs map[chan pipeline.Event]bool
+	came chan struct{} // one for each listener
+}
+
+func (f *fake) Series(context.Context) ([]pipeline.SeriesStatus, error) { return f.list, f.err }
+
+func (f *fake) SeriesByUID(_ context.Context, uid string) (*pipeline.SeriesStatus, error) {
+	for _, s := range f.list {
+		if s.UID == uid {
+			return &s, f.err
+		}
+	}
+	return nil, errors.Join(f.err, fmt.Errorf("series %q: %w", uid, pipeline.ErrUnknownSeries))
+}
+
+func (f *fake) Events() (<-chan pipeline.Event, func()) {
+	c := make(chan pipeline.Event, 4)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.subs[c] = true
+	f.came <- struct{}{}
+	return c, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.subs, c)
+	}
+}
+
+func (f *fake) send(e pipeline.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.subs {
+		c <- e
+	}
+}
+
+func (f *fake) listeners() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.subs)
+}
+
+type rig struct {
+	*fake
+	status Status
+	done   chan struct{}
+	url    string
+	client *http.Client
+}
+
+func start(t *testing.T, heartbeat time.Duration) *rig {
+	t.Helper()
+	r := &rig{fake: &fake{subs: map[chan pipeline.Event]bool{}, came: make(chan struct{}, 100)},
+		status: Status{Ready: true, Version: "1.2.3", Model: "m 1", Started: time.Now(), Problems: []string{}}, done: make(chan struct{})}
+	s := httptest.NewServer(New(Options{Source: r.fake, Status: func() Status { return r.status }, Gatherer: prometheus.NewRegistry(), Done: r.done,
+		Listen: "127.0.0.1:8042", heartbeat: heartbeat}))
+	r.url, r.client = s.URL, s.Client()
+	t.Cleanup(s.Close)
+	return r
+}
+
+func (r *rig) get(t *testing.T, path string) (*http.Response, string) {
+	t.Helper()
+	resp, err := r.client.Get(r.url + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(body)
+}
+
+func TestHealth(t *testing.T) {
+	r := start(t, 0)
+	if resp, body := r.get(t, "/healthz"); resp.StatusCode != 200 || body != "ok\n" {
+		t.Errorf("%s %q", resp.Status, body)
+	}
+	if resp, _ := r.get(t, "/readyz"); resp.StatusCode != 200 {
+		t.Error(resp.Status)
+	}
+	r.status.Ready, r.status.Problems = false, []string{"spool: disk full"}
+	resp, body := r.get(t, "/readyz")
+	var got Status
+	if err := json.Unmarshal([]byte(body), &got); err != nil || resp.StatusCode != 503 || len(got.Problems) != 1 || got.Problems[0] != "spool: disk full" {
+		t.Errorf("%s %v %s", resp.Status, err, body)
+	}
+	if resp, _ := r.get(t, "/healthz"); resp.StatusCode != 200 {
+		t.Errorf("not ready is not dead: %s", resp.Status)
+	}
+}
+
+func TestSeries(t *testing.T) {
+	r := start(t, 0)
+	if _, body := r.get(t, "/api/series"); strings.TrimSpace(body) != "[]" {
+		t.Errorf("none: %s", body)
+	}
+	r.list = []pipeline.SeriesStatus{{UID: "1.2.3", Received: 5}, {UID: "?A/B", Received: 1}}
+	for path, want := range map[string]int{"/api/series/1.2.3": 200, "/api/series/%3FA%2FB": 200, "/api/series/1.2.4": 404, "/api/other": 404, "/other": 404} {
+		if resp, body := r.get(t, path); resp.StatusCode != want {
+			t.Errorf("%s: %s %s", path, resp.Status, body)
+		}
+	}
+	r.err = errors.New("secret detail")
+	for _, path := range []string{"/api/series", "/api/series/1.2.3", "/"} {
+		if resp, body := r.get(t, path); resp.StatusCode != 500 || strings.Contains(body, "secret") {
+			t.Errorf("%s: %s %s", path, resp.Status, body)
+		}
+	}
+}
+
+// TestGuard: headers on every answer, foreign names and foreign writers refused.
+func TestGuard(t *testing.T) {
+	r := start(t, 0)
+	for _, path := range []string{"/", "/static/live.js", "/api/series", "/healthz", "/none"} {
+		resp, _ := r.get(t, path)
+		csp := resp.Header.Get("Content-Security-Policy")
+		if !strings.HasPrefix(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") || resp.Header.Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("%s: headers %v", path, resp.Header)
+		}
+	}
+	for host, want := range map[string]int{"localhost:8042": 200, "127.0.0.1:1": 200, "[::1]:8042": 200, "evil.example": 421, "evil.example:8042": 421, "10.0.0.1:8042": 421} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+"/api/series", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = host
+		resp, err := r.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("Host %s: %s", host, resp.Status)
+		}
+	}
+	for header, want := range map[string]int{"cross-site": 403, "same-origin": 405} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+"/api/series", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Sec-Fetch-Site", header)
+		resp, err := r.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("POST %s: %s", header, resp.Status)
+		}
+	}
+}
+
+var inline = regexp.MustCompile(`(?i)<script(?:[^>]*)>[^<]|<style|\son[a-z]+=|style=`)
+
+// TestPage: what is shown, escaped, and nothing inline.
+func TestPage(t *testing.T) {
+	r := start(t, 0)
+	_, empty := r.get(t, "/")
+	r.status.Problems = []string{"destination pacs does not take images"}
+	r.status.Destinations = []Destination{{Name: "pacs", Breaker: "open", Queue: Queue{Waiting: 7, OldestSeconds: 61}}}
+	r.status.Errors = []LogLine{{Message: "<b>bold</b>", Detail: "a=b"}}
+	r.list = []pipeline.SeriesStatus{
+		{UID: "1.2", Protocol: `<script>alert(1)</script>`, Received: 12, Expected: 20, Missing: 8, State: "incomplete", Denoised: 10, Waiting: 2, Passed: 1, Reasons: map[string]int64{"phase": 1},
+			Destinations: []pipeline.DestinationStatus{{Name: "pacs", Stored: 3, Queued: 9, Refused: 1, Warnings: 2}}},
+	}
+	_, full := r.get(t, "/")
+	_, part := r.get(t, "/part/live")
+	for _, page := range []string{empty, full, part} {
+		if m := inline.FindString(page); m != "" {
+			t.Errorf("inline: %q", m)
+		}
+	}
+	for _, want := range []string{"Research use only", "None yet", "Images are received", "Version 1.2.3"} {
+		if !strings.Contains(empty, want) {
+			t.Errorf("empty page lacks %q", want)
+		}
+	}
+	for _, want := range []string{"12/20", "not reachable", "1m1s", "&lt;script&gt;", "&lt;b&gt;", "phase: 1", "8 missing", "1 refused by pacs", "2 with a warning of pacs", "something needs a look"} {
+		if !strings.Contains(full, want) || !strings.Contains(part, want) {
+			t.Errorf("full page lacks %q", want)
+		}
+	}
+	if strings.Contains(part, "<html") || !strings.HasPrefix(full, "<!doctype html>") {
+		t.Error("part and page are not what they should be")
+	}
+	r.status.Ready = false
+	if _, page := r.get(t, "/"); !strings.Contains(page, "IMAGES ARE NOT RECEIVED") {
+		t.Error("the page does not say that images are not received")
+	}
+	for _, path := range []string{"/static/live.js", "/static/page.css", "/static/icon.svg"} {
+		if resp, body := r.get(t, path); resp.StatusCode != 200 || body == "" {
+			t.Errorf("%s: %s", path, resp.Status)
+		}
+	}
+}
+
+// TestEvents: events come in their order, with heartbeats between, and a
+// stream ends with the daemon.
+func TestEvents(t *testing.T) {
+	r := start(t, 20*time.Millisecond)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+"/api/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if ct := resp.Header.Get("Content-Type"); ct != "text/event-stream" {
+		t.Errorf("content type %s", ct)
+	}
+	<-r.came
+	lines := bufio.NewScanner(resp.Body)
+	until := func(prefix string) string {
+		t.Helper()
+		for lines.Scan() {
+			if rest, ok := strings.CutPrefix(lines.Text(), prefix); ok {
+				return rest
+			}
+		}
+		t.Fatalf("the stream ended before %q: %v", prefix, lines.Err())
+		return ""
+	}
+	for i := range 10 {
+		r.send(pipeline.Event{Type: "received", Instance: fmt.Sprint(i)})
+		if got := until("event: "); got != "received" {
+			t.Errorf("event %q", got)
+		}
+		var e pipeline.Event
+		if err := json.Unmarshal([]byte(until("data: ")), &e); err != nil || e.Instance != fmt.Sprint(i) {
+			t.Errorf("%+v, %v", e, err)
+		}
+	}
+	until(": alive")
+	close(r.done)
+	for lines.Scan() {
+		if lines.Text() != "" && !strings.HasPrefix(lines.Text(), ":") {
+			t.Errorf("after the end: %q", lines.Text())
+		}
+	}
+	if r.listeners() != 0 {
+		t.Error("the stream's end did not reach the source")
+	}
+}
+
+// TestManyStreams: one client more than there is room for is told so, and a
+// place is free again when a client has gone.
+func TestManyStreams(t *testing.T) {
+	r := start(t, 0)
+	open := func(ctx context.Context) (*http.Response, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+"/api/events", nil)
+		if err != nil {
+			return nil, err
+		}
+		return r.client.Do(req)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range maxStreams {
+		resp, err := open(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		<-r.came
+	}
+	resp, err := open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("one too many: %s", resp.Status)
+	}
+	cancel()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		resp, err := open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no place became free")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
