@@ -244,32 +244,3 @@ func ExampleSelect() {
 	fmt.Println(network.Forward(image, image, sigma, 64, 48))
 	// Output: <nil>
 }
-
-func BenchmarkForward(b *testing.B) {
-	for _, name := range ISAs() {
-		for _, size := range []int{256, 512, 1024, 2048} {
-			if name == Go && size > 256 {
-				continue
-			}
-			for _, aim := range []int{32, 64, 128, 256, 1 << 20} {
-				b.Run(fmt.Sprintf("isa=%s/size=%d/strip=%d", name, size, aim), func(b *testing.B) {
-					be, err := New(name)
-					if err != nil {
-						b.Fatal(err)
-					}
-					net := kernelstest.RandomNet(1, 32, 8)
-					loaded, err := be.Load(net)
-					if err != nil {
-						b.Fatal(err)
-					}
-					y, sigma := noise(1, size*size)
-					dst := make([]float32, len(y))
-					for b.Loop() {
-						loaded.(*network).forward(dst, y, sigma, size, size, aim, nil)
-					}
-					b.ReportMetric(net.FLOP(size, size)*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
-				})
-			}
-		}
-	}
-}

@@ -1,0 +1,64 @@
+//go:build unix
+
+package cpu
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+
+	"github.com/diffdenoise/denoised/kernels/kernelstest"
+)
+
+// BenchmarkForward times whole slices of a network of the student's size. The
+// metrics count the processor time of this process, not the time on the wall:
+// so they hold on a machine that does other work, too.
+func BenchmarkForward(b *testing.B) {
+	for _, name := range ISAs() {
+		be, err := New(name)
+		if err != nil {
+			b.Fatal(err)
+		}
+		net := kernelstest.RandomNet(1, 32, 8)
+		loaded, err := be.Load(net)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if name != Go {
+			b.Run(fmt.Sprintf("isa=%s/peak", name), func(b *testing.B) {
+				start, flop := processorTime(b), 0.0
+				for b.Loop() {
+					flop += be.Peak(1_000_000)
+				}
+				b.ReportMetric(flop/(processorTime(b)-start)/1e9, "GFLOP/s")
+			})
+		}
+		for _, size := range []int{256, 512, 1024, 2048} {
+			if name == Go && size > 256 {
+				continue
+			}
+			b.Run(fmt.Sprintf("isa=%s/size=%d", name, size), func(b *testing.B) {
+				y, sigma := noise(1, size*size)
+				dst := make([]float32, len(y))
+				start := processorTime(b)
+				for b.Loop() {
+					if err := loaded.Forward(dst, y, sigma, size, size); err != nil {
+						b.Fatal(err)
+					}
+				}
+				seconds := (processorTime(b) - start) / float64(b.N)
+				b.ReportMetric(net.FLOP(size, size)/seconds/1e9, "GFLOP/s")
+				b.ReportMetric(1e9*seconds/float64(size*size), "ns/pixel")
+			})
+		}
+	}
+}
+
+// processorTime is the seconds that this process has computed.
+func processorTime(b *testing.B) float64 {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
+}
