@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,13 +49,13 @@ func TestFailuresPassTheOriginalOn(t *testing.T) {
 			a := newArchive()
 			o := options(t, a)
 			o.Workers = 1
-			calls := 0
-			bad := true
+			var calls atomic.Int64
+			var good atomic.Bool
 			o.Denoiser = &halver{do: func(_ int, f *derive.Frame) (*Denoised, error) {
-				if !bad {
+				if good.Load() {
 					return smooth(f), nil
 				}
-				calls++
+				calls.Add(1)
 				return c.do(f)
 			}}
 			clk := newFakeClock()
@@ -63,15 +64,15 @@ func TestFailuresPassTheOriginalOn(t *testing.T) {
 			defer clk.runAhead()()
 			receive(t, p, slice(1, 1))
 			eventually(t, "slice ended", func() bool { return status(t, p, slice(1, 1).series).Waiting == 0 })
-			bad = false
+			good.Store(true)
 			receive(t, p, slice(1, 2))
 			eventually(t, "two originals and one derived object", func() bool { return a.count("pacs") == 3 })
 			s := status(t, p, slice(1, 1).series)
 			if in := s.Instances[0]; in.State != c.state || in.Reason != c.reason {
 				t.Errorf("state %s, reason %s (%s)", in.State, in.Reason, in.Detail)
 			}
-			if calls != c.calls {
-				t.Errorf("tried %d times, want %d", calls, c.calls)
+			if n := int(calls.Load()); n != c.calls {
+				t.Errorf("tried %d times, want %d", n, c.calls)
 			}
 			if s.Denoised != 1 {
 				t.Errorf("%+v", s)

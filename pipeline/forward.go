@@ -106,6 +106,7 @@ type forwarder struct {
 
 	link     Link
 	proposed map[Context]bool
+	used     bool // the link has carried an image
 
 	mu sync.Mutex
 	br breaker
@@ -305,7 +306,7 @@ func (f *forwarder) open(ctx context.Context, c Context) error {
 	if link == nil {
 		return errors.New("sender returned no link")
 	}
-	f.link, f.proposed = link, proposed
+	f.link, f.proposed, f.used = link, proposed, false
 	return nil
 }
 
@@ -355,13 +356,14 @@ func (f *forwarder) send(ctx context.Context, d spool.Delivery) bool {
 		return err
 	})
 	if r.err != nil && errors.Is(r.err, spool.ErrDamaged) {
-		f.drop(ctx)
+		f.close(ctx)
 		return f.damaged(ctx, d, r.err)
 	}
 	if err != nil {
 		f.broken(ctx, d, err)
 		return false
 	}
+	f.used = true
 	f.p.hook("sent")
 	f.p.met.forward(f.d.Name, statusWord(status))
 	switch classify(status, d.Attempts) {
@@ -415,14 +417,20 @@ func (f *forwarder) storeContext(ctx context.Context, size int64) (context.Conte
 	return sctx, func() { stop(); cancel() }
 }
 
-// drop gives up a link whose state is not known.
-func (f *forwarder) drop(ctx context.Context) { f.close(ctx) }
-
 // broken: the link failed under a store; whether the peer has the image is not known.
 func (f *forwarder) broken(ctx context.Context, d spool.Delivery, err error) {
-	f.drop(ctx)
+	used := f.used
+	f.close(ctx)
 	f.p.met.forward(f.d.Name, "broken")
 	f.p.log.Warn("link broke while sending", zap.String("destination", f.d.Name), zap.String("instance", d.Instance.SOP), zap.Error(err))
+	if used {
+		// Peers close associations that have been quiet: a new one may work at
+		// once. If not, the next failure is on a fresh link and counts.
+		f.p.retry(ctx, "failed delivery", func() error {
+			return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, -1, err.Error(), f.p.clock.Now())
+		})
+		return
+	}
 	f.again(ctx, d, -1, err.Error())
 	f.fail(false)
 }

@@ -120,6 +120,13 @@ func (h *halver) Denoise(_ context.Context, f *derive.Frame, _ float64) (*Denois
 	return smooth(f), nil
 }
 
+// count is how often it was called.
+func (h *halver) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.calls
+}
+
 func smooth(f *derive.Frame) *Denoised {
 	out := make([]float32, len(f.Pixels))
 	for i, v := range f.Pixels {
@@ -211,6 +218,20 @@ func (a *archive) copies(dest, uid string) [][32]byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clone(a.got[dest][uid])
+}
+
+// sent lists the UIDs of all copies in order of arrival.
+func (a *archive) sent() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.order)
+}
+
+// links counts the associations so far.
+func (a *archive) links() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.opens
 }
 
 func (a *archive) count(dest string) int {

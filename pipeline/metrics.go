@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,7 +23,7 @@ type metrics struct {
 	sliceSeconds                                   *prometheus.HistogramVec
 }
 
-func newMetrics(p *Pipeline, reg prometheus.Registerer) (*metrics, error) {
+func newMetrics() *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "denoised_" + name, Help: help})
 	}
@@ -30,8 +31,7 @@ func newMetrics(p *Pipeline, reg prometheus.Registerer) (*metrics, error) {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "denoised_" + name, Help: help}, labels)
 	}
 	fast := prometheus.ExponentialBuckets(0.0005, 2, 16)
-	m := &metrics{
-		reg:            reg,
+	return &metrics{
 		received:       counter("received_instances_total", "Images stored durably."),
 		receivedBytes:  counter("received_bytes_total", "Bytes of the data sets stored durably."),
 		duplicates:     counter("received_duplicates_total", "Images that came again with the same bytes."),
@@ -47,18 +47,23 @@ func newMetrics(p *Pipeline, reg prometheus.Registerer) (*metrics, error) {
 		sigma:          prometheus.NewHistogram(prometheus.HistogramOpts{Name: "denoised_noise_sigma", Help: "Median noise of an image in stored units.", Buckets: prometheus.ExponentialBuckets(0.5, 2, 14)}),
 		sliceSeconds:   prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "denoised_slice_seconds", Help: "One image through the denoise stage.", Buckets: fast}, []string{"model"}),
 	}
+}
+
+// register makes the metrics visible. The gauges read p, which must be open.
+func (m *metrics) register(p *Pipeline, reg prometheus.Registerer) error {
 	if reg == nil {
-		return m, nil
+		return nil
 	}
+	m.reg = reg
 	for _, c := range []prometheus.Collector{m.received, m.receivedBytes, m.duplicates, m.conflicts, m.integrity, m.lost, m.rebuilds, m.receiveErrors, m.slices, m.forwarded,
 		m.receiveSeconds, m.commitSeconds, m.sigma, m.sliceSeconds, &gauges{p: p}} {
 		if err := reg.Register(c); err != nil {
 			m.unregister()
-			return nil, err
+			return fmt.Errorf("register metrics: %w", err)
 		}
 		m.registered = append(m.registered, c)
 	}
-	return m, nil
+	return nil
 }
 
 func (m *metrics) unregister() {

@@ -66,7 +66,7 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p = &Pipeline{lock: lock, log: o.Logger, clock: o.clock, hook: o.hook, track: newTracker(&o), fwd: map[string]*forwarder{},
+	p = &Pipeline{lock: lock, log: o.Logger, clock: o.clock, hook: o.hook, met: newMetrics(), track: newTracker(&o), fwd: map[string]*forwarder{},
 		wakeTrack: newSignal(), wakeDenoise: newSignal(), wakeConfig: newSignal(), wakePurge: newSignal()}
 	p.cfg.Store(&config{Options: o, rules: rules})
 	defer func() {
@@ -74,9 +74,6 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 			p.Close()
 		}
 	}()
-	if p.met, err = newMetrics(p, o.Registerer); err != nil {
-		return nil, err
-	}
 	fsys := o.fs
 	if fsys == nil {
 		fsys = spool.DirFS(filepath.Join(o.StateDir, "spool"))
@@ -96,6 +93,9 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 	}
 	for _, s := range open {
 		p.track.restore(s)
+	}
+	if err := p.met.register(p, o.Registerer); err != nil {
+		return nil, err
 	}
 	return p, nil
 }
@@ -158,11 +158,9 @@ func Rebuild(ctx context.Context, o Options) error {
 func (p *Pipeline) Close() error {
 	var err error
 	p.closed.Do(func() {
+		p.met.unregister()
 		if p.jrnl != nil {
 			err = p.jrnl.Close()
-		}
-		if p.met != nil {
-			p.met.unregister()
 		}
 		p.bus.close()
 		err = errors.Join(err, p.lock.Close())

@@ -25,7 +25,7 @@ func TestImageTravelsThrough(t *testing.T) {
 	if got := a.copies("pacs", im.sop); len(got) != 1 || got[0] != sha256.Sum256(im.dataSet()) {
 		t.Errorf("original arrived %d times, or not byte for byte", len(got))
 	}
-	if a.order[0] != im.sop {
+	if a.sent()[0] != im.sop {
 		t.Errorf("derived object sent before its original")
 	}
 	eventually(t, "status", func() bool {

@@ -52,7 +52,7 @@ type facts struct {
 	verdict  derive.Verdict
 	mismatch *MismatchError
 	decision decision
-	scanned  bool // the header could be read at all
+	conflict bool // recovery: the file's name says so
 }
 
 // reasonUnparseable is the verdict over objects that cannot be scanned.
@@ -194,6 +194,8 @@ func (p *Pipeline) receive(ctx context.Context, cfg *config, in Incoming, asked 
 // stage is where an original goes after it is durable.
 func stage(cfg *config, f facts) (stage, reason, detail string) {
 	switch {
+	case f.conflict:
+		return spool.StageConflict, reasonConflict, conflictDetail
 	case f.verdict.Reason != "":
 		return spool.StagePassed, string(f.verdict.Reason), f.verdict.Detail
 	case f.decision.quality == Off:
@@ -208,6 +210,9 @@ func stage(cfg *config, f facts) (stage, reason, detail string) {
 const (
 	reasonOff     = "off"
 	reasonNoModel = "no-model"
+
+	reasonConflict = "conflict"
+	conflictDetail = "other bytes than the first image with this UID"
 )
 
 // record makes a published file part of the journal. When syncName is set the
@@ -221,6 +226,9 @@ func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts
 		named <- nil
 	}
 	dests := cfg.dests(spool.Original)
+	if row.Stage == spool.StageConflict {
+		dests = nil
+	}
 	arrival := spool.Arrival{Series: f.series, Instance: row, Dests: dests}
 	arrival.Series.Quality, arrival.Series.Channel, arrival.Series.Rule = row.Quality, row.Channel, row.Rule
 	added, err := p.jrnl.AddOriginal(arrival)
@@ -291,10 +299,17 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 		// know: the first one stays what is forwarded.
 		a.Variants = int64(len(have))
 		a.Dests = nil
-		a.Instance.Stage, a.Instance.Reason, a.Instance.Detail = spool.StageConflict, "conflict", "other bytes than the first image with this UID"
+		a.Instance.Stage, a.Instance.Reason, a.Instance.Detail = spool.StageConflict, reasonConflict, conflictDetail
 		if len(have) == 0 { // forgotten meanwhile: this is the first again
 			a.Dests = cfg.dests(spool.Original)
 			a.Instance.Stage, a.Instance.Reason, a.Instance.Detail = row.Stage, row.Reason, row.Detail
+		}
+		if len(have) > 0 {
+			name, err := p.store.MarkConflict(a.Instance.File)
+			if err != nil {
+				return errors.Join(err, p.store.Remove(a.Instance.File))
+			}
+			a.Instance.File, row.File = name, name
 		}
 		added, err := p.jrnl.AddOriginal(a)
 		if errors.Is(err, spool.ErrExists) {
@@ -393,7 +408,6 @@ func (p *Pipeline) inspect(cfg *config, in Incoming, asked Quality, r io.ReaderA
 		}
 		return f
 	}
-	f.scanned = true
 	for _, c := range []struct {
 		name    string
 		command string

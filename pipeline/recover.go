@@ -64,12 +64,20 @@ func (p *Pipeline) recover(ctx context.Context) error {
 			return err
 		}
 	}
-	// Originals first: derived objects are recorded for them.
+	// Originals first, for derived objects are recorded for them; and of these
+	// the ones in conflict last, so that the first image stays the first.
 	adopted := 0
-	for _, k := range []spool.Kind{spool.Original, spool.Derived} {
+	for _, pass := range []struct {
+		kind     spool.Kind
+		conflict bool
+	}{{spool.Original, false}, {spool.Original, true}, {spool.Derived, false}} {
+		k := pass.kind
 		err := p.store.Walk(k, func(name string) error {
 			if err := ctx.Err(); err != nil {
 				return err
+			}
+			if spool.InConflict(name) != pass.conflict {
+				return nil
 			}
 			if _, ok := slices.BinarySearch(known, hash(name)); ok {
 				return nil
@@ -141,6 +149,7 @@ func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string) error {
 	if facts.mismatch != nil {
 		return &spool.CorruptError{File: name, Why: facts.mismatch.Error()}
 	}
+	facts.conflict = spool.InConflict(name)
 	row := spool.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
 		Received: rec.Received, Number: facts.number, Frames: facts.frames, Quality: string(facts.decision.quality), Channel: facts.decision.channel, Rule: facts.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, facts)

@@ -208,11 +208,11 @@ func (j *Journal) Instance(ctx context.Context, id int64) (*Instance, error) {
 func (j *Journal) Replace(id int64, with Instance, dests []string) error {
 	return j.change("replace damaged file", func(t *tx) error {
 		var series int64
-		var stage string
-		if err := t.row(`SELECT series, stage FROM instance WHERE id=?`, []any{id}, &series, &stage); err != nil {
+		var lost bool
+		if err := t.row(`SELECT series, stage='lost' OR stage='failed' AND reason='damaged' FROM instance WHERE id=?`, []any{id}, &series, &lost); err != nil {
 			return err
 		}
-		if stage == StageLost {
+		if lost {
 			if _, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=?, attempts=0, next_at=0 WHERE id=?`, with.Stage, with.Reason, with.Detail, id); err != nil {
 				return err
 			}

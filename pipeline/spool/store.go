@@ -23,7 +23,7 @@ import (
 //
 //	spool/
 //	  tmp/                    files being written; whatever is here at start is removed
-//	  original/00 … ff/       as received:  <series hash>-<instance hash>.dcm
+//	  original/00 … ff/       as received:  <series hash>-<instance hash>.dcm; .conflict.dcm: see MarkConflict
 //	  derived/00 … ff/        made by us:   the same names
 //	  damaged/                files that recovery could not use, kept for a person
 //
@@ -162,6 +162,29 @@ func FileName(k Kind, series, sop, salt string) string {
 	sh := sha256.Sum256([]byte(series))
 	ih := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", series, sop, salt))
 	return fmt.Sprintf("%s/%02x/%x-%x%s", k, sh[0], sh[:8], ih[:16], suffix)
+}
+
+// conflictSuffix ends the name of a file whose UID was taken by other bytes. It
+// is in the name so that a rebuilt journal does not take it for the first.
+const conflictSuffix = ".conflict" + suffix
+
+// InConflict tells whether a published file was marked by MarkConflict.
+func InConflict(name string) bool { return strings.HasSuffix(name, conflictSuffix) }
+
+// MarkConflict renames a published file so that recovery knows that it is in
+// conflict. The new name is durable.
+func (s *Store) MarkConflict(name string) (string, error) {
+	if InConflict(name) {
+		return name, nil
+	}
+	to := strings.TrimSuffix(name, suffix) + conflictSuffix
+	if err := s.fs.Rename(name, to); err != nil {
+		return "", fmt.Errorf("mark file in conflict: %w", err)
+	}
+	if err := s.SyncName(to); err != nil {
+		return "", errors.Join(err, s.Remove(to))
+	}
+	return to, nil
 }
 
 // Salt returns a value that no other call returns, for FileName.
