@@ -58,9 +58,10 @@ type forwarder interface {
 //  2. a zero-filled image goes to its native k-space grid (noise.Detect), where
 //     its noise is white;
 //  3. noise.Estimate measures the noise there and the network predicts it;
-//  4. the prediction is zero-filled back and taken off the original image, so
+//  4. the prediction is held to the energy that noise can have (restrain);
+//  5. it is zero-filled back and taken off the original image, so
 //     what lies outside the measured k-space stays as it was;
-//  5. out = y + strength·(denoised − y).
+//  6. out = y + strength·(denoised − y).
 //
 // Skipped pixels and blanked air (noise.Outside) are returned bit for bit, all
 // others stay between the least and the greatest measured value of the slice.
@@ -128,6 +129,7 @@ func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result,
 		}
 		clean[i] = native[i] - v
 	}
+	restrain(clean, sigma.Sigma, nw, nh)
 	removed := grid.Fill(clean)
 	for i := range res.Pixels {
 		if outside[i] {
@@ -137,6 +139,51 @@ func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result,
 		res.Pixels[i] = min(max(float32(v), least), most)
 	}
 	return res, nil
+}
+
+// Bounds of what is taken off.
+const (
+	mostRemoved   = 2.5 // of one pixel, in standard deviations of its noise
+	windowRemoved = 2   // half the window over which the energy is compared
+)
+
+// restrain holds the removed part down to what noise can be. Noise of standard
+// deviation sigma has the mean square sigma²; where the network takes off more,
+// the rest is anatomy, so the removed part is scaled down to that energy over a
+// 5×5 window, and no pixel changes by more than mostRemoved times its noise.
+func restrain(removed, sigma []float32, w, h int) {
+	energy, tmp := make([]float32, w*h), make([]float32, w*h)
+	for y := range h { // sums along rows, then columns
+		row := removed[y*w:][:w]
+		for x := range row {
+			lo, hi := max(x-windowRemoved, 0), min(x+windowRemoved, w-1)
+			s := float32(0)
+			for _, v := range row[lo : hi+1] {
+				s += v * v
+			}
+			tmp[y*w+x] = s / float32(hi-lo+1)
+		}
+	}
+	for y := range h {
+		lo, hi := max(y-windowRemoved, 0), min(y+windowRemoved, h-1)
+		out := energy[y*w:][:w]
+		for j := lo; j <= hi; j++ {
+			for x, v := range tmp[j*w:][:w] {
+				out[x] += v
+			}
+		}
+		for x := range out {
+			out[x] /= float32(hi - lo + 1)
+		}
+	}
+	for i, v := range removed {
+		s := sigma[i]
+		v = min(max(v, -mostRemoved*s), mostRemoved*s)
+		if e := energy[i]; e > s*s {
+			v *= s * s / e
+		}
+		removed[i] = v
+	}
 }
 
 func finite(v float32) bool {

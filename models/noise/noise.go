@@ -33,9 +33,9 @@ type Map struct {
 }
 
 type buffers struct {
-	res, mean, grad, tmp, vals, a, b []float32
-	blank                            []bool
-	samples                          []sample
+	mean, tmp, vals, a, clean []float32
+	blank                     []bool
+	samples                   []sample
 }
 
 // sample is one residual of the finest scale with what it is sorted by.
@@ -70,15 +70,18 @@ func Estimate(img []float32, w, h int, skip []bool) (*Map, error) {
 	b := pool.Get().(*buffers)
 	defer pool.Put(b)
 	n := w * h
-	b.tmp, b.mean, b.grad, b.blank = grow(b.tmp, n), grow(b.mean, n), grow(b.grad, n), grow(b.blank, n)
-	b.a, b.b = grow(b.a, n), grow(b.b, n)
+	b.tmp, b.mean, b.a, b.blank = grow(b.tmp, n), grow(b.mean, n), grow(b.a, n), grow(b.blank, n)
 	outside(b.blank, img, w, h, skip)
+	if skip != nil {
+		img = b.without(img, skip)
+	}
 	b.collect(img, w, h)
 	if len(b.samples) < minSamples {
 		return m, nil
 	}
 	curve := b.signalCurve()
 	gain, gw, gh := b.spatialGain(curve, w, h)
+	trust := b.trust(curve, gain, gw)
 	curve.toComplex()
 	b.vals = b.vals[:0]
 	for y := range h {
@@ -93,7 +96,7 @@ func Estimate(img []float32, w, h int, skip []bool) (*Map, error) {
 			x1 := min(x0+1, gw-1)
 			g := (1-fy)*((1-fx)*r0[x0]+fx*r0[x1]) + fy*((1-fx)*r1[x0]+fx*r1[x1])
 			i := y*w + x
-			m.Sigma[i] = curve.at(b.mean[i]) * g
+			m.Sigma[i] = curve.at(b.mean[i]) * g * trust
 			if !b.blank[i] && i%7 == 0 {
 				b.vals = append(b.vals, m.Sigma[i])
 			}
@@ -104,6 +107,23 @@ func Estimate(img []float32, w, h int, skip []bool) (*Map, error) {
 		m.Median = float64(b.vals[len(b.vals)/2])
 	}
 	return m, nil
+}
+
+// without returns img with the least measured value in skipped pixels.
+func (b *buffers) without(img []float32, skip []bool) []float32 {
+	least := float32(math.Inf(1))
+	for i, v := range img {
+		if !skip[i] {
+			least = min(least, v)
+		}
+	}
+	b.clean = append(b.clean[:0], img...)
+	for i, s := range skip {
+		if s {
+			b.clean[i] = least
+		}
+	}
+	return b.clean
 }
 
 // outside marks skipped and blank pixels.
@@ -213,6 +233,7 @@ func (b *buffers) signalCurve() *curve {
 	bins := min(max(len(s)/perBin, 1), maxBins)
 	c := &curve{}
 	keep := s[:0:0]
+	var weight []float32
 	for k := range bins {
 		part := s[len(s)*k/bins : len(s)*(k+1)/bins]
 		slices.SortFunc(part, func(p, q sample) int { return cmp32(p.grad, q.grad) })
@@ -230,10 +251,15 @@ func (b *buffers) signalCurve() *curve {
 		sg = min(sg, robust(b.vals))
 		mu := float32(mean / float64(len(flat)))
 		keep = append(keep, flat...)
-		if n := len(c.mean); n > 0 && mu <= c.mean[n-1] {
+		// bins closer than the noise are sorted by the noise itself: they are one
+		if n := len(c.mean); n > 0 && mu-c.mean[n-1] < max(sg, c.sigma[n-1]) {
+			a, b := weight[n-1], float32(len(flat))
+			c.sigma[n-1] = float32(math.Sqrt(float64((a*c.sigma[n-1]*c.sigma[n-1] + b*sg*sg) / (a + b))))
+			c.mean[n-1] = (a*c.mean[n-1] + b*mu) / (a + b)
+			weight[n-1] += b
 			continue
 		}
-		c.mean, c.sigma = append(c.mean, mu), append(c.sigma, sg)
+		c.mean, c.sigma, weight = append(c.mean, mu), append(c.sigma, sg), append(weight, float32(len(flat)))
 	}
 	if n := len(c.sigma); n >= 3 {
 		o := slices.Clone(c.sigma)
@@ -244,6 +270,32 @@ func (b *buffers) signalCurve() *curve {
 	}
 	b.samples = keep
 	return c
+}
+
+// Tail of the residuals, their 90 % by their 50 % quantile: 2.44 for a normal
+// distribution, 2.4 to 2.85 measured for every noise that the networks treat, 3.3
+// and more where anatomy or correlated noise is all there is to see.
+const tailNoise, tailAnatomy = 2.95, 3.25
+
+// trust is 1 if the residuals in units of the estimate are spread like noise, 0
+// if they are not: then nothing is known, and the image is to stay as it is.
+func (b *buffers) trust(c *curve, gain []float32, gw int) float32 {
+	b.vals = b.vals[:0]
+	for _, p := range b.samples {
+		if f := c.at(p.mean) * gain[int(p.y)/tile*gw+int(p.x)/tile]; f > 0 {
+			b.vals = append(b.vals, abs(p.fine)/f)
+		}
+	}
+	n := len(b.vals)
+	if n < minSamples {
+		return 0
+	}
+	slices.Sort(b.vals)
+	if b.vals[n/2] == 0 {
+		return 0
+	}
+	tail := b.vals[n*9/10] / b.vals[n/2]
+	return min(max((tailAnatomy-tail)/(tailAnatomy-tailNoise), 0), 1)
 }
 
 // toComplex turns the spread of a magnitude, which is smaller where there is

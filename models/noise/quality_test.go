@@ -172,17 +172,17 @@ func filter(c []complex128, w, h int, f func(fx, fy float64) float64) {
 
 // rows are the kinds of noise of docs/quality.md.
 var rows = []noiseRow{
-	{"Gaussian 6/255", additive(func(_, _, _ float64) float64 { return level }), 3},
+	{"Gaussian 6/255", additive(func(_, _, _ float64) float64 { return level }), 2.9},
 	{"Gaussian 2/255", additive(func(_, _, _ float64) float64 { return level / 3 }), 0.8},
 	{"varying 3 to 12/255", additive(func(_, x, y float64) float64 {
 		return level * (0.5 + 1.5*math.Min(1, (x-.3)*(x-.3)*1.6+(y-.6)*(y-.6)*1.6))
 	}), 3.5},
 	{"Poisson 200", poisson(200), 2.5},
-	{"Poisson 700", poisson(700), 1.5},
+	{"Poisson 700", poisson(700), 1.3},
 	{"gamma 100", gamma(100), 2.5},
 	{"gamma 500", gamma(500), 1},
 	{"correlated 0.5", correlated(0.5), 2},
-	{"correlated 1.2", correlated(1.2), -0.02},
+	{"correlated 1.2", correlated(1.2), -0.01},
 	{"Rician 6/255", complexNoise(1, true), 2},
 	{"zero-filled 1.31", complexNoise(1.31, false), 1.5},
 	{"zero-filled 2", complexNoise(2, false), 0.6},

@@ -1,0 +1,201 @@
+package models
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/diffdenoise/denoised/internal/phantom"
+	"github.com/diffdenoise/denoised/internal/score"
+)
+
+func noisySlice(t *testing.T, s phantom.Spec) (truth, noisy []float32, w, h int) {
+	t.Helper()
+	v := phantom.New(s)
+	k := v.Spec.Slices / 2
+	return v.Truth[k], v.Noisy[k], v.Spec.Width, v.Spec.Height
+}
+
+func defaultModel(t *testing.T) *Model {
+	t.Helper()
+	m, err := Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// TestDenoise: nearer to the truth, same mean, inside the range, the same twice,
+// the input untouched, for native and zero-filled images.
+func TestDenoise(t *testing.T) {
+	m := defaultModel(t)
+	for _, fill := range []float64{1, 1.5} {
+		truth, noisy, w, h := noisySlice(t, phantom.Spec{Seed: 5, Slices: 3, Sigma: 0.03, Shading: true, ZeroFill: fill})
+		for i := range noisy {
+			noisy[i] = float32(math.Round(3000 * float64(noisy[i])))
+			truth[i] *= 3000
+		}
+		before := slices.Clone(noisy)
+		img := Image{Width: w, Height: h, Pixels: noisy}
+		r, err := m.Denoise(context.Background(), img, Options{Strength: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(before, noisy) {
+			t.Fatal("the input changed")
+		}
+		gain := score.PSNR(r.Pixels, truth, 3000) - score.PSNR(noisy, truth, 3000)
+		if gain < 1 {
+			t.Errorf("zero fill %g: gain %.2f dB", fill, gain)
+		}
+		if (r.NativeWidth < w) != (fill > 1) {
+			t.Errorf("zero fill %g: native width %d of %d", fill, r.NativeWidth, w)
+		}
+		if slices.Max(r.Pixels) > slices.Max(noisy) || slices.Min(r.Pixels) < slices.Min(noisy) {
+			t.Errorf("zero fill %g: new extrema", fill)
+		}
+		// the object, not the air, whose Rician mean is not signal
+		in, out, n := 0., 0., 0.
+		for i, v := range truth {
+			if v > 900 {
+				in, out, n = in+float64(noisy[i]), out+float64(r.Pixels[i]), n+1
+			}
+		}
+		if math.Abs(out/in-1) > 0.005 {
+			t.Errorf("zero fill %g: mean of the object changes by %.2f %%", fill, 100*(out/in-1))
+		}
+		again, err := m.Denoise(context.Background(), img, Options{Strength: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(again.Pixels, r.Pixels) {
+			t.Error("two calls differ")
+		}
+		half, err := m.Denoise(context.Background(), img, Options{Strength: 0.5})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range half.Pixels {
+			if mid := (noisy[i] + r.Pixels[i]) / 2; math.Abs(float64(v-mid)) > 1+1e-3*float64(mid) &&
+				r.Pixels[i] > slices.Min(noisy) && r.Pixels[i] < slices.Max(noisy) {
+				t.Fatalf("pixel %d at half strength is %g, between %g and %g", i, v, noisy[i], r.Pixels[i])
+			}
+		}
+	}
+}
+
+// TestResidualHasNoStructure: what is taken off hardly correlates with what is there.
+func TestResidualHasNoStructure(t *testing.T) {
+	m := defaultModel(t)
+	truth, noisy, w, h := noisySlice(t, phantom.Spec{Seed: 6, Slices: 3, Sigma: 0.03})
+	r, err := m.Denoise(context.Background(), Image{Width: w, Height: h, Pixels: noisy}, Options{Strength: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n, sa, sb, aa, bb, ab float64
+	for i, v := range truth {
+		if v < 0.3 {
+			continue
+		}
+		a, b := float64(noisy[i]-r.Pixels[i]), float64(v)
+		n, sa, sb, aa, bb, ab = n+1, sa+a, sb+b, aa+a*a, bb+b*b, ab+a*b
+	}
+	c := (ab - sa*sb/n) / math.Sqrt((aa-sa*sa/n)*(bb-sb*sb/n))
+	if math.Abs(c) > 0.15 {
+		t.Errorf("residual and truth correlate with %.3f", c)
+	}
+}
+
+// TestUntouched: strength 0, constant images, air and images without noise come
+// back bit for bit; so do skipped pixels and blanked air.
+func TestUntouched(t *testing.T) {
+	m := defaultModel(t)
+	ctx := context.Background()
+	truth, noisy, w, h := noisySlice(t, phantom.Spec{Seed: 7, Slices: 3, Sigma: 0.03, Blank: true})
+	r, err := m.Denoise(ctx, Image{Width: w, Height: h, Pixels: noisy}, Options{})
+	if err != nil || !slices.Equal(r.Pixels, noisy) || r.Untouched == "" {
+		t.Errorf("strength 0 changes the image (%v)", err)
+	}
+	for name, img := range map[string]Image{
+		"zero":         {Width: 20, Height: 30, Pixels: make([]float32, 600)},
+		"constant":     {Width: 20, Height: 30, Pixels: slices.Repeat([]float32{5}, 600)},
+		"tiny":         {Width: 2, Height: 3, Pixels: []float32{1, 2, 3, 4, 5, 6}},
+		"pixel":        {Width: 1, Height: 1, Pixels: []float32{1}},
+		"all skipped":  {Width: 2, Height: 1, Pixels: []float32{1, float32(math.NaN())}, Skip: []bool{true, true}},
+		"no noise":     {Width: w, Height: h, Pixels: truth},
+		"all negative": {Width: 2, Height: 1, Pixels: []float32{-4, -5}},
+	} {
+		r, err := m.Denoise(ctx, img, Options{Strength: 1})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if r.Untouched == "" {
+			t.Errorf("%s: denoised", name)
+		}
+		for i, v := range r.Pixels {
+			if math.Float32bits(v) != math.Float32bits(img.Pixels[i]) {
+				t.Errorf("%s: pixel %d changes", name, i)
+				break
+			}
+		}
+	}
+	skip := make([]bool, w*h)
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range skip {
+		if i%w < 9 || rng.IntN(500) == 0 {
+			skip[i] = true
+			noisy[i] = float32(math.NaN())
+		}
+	}
+	r, err = m.Denoise(ctx, Image{Width: w, Height: h, Pixels: noisy, Skip: skip}, Options{Strength: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := 0
+	for i, v := range r.Pixels {
+		switch {
+		case skip[i]:
+			if math.Float32bits(v) != math.Float32bits(noisy[i]) {
+				t.Fatalf("skipped pixel %d changes", i)
+			}
+		case !finite(v):
+			t.Fatalf("pixel %d is %g", i, v)
+		case noisy[i] == 0 && i%w < 12 && v != 0:
+			t.Fatalf("blanked air at %d becomes %g", i, v)
+		case v != noisy[i]:
+			changed++
+		}
+	}
+	if changed < w*h/10 {
+		t.Errorf("only %d pixels change", changed)
+	}
+}
+
+func TestDenoiseRefuses(t *testing.T) {
+	m := defaultModel(t)
+	one := []float32{1}
+	for name, c := range map[string]struct {
+		img Image
+		s   float64
+	}{
+		"size":     {Image{Width: 2, Height: 1, Pixels: one}, 1},
+		"mask":     {Image{Width: 1, Height: 1, Pixels: one, Skip: make([]bool, 2)}, 1},
+		"zero":     {Image{}, 1},
+		"huge":     {Image{Width: math.MaxInt, Height: math.MaxInt, Pixels: one}, 1},
+		"strength": {Image{Width: 1, Height: 1, Pixels: one}, math.NaN()},
+		"NaN":      {Image{Width: 1, Height: 1, Pixels: []float32{float32(math.NaN())}}, 1},
+	} {
+		if _, err := m.Denoise(context.Background(), c.img, Options{Strength: c.s}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := m.Denoise(ctx, Image{Width: 1, Height: 1, Pixels: one}, Options{Strength: 1}); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended context: %v", err)
+	}
+}

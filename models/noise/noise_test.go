@@ -1,0 +1,261 @@
+package noise_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/diffdenoise/denoised/internal/phantom"
+	"github.com/diffdenoise/denoised/models/noise"
+)
+
+// scene is a smooth image with a few edges, values 0.1 to 1.
+func scene(w, h int) []float32 {
+	img := make([]float32, w*h)
+	for i := range img {
+		x, y := float64(i%w)/float64(w), float64(i/w)/float64(h)
+		v := 0.4 + 0.3*math.Sin(5*x)*math.Cos(4*y)
+		if math.Hypot(x-.5, y-.5) < .25 {
+			v += 0.25
+		}
+		img[i] = float32(v)
+	}
+	return img
+}
+
+func estimate(t *testing.T, img []float32, w, h int, skip []bool) *noise.Map {
+	t.Helper()
+	m, err := noise.Estimate(img, w, h, skip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range m.Sigma {
+		if !(s >= 0) || math.IsInf(float64(s), 0) {
+			t.Fatalf("sigma %g at %d", s, i)
+		}
+	}
+	return m
+}
+
+// TestWhite: the right value over three decades of noise.
+func TestWhite(t *testing.T) {
+	const w, h = 200, 160
+	for _, sg := range []float64{0.001, 0.01, 0.1} {
+		rng := rand.New(rand.NewPCG(1, 2))
+		img := scene(w, h)
+		for i := range img {
+			img[i] += float32(sg * rng.NormFloat64())
+		}
+		m := estimate(t, img, w, h, nil)
+		if r := m.Median / sg; r < 0.92 || r > 1.09 {
+			t.Errorf("sigma %g: estimated %g times that", sg, r)
+		}
+	}
+}
+
+// TestSignalDependent: noise in proportion to the signal is followed.
+func TestSignalDependent(t *testing.T) {
+	const w, h = 256, 256
+	rng := rand.New(rand.NewPCG(3, 2))
+	clean := scene(w, h)
+	img := slices.Clone(clean)
+	for i := range img {
+		img[i] *= 1 + 0.08*float32(rng.NormFloat64())
+	}
+	m := estimate(t, img, w, h, nil)
+	worst := 0.0
+	for y := 10; y < h-10; y += 5 {
+		for x := 10; x < w-10; x += 5 {
+			i := y*w + x
+			worst = max(worst, math.Abs(math.Log(float64(m.Sigma[i])/(0.08*float64(clean[i])))))
+		}
+	}
+	if worst > math.Log(1.9) {
+		t.Errorf("local noise is off by a factor of %.2f", math.Exp(worst))
+	}
+}
+
+// TestVaryingOverImage: a noise four times higher on one side is seen.
+func TestVaryingOverImage(t *testing.T) {
+	const w, h = 256, 256
+	rng := rand.New(rand.NewPCG(4, 2))
+	img := make([]float32, w*h)
+	for i := range img {
+		img[i] = 0.5 + float32((0.01+0.03*float64(i%w)/w)*rng.NormFloat64())
+	}
+	m := estimate(t, img, w, h, nil)
+	l, r := m.Sigma[128*w+20], m.Sigma[128*w+235]
+	if l < 0.009 || l > 0.018 || r < 0.029 || r > 0.045 {
+		t.Errorf("left %.4f, want about 0.0123; right %.4f, want about 0.0375", l, r)
+	}
+}
+
+// TestBlankAir: exact zeros neither lower the estimate nor get none themselves.
+func TestBlankAir(t *testing.T) {
+	const w, h = 256, 256
+	rng := rand.New(rand.NewPCG(5, 2))
+	img := make([]float32, w*h)
+	for i := range img {
+		if math.Hypot(float64(i%w-128), float64(i/w-128)) < 60 { // 80 % is air
+			img[i] = 0.6 + 0.03*float32(rng.NormFloat64())
+		}
+	}
+	m := estimate(t, img, w, h, nil)
+	if m.Median < 0.027 || m.Median > 0.033 {
+		t.Errorf("median %.4f, want 0.03", m.Median)
+	}
+	if s := m.Sigma[128*w+66]; s < 0.015 {
+		t.Errorf("air beside the object has sigma %.4f", s)
+	}
+}
+
+// TestQuantised: 8-bit steps as large as the noise.
+func TestQuantised(t *testing.T) {
+	const w, h = 256, 256
+	for _, sg := range []float64{0.7, 1, 3} {
+		rng := rand.New(rand.NewPCG(6, 2))
+		img := scene(w, h)
+		for i, v := range img {
+			img[i] = float32(math.Round(200*float64(v) + sg*rng.NormFloat64()))
+		}
+		want := math.Sqrt(sg*sg + 1./12)
+		if m := estimate(t, img, w, h, nil); m.Median < 0.85*want || m.Median > 1.15*want {
+			t.Errorf("sigma %g: estimated %.3f, want %.3f", sg, m.Median, want)
+		}
+	}
+}
+
+// TestNothing: constant, tiny and wholly skipped images have no noise to find.
+func TestNothing(t *testing.T) {
+	for _, size := range [][2]int{{1, 1}, {2, 3}, {5, 5}, {7, 1}, {64, 64}} {
+		img := slices.Repeat([]float32{7}, size[0]*size[1])
+		if m := estimate(t, img, size[0], size[1], nil); m.Median != 0 || slices.Max(m.Sigma) != 0 {
+			t.Errorf("constant %v: sigma %g", size, m.Median)
+		}
+	}
+	rng := rand.New(rand.NewPCG(7, 2))
+	img, skip := make([]float32, 64*64), slices.Repeat([]bool{true}, 64*64)
+	for i := range img {
+		img[i] = float32(rng.NormFloat64())
+	}
+	if m := estimate(t, img, 64, 64, skip); slices.Max(m.Sigma) != 0 {
+		t.Error("noise found among skipped pixels")
+	}
+}
+
+// TestSkip: what skipped pixels hold, even NaN, changes nothing.
+func TestSkip(t *testing.T) {
+	const w, h = 128, 128
+	rng := rand.New(rand.NewPCG(8, 2))
+	img, skip := scene(w, h), make([]bool, w*h)
+	for i := range img {
+		img[i] += 0.02 * float32(rng.NormFloat64())
+		skip[i] = i%w > 90
+	}
+	want := estimate(t, img, w, h, skip)
+	for i := range img {
+		if skip[i] {
+			img[i] = float32(1000 * rng.NormFloat64())
+		}
+	}
+	got := estimate(t, img, w, h, skip)
+	if math.Abs(got.Median/want.Median-1) > 1e-6 || got.Median < 0.018 || got.Median > 0.022 {
+		t.Errorf("sigma %.4f with wild skipped pixels, %.4f before, want 0.02", got.Median, want.Median)
+	}
+	img[5] = float32(math.NaN())
+	if _, err := noise.Estimate(img, w, h, skip); err == nil {
+		t.Error("a NaN that is not skipped gives no error")
+	}
+	if _, err := noise.Estimate(img, w, h+1, nil); err == nil {
+		t.Error("a wrong size gives no error")
+	}
+}
+
+// TestDetect: the native grid of a zero-filled series is found, and none where
+// there is none.
+func TestDetect(t *testing.T) {
+	for _, fill := range []float64{1, 1.31, 1.5, 2} {
+		v := phantom.New(phantom.Spec{Seed: 2, Slices: 3, Sigma: 0.02, ZeroFill: fill})
+		for k, img := range v.Noisy {
+			g, err := noise.Detect(img, 256, 256)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := 256 / fill
+			for _, got := range []int{g.NativeWidth, g.NativeHeight} {
+				if math.Abs(float64(got)-want) > 0.04*256 {
+					t.Errorf("zero fill %g, slice %d: native side %d, want about %.0f", fill, k, got, want)
+				}
+			}
+			if g.Filled() != (fill > 1) {
+				t.Errorf("zero fill %g, slice %d: filled is %v", fill, k, g.Filled())
+			}
+		}
+	}
+}
+
+// TestGridRoundTrip: filling what was cropped gives the image's own low pass, so
+// doing it twice changes nothing; the mean stays.
+func TestGridRoundTrip(t *testing.T) {
+	v := phantom.New(phantom.Spec{Seed: 2, Width: 240, Height: 203, Slices: 1, Sigma: 0.02, ZeroFill: 1.5})
+	img := v.Noisy[0]
+	g, err := noise.Detect(img, 240, 203)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !g.Filled() {
+		t.Fatal("not found to be zero-filled")
+	}
+	native := g.Crop(img)
+	if len(native) != g.NativeWidth*g.NativeHeight {
+		t.Fatalf("native image has %d pixels", len(native))
+	}
+	once := g.Fill(native)
+	twice := g.Fill(g.Crop(once))
+	sum, low := 0.0, 0.0
+	for i := range img {
+		if d := math.Abs(float64(once[i] - twice[i])); d > 1e-5 {
+			t.Fatalf("pixel %d moves by %g", i, d)
+		}
+		sum, low = sum+float64(img[i]), low+float64(once[i])
+	}
+	if math.Abs(sum/low-1) > 1e-5 {
+		t.Errorf("mean changes by a factor of %g", low/sum)
+	}
+}
+
+func BenchmarkEstimate512(b *testing.B) {
+	v := phantom.New(phantom.Spec{Seed: 2, Width: 512, Height: 512, Slices: 1, Sigma: 0.02})
+	for b.Loop() {
+		if _, err := noise.Estimate(v.Noisy[0], 512, 512, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDetect512(b *testing.B) {
+	v := phantom.New(phantom.Spec{Seed: 2, Width: 512, Height: 512, Slices: 1, Sigma: 0.02})
+	for b.Loop() {
+		if _, err := noise.Detect(v.Noisy[0], 512, 512); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func ExampleEstimate() {
+	const w, h = 128, 128
+	rng := rand.New(rand.NewPCG(1, 1))
+	img := make([]float32, w*h)
+	for i := range img {
+		img[i] = 100 + 5*float32(rng.NormFloat64())
+	}
+	m, err := noise.Estimate(img, w, h, nil)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Printf("%.0f\n", m.Median)
+	// Output: 5
+}
