@@ -199,8 +199,11 @@ func (h *hotFolders) sweep(ctx context.Context, f WatchFolder, seen map[string]*
 				imported++
 			}
 		case err != nil && ctx.Err() == nil:
-			c.fails++
 			c.after = now.Add(min(time.Second<<min(c.fails, 6), time.Minute))
+			c.fails++
+			if c.after.Before(next) {
+				next = c.after
+			}
 			h.log.Warn("file stays in the hot folder; it is tried again", zap.String("file", fileLabel(path)), zap.Error(scrub(err, path)))
 		}
 	}
