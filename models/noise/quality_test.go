@@ -181,7 +181,7 @@ var rows = []noiseRow{
 	{"Poisson 700", poisson(700), 1.3},
 	{"gamma 100", gamma(100), 2.5},
 	{"gamma 500", gamma(500), 1},
-	{"correlated 0.5", correlated(0.5), 2},
+	{"correlated 0.5", correlated(0.5), 1},
 	{"correlated 1.2", correlated(1.2), -0.01},
 	{"Rician 6/255", complexNoise(1, true), 2},
 	{"zero-filled 1.31", complexNoise(1.31, false), 1.5},
