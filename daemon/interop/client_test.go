@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"net"
 	"os"
@@ -46,6 +47,9 @@ func readRaw(t testing.TB, file string) raw {
 			p = part10{SOPClassUID: o.String(dcm.SOPClassUID), SOPInstanceUID: o.String(dcm.SOPInstanceUID),
 				TransferSyntaxUID: o.TransferSyntaxUID(), DataSet: data[min(max(o.DataSetOffset(), 0), int64(len(data))):]}
 		}
+	}
+	if len(p.DataSet) == 0 { // C-STORE without a data set does not exist
+		p.DataSet = data
 	}
 	if !wellFormed(p.TransferSyntaxUID) {
 		p.TransferSyntaxUID = implicitLittleEndian
@@ -169,6 +173,13 @@ func startSink(t testing.TB) *sink {
 	return s
 }
 
+// all returns everything that came so far.
+func (s *sink) all() map[string]sunk {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.objects)
+}
+
 // received returns what came for uid.
 func (s *sink) received(uid string) (sunk, error) {
 	s.mu.Lock()
@@ -178,12 +189,6 @@ func (s *sink) received(uid string) (sunk, error) {
 		return o, fmt.Errorf("%s did not arrive", uid)
 	}
 	return o, nil
-}
-
-func (s *sink) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.objects)
 }
 
 type sinkSession struct{ *sink }

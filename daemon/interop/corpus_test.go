@@ -2,6 +2,7 @@ package interop
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -118,57 +119,68 @@ func corpusRound(t *testing.T, dir string, files []string) (n tally) {
 	for _, r := range dcmsend(t, direct.bits.port, "ANY", files...) {
 		answered[r.File] = r.Answered && r.Status == 0
 	}
+	want := make(map[string][sha256.Size]byte)
+	for uid, sets := range direct.bits.objects() {
+		want[uid] = sha256.Sum256(once(t, map[string][][]byte{uid: sets}, uid))
+	}
 	var byDCMTK []string
 	var byUs []raw
 	for _, file := range files {
 		if answered[file] {
 			byDCMTK = append(byDCMTK, file)
-		} else {
-			byUs = append(byUs, readRaw(t, file))
+			continue
 		}
+		o := readRaw(t, file)
+		byUs = append(byUs, o)
+		want[o.SOPInstanceUID] = sha256.Sum256(o.DataSet)
 	}
 	n.dcmtk, n.raw = len(byDCMTK), len(byUs)
-	wantBits := direct.bits.objects()
-	for _, o := range byUs {
-		wantBits[o.SOPInstanceUID] = [][]byte{o.DataSet}
+
+	// What Orthanc answers to each: some it refuses, at some it hangs up.
+	orthancTakes, hangsUp := make(map[string]bool), make(map[string]bool)
+	for _, r := range dcmsend(t, direct.archive.dicom, "ANY", byDCMTK...) {
+		orthancTakes[r.File] = r.Answered && r.Status == 0
 	}
-	// And what Orthanc answers to each.
-	orthancTakes := make(map[string]bool)
-	for _, r := range append(dcmsend(t, direct.archive.dicom, "ANY", byDCMTK...), push(t, direct.archive.dicom, "ANY", byUs)...) {
-		orthancTakes[r.SOPInstanceUID] = r.Answered && r.Status == 0
+	for _, r := range push(t, direct.archive.dicom, "ANY", byUs) {
+		orthancTakes[r.File], hangsUp[r.File] = r.Answered && r.Status == 0, !r.Answered
 	}
 
-	through := startRoute(t)
+	archive, bits := startOrthanc(t), startSink(t)
 	s := startDenoised(t,
-		destination{"pacs", through.archive.aet, through.archive.dicom, "original, derived"},
-		destination{"bits", through.bits.aet, through.bits.port, "original"})
-	report := append(dcmsend(t, s.port, "DENOISE", byDCMTK...), push(t, s.port, "DENOISE", byUs)...)
-
-	// Settled: nothing waits, but for what Orthanc does not take from anybody.
-	// It says so with "out of resources" or by hanging up, which a sender has to
-	// take as passing; then the status must show the attempts and the reason.
-	var status map[string]pipeline.InstanceStatus
-	eventually(t, 2*time.Minute, "everything is forwarded that can be", func() error {
-		s.proc.mustRun()
-		status = s.instances()
-		for uid, st := range status {
-			for _, d := range st.Deliveries {
-				tried := d.Attempts > 0 && d.Detail != ""
-				if d.State == spool.DeliveryQueued && !(d.Destination == "pacs" && !orthancTakes[uid] && tried) {
-					return fmt.Errorf("%s waits for %s after %d attempts (%s)", uid, d.Destination, d.Attempts, d.Detail)
-				}
-			}
-			if st.State == spool.StageQueued {
-				return fmt.Errorf("%s waits to be denoised", uid)
-			}
+		destination{"pacs", archive.aet, archive.dicom, "original, derived"},
+		destination{"bits", bits.aet, bits.port, "original"})
+	report := dcmsend(t, s.port, "DENOISE", byDCMTK...)
+	for i, r := range report {
+		if _, ok := want[r.SOPInstanceUID]; !ok {
+			// DCMTK announces what the data set says and reports what the meta group says.
+			report[i].SOPInstanceUID = dataSetUID(t, r.File)
 		}
-		return nil
-	})
+	}
+	takes := make(map[string]bool) // by UID
+	note := func(list []sent) {
+		for _, r := range list {
+			takes[r.SOPInstanceUID] = orthancTakes[r.File]
+		}
+	}
+	note(report)
+	// Last those that make the archive hang up: every one costs all others a pause.
+	calm := slices.DeleteFunc(slices.Clone(byUs), func(o raw) bool { return hangsUp[o.file] })
+	upsetting := slices.DeleteFunc(slices.Clone(byUs), func(o raw) bool { return !hangsUp[o.file] })
+	for _, part := range [][]raw{calm, upsetting} {
+		answers := push(t, s.port, "DENOISE", part)
+		note(answers)
+		report = append(report, answers...)
+		s.forwarded(takes, 2*time.Minute)
+	}
 
-	gotBits := through.bits.objects()
+	status, got := s.instances(), bits.all()
 	sources := make(map[string]bool)
 	for _, r := range report {
+		uid := r.SOPInstanceUID
 		switch {
+		case !r.Answered && readRaw(t, r.File).SOPClassUID == mediaStorageDirectory:
+			n.refused++ // a table of contents, not an object of the Storage service
+			continue
 		case !r.Answered:
 			t.Errorf("%s: no answer", name(r.File))
 			continue
@@ -177,17 +189,16 @@ func corpusRound(t *testing.T, dir string, files []string) (n tally) {
 			if r.Status != uint16(dicomnet.StatusDataSetMismatch) || !announcedOtherwise(t, r) {
 				t.Errorf("%s: refused with %v", name(r.File), r)
 			}
-			if len(gotBits[r.SOPInstanceUID]) > 0 {
+			if got[uid].copies > 0 {
 				t.Errorf("%s: refused and forwarded all the same", name(r.File))
 			}
 			continue
 		}
 		n.acknowledged++
-		want := once(t, wantBits, r.SOPInstanceUID)
-		if got := once(t, gotBits, r.SOPInstanceUID); !bytes.Equal(want, got) {
-			t.Errorf("%s: the data set was changed on its way: %s", name(r.File), firstDifference(want, got))
+		if got[uid].copies != 1 || got[uid].sum != want[uid] {
+			t.Errorf("%s: arrived %d times; unchanged: %v", name(r.File), got[uid].copies, got[uid].sum == want[uid])
 		}
-		st, ok := status[r.SOPInstanceUID]
+		st, ok := status[uid]
 		if !ok {
 			t.Errorf("%s: acknowledged and not in the status", name(r.File))
 			continue
@@ -196,7 +207,7 @@ func corpusRound(t *testing.T, dir string, files []string) (n tally) {
 		switch st.State {
 		case spool.StageDenoised:
 			n.derived++
-			sources[r.SOPInstanceUID] = true
+			sources[uid] = true
 		case spool.StagePassed:
 			if st.Reason == "" {
 				t.Errorf("%s: passed on without a reason", name(r.File))
@@ -205,23 +216,23 @@ func corpusRound(t *testing.T, dir string, files []string) (n tally) {
 			t.Errorf("%s: state %q (%s: %s)", name(r.File), st.State, st.Reason, st.Detail)
 		}
 		switch d := delivery(st, "pacs"); {
-		case orthancTakes[r.SOPInstanceUID] && d.State == spool.DeliveryStored:
+		case orthancTakes[r.File] && d.State == spool.DeliveryStored:
 			n.archived++
-		case !orthancTakes[r.SOPInstanceUID] && d.State != spool.DeliveryStored:
+		case !orthancTakes[r.File] && d.State != spool.DeliveryStored:
 			n.unarchived++
 		default:
-			t.Errorf("%s: Orthanc takes it directly: %v; from us: %q, status %s %s", name(r.File), orthancTakes[r.SOPInstanceUID], d.State, d.Status, d.Detail)
+			t.Errorf("%s: Orthanc takes it directly: %v; from us: %q, status %s %s", name(r.File), orthancTakes[r.File], d.State, d.Status, d.Detail)
 		}
 	}
 
-	directIn, throughIn := direct.archive.instances(), through.archive.instances()
+	directIn, throughIn := direct.archive.instances(), archive.instances()
 	for uid, a := range throughIn {
 		b, ok := directIn[uid]
 		if !ok {
 			continue // derived, looked at below
 		}
 		x, errX := parsePart10(direct.archive.file(b))
-		y, errY := parsePart10(through.archive.file(a))
+		y, errY := parsePart10(archive.file(a))
 		if errX != nil || errY != nil || !bytes.Equal(x.DataSet, y.DataSet) {
 			t.Errorf("%s: archived data sets differ (%v, %v): %s", uid, errX, errY, firstDifference(x.DataSet, y.DataSet))
 		}
@@ -239,13 +250,50 @@ func corpusRound(t *testing.T, dir string, files []string) (n tally) {
 			only[uid] = a
 		}
 	}
-	derived := checkDerivedOf(t, through.archive, only, known)
+	derived := checkDerivedOf(t, archive, only, known)
 	for uid := range sources {
-		if _, ok := derived[uid]; !ok && orthancTakes[uid] {
+		if _, ok := derived[uid]; !ok && takes[uid] {
 			t.Errorf("%s: denoised, but no derived instance is in the archive", uid)
 		}
 	}
 	return n
+}
+
+// mediaStorageDirectory is the class of DICOMDIR files.
+const mediaStorageDirectory = "1.2.840.10008.1.3.10"
+
+// forwarded waits until nothing waits, but for what the archive takes from
+// nobody (takes is by UID). It says so with "out of resources" or by hanging
+// up, which a sender has to take as passing; then the status must show the
+// attempts and the reason.
+func (s *system) forwarded(takes map[string]bool, limit time.Duration) {
+	s.t.Helper()
+	eventually(s.t, limit, "everything is forwarded that can be", func() error {
+		s.proc.mustRun()
+		for uid, st := range s.instances() {
+			if st.State == spool.StageQueued {
+				return fmt.Errorf("%s waits to be denoised", uid)
+			}
+			for _, d := range st.Deliveries {
+				hopeless := d.Destination == "pacs" && !takes[uid] && d.Attempts > 0 && d.Detail != ""
+				if d.State == spool.DeliveryQueued && !hopeless {
+					return fmt.Errorf("%s waits for %s after %d attempts (%s)", uid, d.Destination, d.Attempts, d.Detail)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// dataSetUID returns the SOP Instance UID that the data set of a file names.
+func dataSetUID(t testing.TB, file string) string {
+	t.Helper()
+	data := wrap(t, readRaw(t, file))
+	o, err := dcm.Scan(bytes.NewReader(data), int64(len(data)))
+	if o == nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	return o.String(dcm.SOPInstanceUID)
 }
 
 // announcedOtherwise tells whether the data set of a file is not the instance
