@@ -16,7 +16,7 @@ STAGE=$(mktemp -d)
 trap 'rm -rf "$STAGE"' EXIT
 export SOURCE_DATE_EPOCH PACKAGE_VERSION PACKAGE_ARCH STAGE
 
-CGO_ENABLED=0 GOOS=linux GOARCH=$arch $go build -trimpath -o "$STAGE/denoised" ./cmd/denoised
+CGO_ENABLED=0 GOOS=linux GOARCH=$arch $go build -trimpath -buildvcs=true -o "$STAGE/denoised" ./cmd/denoised
 CGO_ENABLED=0 $go run -trimpath ./cmd/denoised completion bash >"$STAGE/completion.bash"
 
 for format in deb rpm; do
