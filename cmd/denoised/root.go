@@ -21,7 +21,7 @@ and archive.`,
 		Version:       thisBuild().Version,
 	}
 	root.AddCommand(
-		newDemoCmd(), newServeCmd(), newCheckCmd(), newStatusCmd(),
+		newDemoCmd(), newServeCmd(), newCheckCmd(), newStatusCmd(), newRetryCmd(),
 		newEchoCmd(), newSendCmd(), newVersionCmd(),
 		newDenoiseCmd(), newBenchCmd(), newModelCmd(), newServiceCmd(),
 	)

@@ -19,7 +19,7 @@ import (
 )
 
 func newStatusCmd() *cobra.Command {
-	var config, url string
+	var where daemonAddress
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -28,20 +28,16 @@ func newStatusCmd() *cobra.Command {
 the last series. Exit code 0 means that it runs and receives images.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if config != "" {
-				cfg, err := daemon.LoadConfig(config)
-				if err != nil {
-					return err
-				}
-				url = "http://" + cfg.HTTP.Listen
+			url, err := where.base()
+			if err != nil {
+				return err
 			}
-			url = strings.TrimSuffix(url, "/")
 			var answer struct {
 				web.Status
 				Series []pipeline.SeriesStatus `json:"series"`
 			}
 			if err := getJSON(cmd.Context(), url+"/readyz", &answer.Status); err != nil {
-				return fmt.Errorf("status: no denoised answers at %s: %w (is it running? systemctl status denoised; if its http.listen is another, give --config or --url)", url, err)
+				return fmt.Errorf("status: %w", notRunning(url, err))
 			}
 			if err := getJSON(cmd.Context(), url+"/api/series", &answer.Series); err != nil {
 				return fmt.Errorf("status: %w", err)
@@ -62,19 +58,46 @@ the last series. Exit code 0 means that it runs and receives images.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "", "configuration file, for its http.listen")
-	cmd.Flags().StringVar(&url, "url", "http://"+daemon.DefaultConfig().HTTP.Listen, "address of the status page")
+	where.flags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// daemonAddress is where the running daemon is asked.
+type daemonAddress struct{ config, url string }
+
+func (d *daemonAddress) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&d.config, "config", "", "configuration file, for its http.listen")
+	cmd.Flags().StringVar(&d.url, "url", "http://"+daemon.DefaultConfig().HTTP.Listen, "address of the status page")
+}
+
+func (d *daemonAddress) base() (string, error) {
+	if d.config == "" {
+		return strings.TrimSuffix(d.url, "/"), nil
+	}
+	cfg, err := daemon.LoadConfig(d.config)
+	if err != nil {
+		return "", err
+	}
+	return "http://" + cfg.HTTP.Listen, nil
+}
+
+func notRunning(url string, err error) error {
+	return fmt.Errorf("no denoised answers at %s: %w (is it running? systemctl status denoised; if its http.listen is another, give --config or --url)", url, err)
 }
 
 // maxAnswer bounds what is read of an answer, in bytes.
 const maxAnswer = 64 << 20
 
 func getJSON(ctx context.Context, url string, to any) error {
+	return ask(ctx, http.MethodGet, url, to)
+}
+
+// ask sends a request to the daemon and reads the JSON of its answer.
+func ask(ctx context.Context, method, url string, to any) error {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
 		return err
 	}
@@ -85,10 +108,10 @@ func getJSON(ctx context.Context, url string, to any) error {
 	defer resp.Body.Close()
 	// /readyz answers with its reasons under 503.
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusServiceUnavailable {
-		return fmt.Errorf("GET %s: %s", url, resp.Status)
+		return fmt.Errorf("%s %s: %s", method, url, resp.Status)
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(to); err != nil {
-		return fmt.Errorf("GET %s: the answer is not that of denoised: %w", url, err)
+		return fmt.Errorf("%s %s: the answer is not that of denoised: %w", method, url, err)
 	}
 	return nil
 }

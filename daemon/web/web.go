@@ -1,5 +1,6 @@
 // Package web is the HTTP interface of the daemon: health, metrics, the state of
-// series as JSON and as a stream of events, and one status page. It only reads.
+// series as JSON and as a stream of events, and one status page. It changes
+// nothing but that refused images can be put back into the queue.
 //
 // The two types a reader needs are [Options], which says where everything comes
 // from, and [Status], which is how the daemon is.
@@ -29,6 +30,8 @@ type Source interface {
 	Series(ctx context.Context) ([]pipeline.SeriesStatus, error)
 	// SeriesByUID fails with pipeline.ErrUnknownSeries.
 	SeriesByUID(ctx context.Context, uid string) (*pipeline.SeriesStatus, error)
+	// Retry puts refused deliveries of a series back into the queue and tells how many.
+	Retry(ctx context.Context, uid string) (int64, error)
 	// Events may lose some when they are not read; it never blocks the sender.
 	Events() (<-chan pipeline.Event, func())
 }
@@ -122,6 +125,7 @@ func New(o Options) http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(o.Logger), MaxRequestsInFlight: 8, Timeout: 20 * time.Second}))
 	mux.HandleFunc("GET /api/series", s.series)
 	mux.HandleFunc("GET /api/series/{uid}", s.oneSeries)
+	mux.HandleFunc("POST /api/series/{uid}/retry", s.retry)
 	mux.HandleFunc("GET /api/events", s.events)
 	return http.NewCrossOriginProtection().Handler(s.guard(mux))
 }
@@ -213,6 +217,21 @@ func (s *server) oneSeries(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.json(w, http.StatusOK, one)
+}
+
+// Retried is the answer to a retry.
+type Retried struct {
+	Queued int64 `json:"queued"` // deliveries
+}
+
+func (s *server) retry(w http.ResponseWriter, r *http.Request) {
+	n, err := s.Source.Retry(r.Context(), r.PathValue("uid"))
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.Logger.Info("refused images put back into the queue", zap.String("series", r.PathValue("uid")), zap.Int64("deliveries", n))
+	s.json(w, http.StatusOK, Retried{n})
 }
 
 // events streams what happens (text/event-stream, one JSON object an event, the

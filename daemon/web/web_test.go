@@ -44,6 +44,14 @@ func (f *fake) SeriesByUID(_ context.Context, uid string) (*pipeline.SeriesStatu
 	return nil, errors.Join(f.err, fmt.Errorf("series %q: %w", uid, pipeline.ErrUnknownSeries))
 }
 
+func (f *fake) Retry(ctx context.Context, uid string) (int64, error) {
+	s, err := f.SeriesByUID(ctx, uid)
+	if err != nil {
+		return 0, err
+	}
+	return s.Destinations[0].Refused, nil
+}
+
 func (f *fake) Events() (<-chan pipeline.Event, func()) {
 	c := make(chan pipeline.Event, 4)
 	f.mu.Lock()
@@ -138,6 +146,40 @@ func TestSeries(t *testing.T) {
 	for _, path := range []string{"/api/series", "/api/series/1.2.3", "/"} {
 		if resp, body := r.get(t, path); resp.StatusCode != 500 || strings.Contains(body, "secret") {
 			t.Errorf("%s: %s %s", path, resp.Status, body)
+		}
+	}
+}
+
+// TestRetry: the one thing that can be changed, and not by a page elsewhere.
+func TestRetry(t *testing.T) {
+	r := start(t, 0)
+	r.list = []pipeline.SeriesStatus{{UID: "1.2.3", Destinations: []pipeline.DestinationStatus{{Name: "pacs", Refused: 7}}}}
+	for _, c := range []struct {
+		method, uid, site string
+		code              int
+		body              string
+	}{
+		{"POST", "1.2.3", "", 200, `{"queued":7}`},
+		{"POST", "1.2.3", "same-origin", 200, `{"queued":7}`},
+		{"POST", "1.2.4", "", 404, `{"error":"no such series"}`},
+		{"POST", "1.2.3", "cross-site", 403, ""},
+		{"GET", "1.2.3", "", 405, ""},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), c.method, r.url+"/api/series/"+c.uid+"/retry", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.site != "" {
+			req.Header.Set("Sec-Fetch-Site", c.site)
+		}
+		resp, err := r.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != c.code || c.body != "" && strings.TrimSpace(string(body)) != c.body {
+			t.Errorf("%+v: %s %s %v", c, resp.Status, body, err)
 		}
 	}
 }
