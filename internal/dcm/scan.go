@@ -12,8 +12,11 @@ import (
 const (
 	// MaxDepth is the deepest nesting of sequences.
 	MaxDepth = 32
-	// MaxElements counts elements, items and pixel data fragments of a file.
-	MaxElements = 100_000
+	// MaxElements counts elements, items, delimiters and pixel data fragments of a
+	// file. Philips Enhanced MR has about 140 a frame, so this is some 1,700 frames.
+	// An entry of the index takes 32 bytes: 8 to 10 MB for a file at the limit,
+	// twice that while the index grows for the last time. A usual image has 300.
+	MaxElements = 250_000
 
 	headSize   = 32 << 10 // kept with the Object: most routing values lie in it
 	windowSize = 16 << 10 // reused for everything behind the head

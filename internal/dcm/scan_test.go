@@ -105,6 +105,10 @@ func TestScanDamage(t *testing.T) {
 	for range dcm.MaxElements + 1 {
 		many = append(many, 0x09, 0, 0x10, 0, 'L', 'O', 0, 0)
 	}
+	// the first element is the SOP Instance UID
+	if o, err := scan(many[:len(many)-2*8]); err != nil || o.String(dcm.SOPInstanceUID) != "1.2.3" {
+		t.Errorf("%d elements: %v", dcm.MaxElements, err)
+	}
 	for _, c := range []struct {
 		name string
 		file []byte
