@@ -3,7 +3,6 @@ package noise
 import (
 	"fmt"
 	"math"
-	"os"
 	"slices"
 	"sync"
 
@@ -103,9 +102,6 @@ func edge(profile []float64) int {
 		if d := inside - outside - max(before, 0); d > best {
 			best, at = d, k
 		}
-	}
-	if os.Getenv("EDGE") != "" {
-		fmt.Printf(" [%.2f@%d/%d]", best, at, half)
 	}
 	if best < edgeStep {
 		return 0
