@@ -29,7 +29,7 @@ const (
 	Map             Reason = "map"              // computed maps and pixel arithmetic
 	Mosaic          Reason = "mosaic"           // several slices tiled in one image
 	Projection      Reason = "projection"       // projections, reformats, renderings
-	Derived         Reason = "derived"          // ImageType or FrameType value 1 is not ORIGINAL
+	Derived         Reason = "derived"          // ImageType or FrameType value 1 is not ORIGINAL, see processedRadiograph
 	Compressed      Reason = "compressed"       // encapsulated pixel data
 	BigEndian       Reason = "big-endian"       // explicit VR big endian
 	BitDepth        Reason = "bit-depth"        // not 8 or 16 bits allocated, or float pixels
@@ -349,6 +349,9 @@ func inspectContent(o *dcm.Object) Verdict {
 		case dcm.ImageType:
 			if e.Depth() == 0 {
 				v = imageType(e.Strings())
+				if v.Reason == Derived && !mr && processedRadiograph(o) {
+					v = Verdict{}
+				}
 			}
 		case dcm.FrameType:
 			// copies inside private sequences may be empty
@@ -388,6 +391,31 @@ func inspectContent(o *dcm.Object) Verdict {
 		return v
 	}
 	return derived
+}
+
+// processedRadiograph reports a CR or DX image that calls itself DERIVED\PRIMARY
+// although it is the exposure itself. DERIVED says that the pixel values come
+// from those of another image, PRIMARY that the image is a direct result of the
+// examination (PS3.3 C.7.6.1.1.2). Many readers write both on every image, the
+// other one being raw data that never leaves them. Where a source or a kind of
+// derivation is on record (C.7.6.1.1.3, C.12.4), or value 3 has a word that is
+// not known to be harmless, it may be a subtraction, a composite or a lossy copy.
+func processedRadiograph(o *dcm.Object) bool {
+	types := o.Strings(dcm.ImageType)
+	if len(types) < 2 || types[0] != "DERIVED" || types[1] != "PRIMARY" {
+		return false
+	}
+	for _, w := range types[2:] {
+		if w != "" && w != "POST_PROCESSED" && strings.Trim(w, "0123456789") != "" {
+			return false
+		}
+	}
+	for _, t := range []dcm.Tag{dcm.DerivationDescription, dcm.SourceImageSequence, dcm.DerivationCodeSequence} {
+		if e := o.Find(t); e.OK() && e.Length() > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // rescaleType: an MR magnitude has no unit (PS3.3 C.11.1.1.2); a unit means a
@@ -473,7 +501,7 @@ func inspectFrameGroups(o *dcm.Object) Verdict {
 		for item := range e.Children() {
 			n++
 			if !ascending(item) {
-				return no(Unparseable, "tags of a functional group do not ascend")
+				return no(Unparseable, "tags of a functional group do not ascend or have a group length")
 			}
 			ft := item.Child(dcm.MRImageFrameTypeSequence)
 			if !ft.OK() {
@@ -484,7 +512,7 @@ func inspectFrameGroups(o *dcm.Object) Verdict {
 			}
 			for types := range ft.Children() {
 				if !ascending(types) {
-					return no(Unparseable, "tags of a frame type do not ascend")
+					return no(Unparseable, "tags of a frame type do not ascend or have a group length")
 				}
 			}
 		}
@@ -496,11 +524,11 @@ func inspectFrameGroups(o *dcm.Object) Verdict {
 }
 
 // ascending reports whether the tags of an item ascend, so that elements can be
-// inserted in their place.
+// inserted in their place, and no group length among them would become wrong.
 func ascending(item dcm.Element) bool {
 	var last dcm.Tag
 	for e := range item.Children() {
-		if e.Tag() <= last {
+		if e.Tag() <= last || isGroupLength(e.Tag()) {
 			return false
 		}
 		last = e.Tag()

@@ -23,6 +23,12 @@ func private(d *dcmtest.DataSet, group uint16, creator string, n dcm.Node) *dcmt
 	return d.Text(g|0x12, dcm.LO, creator).Set(n)
 }
 
+// cr is a computed radiograph with the given ImageType.
+func cr(imageType string) *dcmtest.DataSet {
+	return mr().Text(dcm.Modality, dcm.CS, "CR").Text(dcm.SOPClassUID, dcm.UI, "1.2.840.10008.5.1.4.1.1.1").
+		Text(dcm.ImageType, dcm.CS, imageType)
+}
+
 func inFirstFrame(d *dcmtest.DataSet, n ...dcm.Node) *dcmtest.DataSet {
 	for i := range d.Nodes {
 		if d.Nodes[i].Tag == dcm.PerFrameFunctionalGroupsSequence {
@@ -49,8 +55,12 @@ func TestInspect(t *testing.T) {
 		{"8 bit", mr().US(dcm.BitsAllocated, 8).US(dcm.BitsStored, 8).US(dcm.HighBit, 7).Pixels(make([]uint16, 512)), dcmtest.Form{}, ""},
 		{"secondary", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\SECONDARY\M_SE\M\SE`), dcmtest.Form{}, ""},
 		{"in phase is no phase", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\M\IN_PHASE`), dcmtest.Form{}, ""},
-		{"CR", mr().Text(dcm.Modality, dcm.CS, "CR").Text(dcm.SOPClassUID, dcm.UI, "1.2.840.10008.5.1.4.1.1.1").
-			Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY`), dcmtest.Form{}, ""},
+		{"Siemens", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\M\NORM\DIS2D\FM3_2\FIL`), dcmtest.Form{}, ""},
+		{"CR", cr(`ORIGINAL\PRIMARY`), dcmtest.Form{}, ""},
+		{"CR, processed", cr(`DERIVED\PRIMARY`), dcmtest.Form{}, ""},
+		{"CR, processed, empty values", cr(`DERIVED\PRIMARY\POST_PROCESSED\\\100000`).Text(dcm.DerivationDescription, dcm.ST, ""), dcmtest.Form{}, ""},
+		{"DX, processed", mr().Text(dcm.Modality, dcm.CS, "DX").Text(dcm.SOPClassUID, dcm.UI, "1.2.840.10008.5.1.4.1.1.1.1").
+			Text(dcm.ImageType, dcm.CS, `DERIVED\PRIMARY\`), dcmtest.Form{}, ""},
 		{"DX", mr().Text(dcm.Modality, dcm.CS, "DX").Text(dcm.SOPClassUID, dcm.UI, "1.2.840.10008.5.1.4.1.1.1.1"), dcmtest.Form{}, ""},
 		{"DX processing", mr().Text(dcm.Modality, dcm.CS, "DX").Text(dcm.SOPClassUID, dcm.UI, "1.2.840.10008.5.1.4.1.1.1.1.1"), dcmtest.Form{}, ""},
 		{"enhanced", enhanced(magnitude, magnitude), dcmtest.Form{}, ""},
@@ -123,6 +133,16 @@ func TestInspect(t *testing.T) {
 		{"MIP", mr().Text(dcm.ImageType, dcm.CS, `DERIVED\PRIMARY\PROJECTION IMAGE`), dcmtest.Form{}, derive.Projection},
 		{"calculated projection", mr().Text(dcm.VolumeBasedCalculationTechnique, dcm.CS, "MAX_IP"), dcmtest.Form{}, derive.Projection},
 		{"derived", mr().Text(dcm.ImageType, dcm.CS, `DERIVED\SECONDARY\OTHER`), dcmtest.Form{}, derive.Derived},
+		{"MR, derived and primary", mr().Text(dcm.ImageType, dcm.CS, `DERIVED\PRIMARY`), dcmtest.Form{}, derive.Derived},
+		{"CR, secondary", cr(`DERIVED\SECONDARY`), dcmtest.Form{}, derive.Derived},
+		{"CR, one value", cr(`DERIVED`), dcmtest.Form{}, derive.Derived},
+		{"CR, another kind of image", cr(`DERIVED\PRIMARY\BONE_SUPPRESSED`), dcmtest.Form{}, derive.Derived},
+		{"CR, stitched", cr(`DERIVED\PRIMARY\STITCHED`), dcmtest.Form{}, derive.Projection},
+		{"CR, derivation on record", cr(`DERIVED\PRIMARY`).Text(dcm.DerivationDescription, dcm.ST, "lossy 10:1"), dcmtest.Form{}, derive.Derived},
+		{"CR, source on record", cr(`DERIVED\PRIMARY`).Set(dcm.Sequence(dcm.SourceImageSequence, []dcm.Node{
+			dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, "1.2.3")})), dcmtest.Form{}, derive.Derived},
+		{"CR, derivation code on record", cr(`DERIVED\PRIMARY`).Set(dcm.Sequence(dcm.DerivationCodeSequence, []dcm.Node{
+			dcm.Text(dcm.CodeValue, dcm.SH, "113062")})), dcmtest.Form{}, derive.Derived},
 		{"no image type", mr().Remove(dcm.ImageType), dcmtest.Form{}, derive.Inconsistent},
 
 		{"enhanced phase frame", enhanced(magnitude, `ORIGINAL\PRIMARY\P\NONE`), dcmtest.Form{}, derive.Phase},
@@ -137,6 +157,7 @@ func TestInspect(t *testing.T) {
 		{"negative frames", enhanced(magnitude).Text(dcm.NumberOfFrames, dcm.IS, "-1"), dcmtest.Form{}, derive.Inconsistent},
 
 		{"enhanced, groups in disorder", inFirstFrame(enhanced(magnitude), dcm.Text(0x00080001, dcm.SH, "x")), dcmtest.Form{}, derive.Unparseable},
+		{"enhanced, group length in a group", inFirstFrame(enhanced(magnitude), dcm.Node{Tag: 0x00190000, VR: dcm.UL, Value: make([]byte, 4)}), dcmtest.Form{}, derive.Unparseable},
 		{"equipment is no sequence", mr().Set(dcm.Node{Tag: dcm.ContributingEquipmentSequence, VR: dcm.UN, Value: []byte("abcdefgh")}), dcmtest.Form{}, derive.Inconsistent},
 
 		{"compressed", mr(), dcmtest.Form{TransferSyntaxUID: "1.2.840.10008.1.2.4.90", Fragments: [][]byte{{}, {1, 2}}}, derive.Compressed},
