@@ -131,6 +131,7 @@ const (
 	FrameOfReferenceUID                  Tag = 0x00200052
 	ImageLaterality                      Tag = 0x00200062
 	TemporalPositionIdentifier           Tag = 0x00200100
+	SOPInstanceUIDOfConcatenationSource  Tag = 0x00200242
 	NumberOfTemporalPositions            Tag = 0x00200105
 	ImagesInAcquisition                  Tag = 0x00201002
 	SliceLocation                        Tag = 0x00201041
@@ -281,7 +282,7 @@ var dictionary = func() map[Tag]VR {
 	add(DT, AcquisitionDateTime, ContributionDateTime)
 	add(UI, MediaStorageSOPClassUID, MediaStorageSOPInstanceUID, TransferSyntaxUID, InstanceCreatorUID, SOPClassUID,
 		SOPInstanceUID, ReferencedSOPClassUID, ReferencedSOPInstanceUID, StudyInstanceUID, SeriesInstanceUID,
-		FrameOfReferenceUID, ConcatenationUID)
+		FrameOfReferenceUID, ConcatenationUID, SOPInstanceUIDOfConcatenationSource)
 	add(SH, AccessionNumber, CodeValue, CodingSchemeDesignator, TimezoneOffsetFromUTC, StationName, SequenceName,
 		ImagedNucleus, ReceiveCoilName, TransmitCoilName, PulseSequenceName, StudyID)
 	add(LO, Manufacturer, InstitutionName, CodeMeaning, StudyDescription, SeriesDescription,

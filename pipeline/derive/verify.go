@@ -35,6 +35,7 @@ var mayChange = map[dcm.Tag]bool{
 	dcm.ContributingEquipmentSequence: true, dcm.SeriesInstanceUID: true, dcm.SeriesNumber: true,
 	dcm.SmallestImagePixelValue: true, dcm.LargestImagePixelValue: true, dcm.PixelData: true,
 	dcm.SharedFunctionalGroupsSequence: true, dcm.PerFrameFunctionalGroupsSequence: true,
+	dcm.ConcatenationUID: true, dcm.SOPInstanceUIDOfConcatenationSource: true,
 }
 
 // mayVanish lists the attributes that Write may remove.
@@ -199,8 +200,11 @@ func derivedFrom(a, b dcm.Element) error {
 
 // verifyIdentity: a new object in a new series of the same study, marked as ours.
 func verifyIdentity(src, derived *dcm.Object) error {
-	for _, t := range []dcm.Tag{dcm.SOPInstanceUID, dcm.SeriesInstanceUID} {
+	for _, t := range []dcm.Tag{dcm.SOPInstanceUID, dcm.SeriesInstanceUID, dcm.ConcatenationUID, dcm.SOPInstanceUIDOfConcatenationSource} {
 		u := derived.String(t)
+		if u == "" && src.String(t) == "" && concatenationUIDs[t] != "" {
+			continue
+		}
 		if u == "" || u == src.String(t) {
 			return mismatch(t, "is not new")
 		}

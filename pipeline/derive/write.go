@@ -242,6 +242,7 @@ func (s *splice) common() {
 	s.text(dcm.SeriesInstanceUID, dcm.UI, s.series)
 	s.text(dcm.SeriesNumber, dcm.IS, strconv.Itoa(seriesNumber(s.o, s.p.SeriesNumberOffset)))
 	s.seriesDescription()
+	s.concatenation()
 	s.contributingEquipment(now)
 
 	// What cannot be true of other pixels: signatures (PS3.15 C), a thumbnail, and
@@ -334,6 +335,23 @@ func (s *splice) seriesDescription() {
 	if text, ok := dcm.AppendASCII(old, s.o.CharacterSet(), suffix); ok {
 		s.ed.Set(dcm.Element{}, dcm.Node{Tag: dcm.SeriesDescription, VR: dcm.LO, Value: text})
 	}
+}
+
+// concatenation moves a part of a divided multi-frame object into a concatenation
+// of derived parts, since all parts of one belong to one series (PS3.3
+// C.7.6.16.2.2.4): a reader that joins parts by their UID would mix denoised
+// frames with the source's.
+func (s *splice) concatenation() {
+	for t, kind := range concatenationUIDs {
+		if u := s.o.String(t); u != "" {
+			s.text(t, dcm.UI, hashUID(kind, u, s.p))
+		}
+	}
+}
+
+// concatenationUIDs says what the UIDs of a concatenation identify, for hashUID.
+var concatenationUIDs = map[dcm.Tag]string{
+	dcm.ConcatenationUID: "concatenation", dcm.SOPInstanceUIDOfConcatenationSource: "instance",
 }
 
 // contributingEquipment says who changed the pixels (PS3.3 C.12.1). The general

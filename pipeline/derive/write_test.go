@@ -263,6 +263,52 @@ func TestWriteEnhanced(t *testing.T) {
 	}
 }
 
+// Parts of one concatenation belong to one series, so the derived parts make a
+// concatenation of their own.
+func TestConcatenation(t *testing.T) {
+	part := func(n string, p derive.Params) (src, got *dcm.Object) {
+		d := enhanced(magnitude).Text(dcm.ConcatenationUID, dcm.UI, "1.2.3.4").
+			Text(dcm.SOPInstanceUIDOfConcatenationSource, dcm.UI, "1.2.3.5").Text(dcm.SOPInstanceUID, dcm.UI, "1.2.3.6."+n)
+		src = mustScan(t, d, dcmtest.Form{})
+		got, _, _ = write(t, src, p, smooth(src))
+		return src, got
+	}
+	src, one := part("1", params())
+	_, two := part("2", params())
+	other := params()
+	other.Strength = 0.5
+	_, half := part("1", other)
+	for _, tag := range []dcm.Tag{dcm.ConcatenationUID, dcm.SOPInstanceUIDOfConcatenationSource} {
+		u := one.String(tag)
+		if !strings.HasPrefix(u, "2.25.") || u != two.String(tag) || u == half.String(tag) {
+			t.Errorf("%v: %q, %q of the next part, %q at another strength", tag, u, two.String(tag), half.String(tag))
+		}
+		for name, value := range map[string]string{"kept": src.String(tag), "lost": ""} {
+			ed, err := one.Edit()
+			if err != nil {
+				t.Fatal(err)
+			}
+			ed.Set(dcm.Element{}, dcm.Text(tag, dcm.UI, value))
+			var b bytes.Buffer
+			if _, err := dcm.WriteFileMeta(&b, dcm.FileMeta{SOPClassUID: one.String(dcm.SOPClassUID),
+				SOPInstanceUID: one.String(dcm.SOPInstanceUID), TransferSyntaxUID: one.TransferSyntaxUID()}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ed.WriteTo(&b); err != nil {
+				t.Fatal(err)
+			}
+			o, err := scanBytes(b.Bytes())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var m *derive.MismatchError
+			if err := derive.Verify(src, o); !errors.As(err, &m) || m.Tag != tag {
+				t.Errorf("%v %s: %v", tag, name, err)
+			}
+		}
+	}
+}
+
 func TestStrengthZeroAndUnchangedPixels(t *testing.T) {
 	for name, d := range map[string]*dcmtest.DataSet{
 		"MR": mr(), "enhanced": enhanced(magnitude, magnitude),
