@@ -274,15 +274,22 @@ const mediaStorageDirectory = "1.2.840.10008.1.3.10"
 // hanging up, which a sender has to take as passing.
 func (s *system) forwarded(limit time.Duration, hopeless func(uid string, d pipeline.DeliveryStatus) bool) {
 	s.t.Helper()
-	eventually(s.t, limit, "everything is forwarded that can be", func() error {
+	eventuallyEvery(s.t, 500*time.Millisecond, limit, "everything is forwarded that can be", func() error {
 		s.proc.mustRun()
-		for uid, st := range s.instances() {
-			if st.State == spool.StageQueued {
-				return fmt.Errorf("%s waits to be denoised", uid)
+		var list []pipeline.SeriesStatus
+		s.getJSON("/api/series", &list)
+		for _, series := range list {
+			if series.Waiting > 0 {
+				return fmt.Errorf("series %s: %d images wait to be denoised", series.UID, series.Waiting)
 			}
-			for _, d := range st.Deliveries {
-				if d.State == spool.DeliveryQueued && !hopeless(uid, d) {
-					return fmt.Errorf("%s waits for %s after %d attempts (%s)", uid, d.Destination, d.Attempts, d.Detail)
+			if !slices.ContainsFunc(series.Destinations, func(d pipeline.DestinationStatus) bool { return d.Queued > 0 }) {
+				continue
+			}
+			for uid, st := range s.instancesOf(series.UID) {
+				for _, d := range st.Deliveries {
+					if d.State == spool.DeliveryQueued && !hopeless(uid, d) {
+						return fmt.Errorf("%s waits for %s after %d attempts (%s)", uid, d.Destination, d.Attempts, d.Detail)
+					}
 				}
 			}
 		}

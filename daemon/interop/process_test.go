@@ -176,9 +176,15 @@ func (p *process) memory() (now, peak int64) {
 // error after limit.
 func eventually(t testing.TB, limit time.Duration, what string, check func() error) {
 	t.Helper()
+	eventuallyEvery(t, 20*time.Millisecond, limit, what, check)
+}
+
+// eventuallyEvery is eventually for a check that is work for what it looks at.
+func eventuallyEvery(t testing.TB, every, limit time.Duration, what string, check func() error) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		err := check()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -119,12 +120,20 @@ func (s *system) instances() map[string]pipeline.InstanceStatus {
 	s.getJSON("/api/series", &list)
 	out := make(map[string]pipeline.InstanceStatus)
 	for _, series := range list {
-		var full pipeline.SeriesStatus
-		s.getJSON("/api/series/"+url.PathEscape(series.UID), &full)
-		for _, in := range full.Instances {
-			if in.Kind == string(spool.Original) {
-				out[in.SOPInstanceUID] = in
-			}
+		maps.Copy(out, s.instancesOf(series.UID))
+	}
+	return out
+}
+
+// instancesOf is instances for one series.
+func (s *system) instancesOf(series string) map[string]pipeline.InstanceStatus {
+	s.t.Helper()
+	var full pipeline.SeriesStatus
+	s.getJSON("/api/series/"+url.PathEscape(series), &full)
+	out := make(map[string]pipeline.InstanceStatus)
+	for _, in := range full.Instances {
+		if in.Kind == string(spool.Original) {
+			out[in.SOPInstanceUID] = in
 		}
 	}
 	return out
