@@ -26,7 +26,8 @@ type serverConn struct {
 	host string
 
 	// Guarded by s.mu.
-	holds    bool // a place among the associations
+	holds    bool  // a place among the associations
+	reserved int64 // bytes of a large request
 	stranger *list.Element
 
 	ctx       context.Context
@@ -69,7 +70,9 @@ func (c *serverConn) serve() {
 		c.t.linger(min(c.s.Timeouts.Release, stopLinger))
 		return
 	}
-	if err := c.associate(rq); err != nil {
+	err = c.associate(rq)
+	c.s.unreserve(c) // the request is garbage from here on
+	if err != nil {
 		c.s.release(c)
 		c.t.linger(c.s.Timeouts.Release)
 		return
@@ -106,6 +109,9 @@ func (c *serverConn) request() (*pdu.AssociateRQ, error) {
 	}
 	if h.Type != pdu.TypeAssociateRQ {
 		return nil, violation(pdu.ReasonUnexpectedPDU, "%v before an association", h.Type)
+	}
+	if h.Length > smallBuffer && !c.s.reserve(c, int64(h.Length)) {
+		return nil, errors.New("too many large association requests at once")
 	}
 	p, err := c.t.body(h)
 	if err != nil {
@@ -213,7 +219,7 @@ func (c *serverConn) accept(rq *pdu.AssociateRQ, offered []PresentationContext) 
 			c.accepted[pc.ID] = acceptedContext{pc.AbstractSyntax, ts}
 		} else {
 			c.log.Info("presentation context refused", zap.String("abstract_syntax", uidName(pc.AbstractSyntax)),
-				zap.Strings("transfer_syntaxes", pc.TransferSyntaxes), zap.Stringer("result", result))
+				zap.Strings("transfer_syntaxes", uidNames(pc.TransferSyntaxes)), zap.Stringer("result", result))
 			ts = ImplicitVRLittleEndian // means nothing, but has to be there
 		}
 		ac.Contexts = append(ac.Contexts, pdu.ContextAC{ID: pc.ID, Result: result, TransferSyntax: ts})

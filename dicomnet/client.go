@@ -248,7 +248,7 @@ func (a *Association) adopt(rq *pdu.AssociateRQ, ac *pdu.AssociateAC) error {
 		}
 		if c.Result != pdu.Accepted {
 			a.log.Info("presentation context refused", zap.String("abstract_syntax", uidName(o.AbstractSyntax)),
-				zap.Strings("transfer_syntaxes", o.TransferSyntaxes), zap.Stringer("result", c.Result))
+				zap.Strings("transfer_syntaxes", uidNames(o.TransferSyntaxes)), zap.Stringer("result", c.Result))
 			continue
 		}
 		found := false
@@ -448,6 +448,8 @@ func (a *Association) response(id byte, rq *dimse.Command) (Status, error) {
 		return wrong("response to message %d instead of %d", rsp.MessageIDBeingRespondedTo, rq.MessageID)
 	case rsp.Has&dimse.HasStatus == 0:
 		return wrong("response without a status")
+	case rsp.Status.IsPending():
+		return wrong("%v in answer to %v", rsp.Status, rq.Field) // never the last word, and nothing else follows
 	case rsp.Has&dimse.HasDataSetType != 0 && rsp.HasDataSet():
 		return wrong("response with a data set")
 	case rsp.AffectedSOPClassUID != "" && rsp.AffectedSOPClassUID != rq.AffectedSOPClassUID:

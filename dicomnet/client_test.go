@@ -155,6 +155,7 @@ func TestStoreAnswers(t *testing.T) {
 		{"of another service", respond(func(c *dimse.Command) { c.Field = dimse.CEchoRSP }), 0, true},
 		{"a request", respond(func(c *dimse.Command) { c.Field = dimse.CEchoRQ }), 0, true},
 		{"with a data set", respond(func(c *dimse.Command) { c.DataSetType = 0 }), 0, true},
+		{"pending", respond(func(c *dimse.Command) { c.Status = 0xFF00 }), 0, true},
 		{"on another context", func(p *Peer) {
 			p.Accept()
 			rq, _, _ := p.ReadStore()

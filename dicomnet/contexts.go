@@ -124,10 +124,20 @@ func validUID(s string) bool {
 	return true
 }
 
-// uidName returns the dictionary's name of uid, or uid itself.
+// uidName returns the dictionary's name of uid, or uid itself, no longer than a
+// UID may be: a peer can send 64 KiB as one, which logs need not repeat.
 func uidName(uid string) string {
 	if info, err := dicomuid.Lookup(uid); err == nil && info.Name != "" {
 		return info.Name
 	}
-	return uid
+	return uid[:min(len(uid), maxUID)]
+}
+
+// uidNames is for logs: the first few names.
+func uidNames(uids []string) []string {
+	names := make([]string, 0, 8)
+	for _, uid := range uids[:min(len(uids), cap(names))] {
+		names = append(names, uidName(uid))
+	}
+	return names
 }

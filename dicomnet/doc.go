@@ -12,6 +12,6 @@ package dicomnet
 
 // Identity of this implementation in association negotiation (PS3.7 annex D.3.3.2).
 const (
-	ImplementationClassUID    = "2.25.306997436870538244858176232801004742878"
+	ImplementationClassUID    = "2.25.164903740383080889927073056748225862983"
 	ImplementationVersionName = "DENOISED_1"
 )

@@ -199,6 +199,20 @@ func TestHostilePeers(t *testing.T) {
 			p.Send(Request(classes...))
 			p.ExpectAbort(0, 0)
 		}},
+		{"20 256 transfer syntaxes", func(t *testing.T, s *site, p *Peer) {
+			rq := Request(mr)
+			for i := range pdu.MaxTransferSyntaxes - 2 {
+				rq.Contexts[0].TransferSyntaxes = append(rq.Contexts[0].TransferSyntaxes, fmt.Sprintf("1.2.3.%d", i))
+			}
+			p.Associate(rq)
+			p.Release()
+		}},
+		{"20 257 transfer syntaxes", func(t *testing.T, s *site, p *Peer) {
+			rq := Request(mr)
+			rq.Contexts[0].TransferSyntaxes = make([]string, pdu.MaxTransferSyntaxes+1)
+			p.Send(rq)
+			p.ExpectAbort(0, 0)
+		}},
 		{"21 user identity and unknown items", func(t *testing.T, s *site, p *Peer) {
 			extra := append([]byte{0x58, 0, 0, 9, 1, 1, 0, 3, 'b', 'o', 'b', 0, 0}, 0x5f, 0, 0, 2, 1, 2)
 			extra = append(extra, 0x54, 0, 0, 4, 0, 0, 1, 1)
@@ -241,6 +255,11 @@ func TestHostilePeers(t *testing.T) {
 		{"23 second RQ", func(t *testing.T, s *site, p *Peer) {
 			associated(t, p)
 			p.Send(Request(mr))
+			p.ExpectAbort(2, 2)
+		}},
+		{"23 second RQ of 1 MiB that never comes", func(t *testing.T, s *site, p *Peer) {
+			associated(t, p)
+			p.SendRaw(raw(1, pdu.MaxAssociate))
 			p.ExpectAbort(2, 2)
 		}},
 		{"23 AC from the requestor", func(t *testing.T, s *site, p *Peer) {
@@ -698,6 +717,85 @@ func TestManySilentConnections(t *testing.T) {
 	peers[0].ExpectClosed()
 	if d := s.srv.Stats().Dropped; d < 150 {
 		t.Errorf("%d dropped, want at least 150", d)
+	}
+}
+
+// Strangers that send huge requests share 8 MiB: the oldest of them give way, to
+// each other and to an honest peer with a long request.
+func TestLargeRequestsShareMemory(t *testing.T) {
+	s := start(t, nil)
+	s.storeOne()
+	runtime.GC()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	const n = 40
+	var peers []*Peer
+	for range n {
+		p := s.peer()
+		p.SendRaw(append(raw(1, pdu.MaxAssociate), make([]byte, pdu.MaxAssociate-1)...))
+		peers = append(peers, p)
+	}
+	eventually(t, "all but eight to be closed", func() bool { return s.srv.Stats().Dropped >= n-8 })
+	peers[0].ExpectClosed()
+	classes := make([]string, 128)
+	for i := range classes {
+		classes[i] = fmt.Sprintf("1.2.3.%d", i)
+	}
+	p := s.peer()
+	p.Associate(Request(classes...))
+	p.Release()
+	eventually(t, "one more to be closed", func() bool { return s.srv.Stats().Dropped == n-7 })
+	eventually(t, "memory to be given back", func() bool {
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		return after.HeapAlloc < before.HeapAlloc+24<<20
+	})
+	s.storeOne()
+	for _, p := range peers {
+		p.Conn.Close()
+	}
+	eventually(t, "the probes to end", func() bool { return s.srv.Stats().Probes >= n })
+
+	// their places are free again: eight at a time disturb nobody
+	dropped := s.srv.Stats().Dropped
+	for range 8 {
+		s.peer().SendRaw(raw(1, pdu.MaxAssociate))
+	}
+	s.storeOne()
+	if d := s.srv.Stats().Dropped; d != dropped {
+		t.Errorf("%d closed for eight", d-dropped)
+	}
+}
+
+// What a peer puts into its request does not fill the log.
+func TestRefusedContextLogsLittle(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	s := start(t, func(srv *dicomnet.Server, _ *Recorder) { srv.Logger = zap.New(core) })
+	rq := Request(mr)
+	// items of 64 KiB cannot be encoded by this package, but read
+	long := bytes.Repeat([]byte{'x'}, 10000)
+	item := func(kind byte, b ...byte) []byte {
+		return append([]byte{kind, 0, byte(len(b) >> 8), byte(len(b))}, b...)
+	}
+	context := append([]byte{3, 0, 0, 0}, item(0x30, long...)...)
+	for range 5 {
+		context = append(context, item(0x40, long...)...)
+	}
+	b := Encode(t, rq)
+	at := bytes.Index(b, []byte{0x50, 0})
+	b = append(b[:at:at], append(item(0x20, context...), b[at:]...)...)
+	p := s.peer()
+	p.SendRaw(append(pdu.Header{Type: pdu.TypeAssociateRQ, Length: uint32(len(b) - pdu.HeaderSize)}.Append(nil), b[pdu.HeaderSize:]...))
+	p.Expect(pdu.TypeAssociateAC)
+	p.Release()
+	eventually(t, "the end to be logged", func() bool { return logs.FilterMessage("association ended").Len() == 1 })
+	if logs.FilterMessage("presentation context refused").Len() != 1 {
+		t.Fatal("the refusal is not in the log")
+	}
+	for _, e := range logs.All() {
+		if n := len(fmt.Sprint(e.ContextMap())); n > 2000 {
+			t.Errorf("%s: %d bytes", e.Message, n)
+		}
 	}
 }
 

@@ -71,6 +71,7 @@ type Server struct {
 	strangers *list.List // of *serverConn: not, or no longer, associations; oldest first
 	perHost   map[string]int
 	active    int
+	requests  int64         // bytes reserved for large requests
 	empty     chan struct{} // closed when closing and the last connection is gone
 	emptied   bool
 	noise     noise
@@ -249,6 +250,47 @@ func (s *Server) removeStranger(c *serverConn) {
 	}
 }
 
+// maxRequests bounds the memory for association requests that do not fit into
+// smallBuffer, all connections together: eight of the largest that are legal, or
+// forty with every context and transfer syntax. Decoding takes about as much again.
+const maxRequests = 8 << 20
+
+// reserve sets n bytes aside for the request of c, at the cost of the strangers
+// that have been at theirs for longest; false means that there is no room.
+func (s *Server) reserve(c *serverConn, n int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for e := s.strangers.Front(); e != nil && s.requests+n > maxRequests; {
+		o := e.Value.(*serverConn)
+		e = e.Next()
+		if o.reserved == 0 {
+			continue
+		}
+		s.removeStranger(o)
+		s.unreserveLocked(o)
+		s.stats.dropped.Add(1)
+		o.t.raw().Close()
+	}
+	if s.requests+n > maxRequests {
+		return false
+	}
+	c.reserved = n
+	s.requests += n
+	return true
+}
+
+// unreserve gives back what reserve set aside.
+func (s *Server) unreserve(c *serverConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unreserveLocked(c)
+}
+
+func (s *Server) unreserveLocked(c *serverConn) {
+	s.requests -= c.reserved
+	c.reserved = 0
+}
+
 // acquire takes a place for an association; false means that a limit is reached.
 func (s *Server) acquire(c *serverConn) bool {
 	s.mu.Lock()
@@ -284,6 +326,7 @@ func (s *Server) forget(c *serverConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.removeStranger(c)
+	s.unreserveLocked(c)
 	delete(s.conns, c)
 	s.checkEmpty()
 }

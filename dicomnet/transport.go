@@ -337,7 +337,13 @@ func (t *transport) nextFragment() (pdu.PDVHeader, error) {
 		if err != nil {
 			return pdu.PDVHeader{}, err
 		}
-		if h.Type != pdu.TypeDataTF {
+		switch h.Type {
+		case pdu.TypeDataTF:
+		case pdu.TypeAssociateRQ: // unexpected whatever it says, so its 1 MiB stays unread
+			return pdu.PDVHeader{}, t.control(&pdu.AssociateRQ{})
+		case pdu.TypeAssociateAC:
+			return pdu.PDVHeader{}, t.control(&pdu.AssociateAC{})
+		default:
 			p, err := t.body(h)
 			if err != nil {
 				return pdu.PDVHeader{}, err

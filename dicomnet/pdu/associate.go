@@ -387,6 +387,9 @@ func (d decoder) contextRQ(n int) (c ContextRQ, err error) {
 			abstract++
 			c.AbstractSyntax = d.uid(n)
 		case itemTransferSyntax:
+			if len(c.TransferSyntaxes) == MaxTransferSyntaxes {
+				return invalid(t, "more than %d transfer syntaxes in presentation context %d", MaxTransferSyntaxes, c.ID)
+			}
 			c.TransferSyntaxes = append(c.TransferSyntaxes, d.uid(n))
 		}
 		return nil

@@ -62,6 +62,10 @@ const (
 	MinMaxLength = 128
 	// MaxContexts is how many odd context IDs exist (PS3.8 table 9-13).
 	MaxContexts = 128
+	// MaxTransferSyntaxes is the most that one proposed context may offer; the
+	// standard has fewer than 100. An item takes 4 bytes on the wire and at least
+	// 16 in memory.
+	MaxTransferSyntaxes = 256
 
 	shortBody    = 4       // A-ASSOCIATE-RJ, A-RELEASE-RQ, A-RELEASE-RP, A-ABORT
 	minAssociate = 68      // fixed part of A-ASSOCIATE-RQ and -AC

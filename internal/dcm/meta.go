@@ -7,8 +7,8 @@ import (
 )
 
 // ImplementationClassUID names this implementation in file meta information
-// and associations (PS3.7 D.3.3.2); it also is the InstanceCreatorUID of
-// derived objects.
+// (PS3.10 7.1) and is the InstanceCreatorUID of derived objects. Package dicomnet
+// gives the same one in associations (PS3.7 D.3.3.2).
 const ImplementationClassUID = "2.25.164903740383080889927073056748225862983"
 
 // ImplementationVersionName goes with ImplementationClassUID; at most 16 characters.

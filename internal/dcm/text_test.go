@@ -9,6 +9,7 @@ import (
 
 	"github.com/expr-lang/expr"
 
+	"github.com/diffdenoise/denoised/dicomnet"
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/internal/dcm/dcmtest"
 	"github.com/diffdenoise/denoised/internal/testdata"
@@ -187,6 +188,9 @@ func TestWriteFileMeta(t *testing.T) {
 	}
 	if _, err := dcm.WriteFileMeta(&b, dcm.FileMeta{SOPInstanceUID: strings.Repeat("1", 257)}); err == nil {
 		t.Error("an endless UID is accepted")
+	}
+	if dcm.ImplementationClassUID != dicomnet.ImplementationClassUID || dcm.ImplementationVersionName != dicomnet.ImplementationVersionName {
+		t.Error("files and associations name two implementations")
 	}
 	if len(dcm.ImplementationClassUID) > 64 || len(dcm.ImplementationVersionName) > 16 {
 		t.Error("own names too long")
