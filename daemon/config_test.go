@@ -203,3 +203,34 @@ func FuzzConfig(f *testing.F) {
 		}
 	})
 }
+
+// TestKeysAreDocumented: docs/configuration.md has a row for every key.
+func TestKeysAreDocumented(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "docs", "configuration.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var visit func(path string)
+	visit = func(path string) {
+		below := knownKeys(path)
+		if path != "" && len(below) == 0 {
+			last := path[strings.LastIndexByte(path, '.')+1:]
+			found := false
+			for line := range strings.Lines(string(text)) {
+				cell, _, _ := strings.Cut(strings.TrimPrefix(line, "| "), " |")
+				found = found || strings.HasPrefix(line, "| `") && (strings.Contains(strings.ReplaceAll(cell, "[]", ""), path+"`") || strings.Contains(cell, "."+last+"`") && strings.Contains(cell, path[:strings.LastIndexByte(path, '.')+1]))
+			}
+			if !found && !strings.HasPrefix(path, "rules.") && !strings.HasPrefix(path, "dicom.peers.") {
+				t.Errorf("%s has no row", path)
+			}
+		}
+		for _, key := range below {
+			if path == "" {
+				visit(key)
+			} else {
+				visit(path + "." + key)
+			}
+		}
+	}
+	visit("")
+}

@@ -244,8 +244,8 @@ func (d *Daemon) start(ctx context.Context, started func(string, func(context.Co
 	started("journal", func(context.Context) error { return d.pipe.Close() })
 	d.health.set(d.pipe.Check(), time.Now())
 
-	started("pipeline", d.background("pipeline", func(ctx context.Context) error { return d.pipe.Run(ctx) }))
 	d.startHTTP(started)
+	started("pipeline", d.background("pipeline", func(ctx context.Context) error { return d.pipe.Run(ctx) }))
 	d.startDICOM(cfg, started)
 
 	d.hot = newHotFolders(d.pipe.Import, func() bool { return d.pipe.Check().OK }, d.log.Named("watch"), d.settle)
@@ -321,8 +321,8 @@ func (d *Daemon) startDICOM(cfg *Config, started func(string, func(context.Conte
 	serve("DICOM port", d.dicom, &dicomnet.Server{})
 }
 
-// startHTTP serves the status page. It is stopped after the DICOM ports, so that
-// a drain can be watched.
+// startHTTP serves the status page. It is stopped after the DICOM ports and the
+// pipeline, so that a drain can be watched.
 func (d *Daemon) startHTTP(started func(string, func(context.Context) error)) {
 	srv := &http.Server{
 		Handler: web.New(web.Options{

@@ -116,6 +116,11 @@ func (d *Daemon) Status() web.Status {
 	}
 	bad := func(text string) { s.Ready, s.Problems = false, append(s.Problems, text) }
 	now := time.Now()
+	select {
+	case <-d.ready:
+	default:
+		bad("starting")
+	}
 	if d.stopping.Load() {
 		bad("stopping")
 	}

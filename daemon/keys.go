@@ -30,7 +30,7 @@ func knownKeys(path string) []string {
 		t = t.Elem()
 	}
 	var keys []string
-	if t.Kind() == reflect.Struct {
+	if t.Kind() == reflect.Struct && t != reflect.TypeFor[leaf]() {
 		for i := range t.NumField() {
 			keys = append(keys, t.Field(i).Tag.Get("yaml"))
 		}
