@@ -193,7 +193,7 @@ func corpusRound(t *testing.T, dir string, files []string) (n tally) {
 			continue
 		case r.Status != 0:
 			n.refused++
-			if r.Status != uint16(dicomnet.StatusDataSetMismatch) || !announcedOtherwise(t, r) {
+			if !mayRefuse(t, r) {
 				t.Errorf("%s: refused with %v", name(r.File), r)
 			}
 			if got[uid].copies > 0 {
@@ -308,10 +308,10 @@ func dataSetUID(t testing.TB, file string) string {
 	return o.String(dcm.SOPInstanceUID)
 }
 
-// announcedOtherwise tells whether the data set of a file is not the instance
-// or the class that its C-STORE command announced: the one reason to refuse it
-// (PS3.4 B.2.3, A9xx).
-func announcedOtherwise(t testing.TB, r sent) bool {
+// mayRefuse tells whether there is a reason to refuse an object: its UID is none
+// (PS3.7 C.5.21, 0117), or the data set is not the instance or the class that
+// the C-STORE command announced (PS3.4 B.2.3, A9xx).
+func mayRefuse(t testing.TB, r sent) bool {
 	t.Helper()
 	file := readRaw(t, r.File)
 	data := wrap(t, file)
@@ -320,7 +320,15 @@ func announcedOtherwise(t testing.TB, r sent) bool {
 		t.Errorf("%s: %v", r.File, err)
 		return false
 	}
-	return head.String(dcm.SOPInstanceUID) != r.SOPInstanceUID || head.String(dcm.SOPClassUID) != file.SOPClassUID
+	uid := head.String(dcm.SOPInstanceUID)
+	switch dicomnet.Status(r.Status) {
+	case dicomnet.StatusInvalidSOPInstance:
+		return !wellFormed(r.SOPInstanceUID)
+	case dicomnet.StatusDataSetMismatch:
+		// DCMTK cuts a UID that is too long when it announces it.
+		return !wellFormed(uid) || uid != r.SOPInstanceUID || head.String(dcm.SOPClassUID) != file.SOPClassUID
+	}
+	return false
 }
 
 // wrap gives a data set a meta group, so that it can be scanned.

@@ -174,7 +174,20 @@ func fetch(t testing.TB, o *orthanc, list map[string]archived) map[string]source
 	return out
 }
 
-var referencedInstance = regexp.MustCompile(`\(0008,1155\) UI \[([0-9.]+)\]`)
+// sourceImage finds the instance that a SourceImageSequence names, in the text of
+// the element that holds the sequence.
+var sourceImage = regexp.MustCompile(`(?s)\(0008,2112\).*?\(0008,1155\) UI \[([0-9.]+)\]`)
+
+// sourceUID returns the instance that a derived object says it was made from:
+// at the top level, in enhanced objects in the derivation image functional group.
+func sourceUID(d source) string {
+	for _, tag := range []string{"0008,2112", "5200,9229", "5200,9230"} {
+		if m := sourceImage.FindStringSubmatch(d.elements[tag]); m != nil {
+			return m[1]
+		}
+	}
+	return ""
+}
 
 // checkDerived looks at every instance of the archive that is not one of the
 // sources: each must be a proper derived object of exactly one of them. It
@@ -192,12 +205,11 @@ func checkDerivedOf(t *testing.T, archive *orthanc, list map[string]archived, so
 	derived := make(map[string]source)
 	series := make(map[string]string) // source series -> derived series
 	for uid, d := range fetch(t, archive, list) {
-		refs := referencedInstance.FindAllStringSubmatch(d.elements["0008,2112"], -1)
-		if len(refs) == 0 {
+		from := sourceUID(d)
+		if from == "" {
 			t.Errorf("%s names no source image", uid)
 			continue
 		}
-		from := refs[0][1]
 		src, ok := sources[from]
 		if !ok {
 			t.Errorf("%s is derived from %s, which was not sent", uid, from)
