@@ -133,14 +133,24 @@ func errorClasses(t testing.TB, file string) map[string]bool {
 	out, _ := run(t, "dciodvfy", file) // its exit status says nothing that the text does not
 	classes := make(map[string]bool)
 	for line := range strings.Lines(out) {
-		if line = strings.TrimSpace(line); strings.Contains(line, "Error - ") {
+		if line = strings.TrimSpace(line); strings.Contains(line, "Error - ") && !mistaken(line) {
 			classes[errorClass(line)] = true
 		}
 	}
 	return classes
 }
 
+// mistaken are errors that dciodvfy finds in every derived enhanced MR object,
+// those of the scanners included: attributes of the MR Pulse Sequence module
+// are required for original images only, but "may be present otherwise"
+// (PS3.3 C.8.13.4, table C.8-87).
+func mistaken(line string) bool {
+	return strings.Contains(line, "may not be present otherwise") && strings.Contains(line, "Module=<MRPulseSequence>")
+}
+
 func errorClass(line string) string {
+	// A source whose own UID is illegal must be referred to by that UID.
+	line, _, _ = strings.Cut(line, " - \"")
 	line = quotedValue.ReplaceAllString(line, "= <>")
 	line = valueNumber.ReplaceAllString(line, "[]")
 	return character.ReplaceAllString(line, "Character invalid")
