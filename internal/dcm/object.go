@@ -29,7 +29,6 @@ type Object struct {
 	transferSyntax string
 	dataOffset     int64
 	deflated       bool
-	odd            int
 	assumed        *ScanError
 	damage         *ScanError
 
@@ -78,9 +77,6 @@ func (o *Object) Deflated() bool { return o.deflated }
 // Ordered reports whether the top-level tags strictly ascend, as PS3.5 7.1
 // demands. An Editor refuses other objects.
 func (o *Object) Ordered() bool { return o.ordered }
-
-// OddLengths counts values of odd length, which PS3.5 7.1 forbids and scanners send.
-func (o *Object) OddLengths() int { return o.odd }
 
 // Damage is the *ScanError that Scan returned, nil for a sound file.
 func (o *Object) Damage() *ScanError { return o.damage }

@@ -142,16 +142,15 @@ type container struct {
 }
 
 type scanner struct {
-	r        io.ReaderAt
-	size     int64
-	head     []byte
-	win      []byte // bytes of the file from winOff on
-	winOff   int64
-	buf      []byte // storage of windows behind the head
-	elems    []element
-	stack    []container
-	seen     int
-	oddCount int
+	r      io.ReaderAt
+	size   int64
+	head   []byte
+	win    []byte // bytes of the file from winOff on
+	winOff int64
+	buf    []byte // storage of windows behind the head
+	elems  []element
+	stack  []container
+	seen   int
 }
 
 // Scan indexes the Part-10 file of size bytes behind r. The Object keeps r and
@@ -164,7 +163,7 @@ func Scan(r io.ReaderAt, size int64) (*Object, error) {
 	s := &scanner{r: r, size: size, elems: make([]element, 0, 320), stack: make([]container, 0, 16)}
 	o := &Object{r: r, size: size}
 	err := s.scan(o)
-	o.head, o.elems, o.odd = s.head, s.elems, s.oddCount
+	o.head, o.elems = s.head, s.elems
 	if o.metaCount > len(o.elems) {
 		o.metaCount = len(o.elems)
 	}
@@ -498,9 +497,6 @@ func (s *scanner) step(pos int64) (int64, error) {
 	}
 	if g := e.tag.Group(); g == 0 || g == 2 {
 		return bad(BadStructure)
-	}
-	if e.length&1 == 1 {
-		s.oddCount++
 	}
 	undefined := e.flags&flagUndefined != 0
 	switch {

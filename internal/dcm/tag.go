@@ -163,7 +163,6 @@ const (
 	RescaleType                          Tag = 0x00281054
 	RedPaletteColorLookupTableDescriptor Tag = 0x00281101
 	LossyImageCompression                Tag = 0x00282110
-	PixelDataProviderURL                 Tag = 0x00287FE0
 	RequestedProcedureDescription        Tag = 0x00321060
 	PerformedProcedureStepDescription    Tag = 0x00400254
 	PurposeOfReferenceCodeSequence       Tag = 0x0040A170
