@@ -271,7 +271,7 @@ var imageWords = map[string]Reason{
 	"TTP": Map, "TMAX": Map, "PBP": Map, "GBP": Map, "KTRANS": Map, "KEP": Map, "VE": Map, "VP": Map, "IAUC": Map,
 	"FIELDMAP": Map, "FIELD_MAP": Map, "R2*": Map, "R2_STAR": Map, "R2STAR": Map, "T2*": Map,
 	"FF": Map, "FAT_FRACTION": Map, "FAT FRACTION": Map, "PDFF": Map, "QSM": Map, "STIFFNESS": Map, "ELASTOGRAM": Map,
-	"CONFIDENCE": Map, "WAVE": Map, "SUB": Map, "SUBTRACTION": Map, "SUBTRACT": Map, "ADDITION": Map, "ADD": Map,
+	"WATER_FRACTION": Map, "WATER FRACTION": Map, "FATFRAC": Map, "CONFIDENCE": Map, "WAVE": Map, "SUB": Map, "SUBTRACTION": Map, "SUBTRACT": Map, "ADDITION": Map, "ADD": Map,
 	"DIVISION": Map, "MULTIPLICATION": Map, "MASKED": Map, "MEAN": Map, "STD_DEVIATION": Map, "STDDEV": Map,
 	"T_TEST": Map, "TTEST": Map, "T-TEST": Map, "Z_SCORE": Map, "QUANTITY": Map, "MAP": Map, "SNR": Map, "GFACTOR": Map,
 
@@ -297,6 +297,10 @@ func imageWord(w string) Reason {
 	switch {
 	case strings.HasSuffix(w, " MAP") || strings.HasSuffix(w, "_MAP"): // T1 MAP, R2 MAP, B0 MAP, …
 		return Map
+	case strings.Contains(w, "_UNSPECI") && !strings.HasPrefix(w, "M_"):
+		return Map // Philips, cut to 16 characters: T2_STAR_UNSPECI, R2_UNSPECIFIED, …
+	case w == "DERIVED":
+		return Derived // Philips: ORIGINAL\PRIMARY\W\W\DERIVED
 	case strings.HasPrefix(w, "P_") || strings.HasPrefix(w, "R_") || strings.HasPrefix(w, "I_"):
 		return Phase // Philips: P_FFE, R_IR, I_SE; magnitude is M_…
 	case strings.HasPrefix(w, "MOSAIC"):
@@ -307,18 +311,23 @@ func imageWord(w string) Reason {
 
 // imageType judges ImageType or FrameType (PS3.3 C.7.6.1.1.2, C.8.3.1.1.1, C.8.16.1).
 func imageType(values []string) Verdict {
+	var derived Verdict
 	for i, w := range values {
 		if i < 2 {
 			continue
 		}
-		if r := imageWord(w); r != "" {
+		switch r := imageWord(w); r {
+		case "":
+		case Derived: // another value may say what it is
+			derived = no(r, "image type value %d is %s", i+1, clean(w, 16))
+		default:
 			return no(r, "image type value %d is %s", i+1, clean(w, 16))
 		}
 	}
 	if len(values) > 0 && values[0] != "ORIGINAL" {
 		return no(Derived, "image type value 1 is %s", clean(values[0], 16))
 	}
-	return Verdict{}
+	return derived
 }
 
 // inspectContent: do the pixels show what a denoiser was made for?
@@ -334,6 +343,13 @@ func inspectContent(o *dcm.Object) Verdict {
 	}
 	if o.Has(dcm.RedPaletteColorLookupTableDescriptor) {
 		return no(Colour, "supplemental palette")
+	}
+	// "sufficient burned in annotation to identify the patient" is a screen, not a scan
+	if o.String(dcm.BurnedInAnnotation) == "YES" {
+		return no(Capture, "burned in annotation")
+	}
+	if o.String(dcm.LossyImageCompression) == "01" {
+		return no(Compressed, "with loss, at some time in its past")
 	}
 	types := o.Strings(dcm.ImageType)
 	mr := o.String(dcm.Modality) == "MR"

@@ -45,7 +45,7 @@ type Params struct {
 	SeriesTime time.Time
 
 	SeriesDescriptionSuffix string // printable ASCII without backslash; empty for " DN"
-	SeriesNumberOffset      int    // added to SeriesNumber; 0 for 1000 (fast) or 2000 (high)
+	SeriesNumberOffset      int    // added to SeriesNumber; 0 for 10000 (fast) or 20000 (high)
 }
 
 // Info describes a derived object that Write has written.
@@ -78,9 +78,9 @@ func (p *Params) validate() error {
 		return errors.New("series description suffix is not printable ASCII of at most 64 characters")
 	}
 	if p.SeriesNumberOffset == 0 {
-		p.SeriesNumberOffset = 1000
+		p.SeriesNumberOffset = 10000
 		if p.Quality == "high" {
-			p.SeriesNumberOffset = 2000
+			p.SeriesNumberOffset = 20000
 		}
 	}
 	return nil
@@ -306,18 +306,13 @@ func (s *splice) zone() *time.Location {
 }
 
 // seriesNumber is the source's plus offset, kept within five digits, which is
-// what archives and people handle.
+// what archives and people handle, and never the source's own. Scanners number
+// up to four digits, Philips 101, 201, … 1301 in one examination, so that
+// offsets of tens of thousands meet no other series.
 func seriesNumber(o *dcm.Object, offset int) int {
 	n, _ := o.Int(dcm.SeriesNumber)
-	if n < 0 || n > seriesNumberLimit {
-		n %= 10000
-		n = max(n, -n)
-	}
-	k := int(n) + offset
-	if k > seriesNumberLimit {
-		k = 90000 + k%10000
-	}
-	return k
+	n %= seriesNumberLimit + 1
+	return (int(max(n, -n)) + offset) % (seriesNumberLimit + 1)
 }
 
 // seriesDescription appends the suffix where that keeps the text intact. The

@@ -110,7 +110,7 @@ func TestWriteSingleFrame(t *testing.T) {
 			dcm.MediaStorageSOPInstanceUID: sop, dcm.SOPInstanceUID: sop, dcm.SeriesInstanceUID: series,
 			dcm.SOPClassUID: d.Get(dcm.SOPClassUID), dcm.StudyInstanceUID: d.Get(dcm.StudyInstanceUID),
 			dcm.FrameOfReferenceUID: d.Get(dcm.FrameOfReferenceUID), dcm.InstanceNumber: "1",
-			dcm.ImageType: `DERIVED\PRIMARY\M\ND\DENOISED`, dcm.SeriesNumber: "1004", dcm.SeriesDescription: "t1_se_tra DN",
+			dcm.ImageType: `DERIVED\PRIMARY\M\ND\DENOISED`, dcm.SeriesNumber: "10004", dcm.SeriesDescription: "t1_se_tra DN",
 			dcm.ContentDate: "20260304", dcm.ContentTime: "060607.890000", dcm.InstanceCreationTime: "060607.890000",
 			dcm.SeriesDate: "20260304", dcm.SeriesTime: "060000.000000", dcm.AcquisitionTime: "101114.5",
 			dcm.InstanceCreatorUID: dcm.ImplementationClassUID, dcm.Manufacturer: "Phantom Works",
@@ -607,8 +607,9 @@ func TestImageTypeAndSeriesNumber(t *testing.T) {
 		number, quality, want string
 		offset                int
 	}{
-		{"4", "fast", "1004", 0}, {"4", "high", "2004", 0}, {"", "fast", "1000", 0}, {"99500", "fast", "90500", 0},
-		{"123456789", "fast", "7789", 0}, {"4", "fast", "704", 700}, {"-3", "fast", "1003", 0},
+		{"4", "fast", "10004", 0}, {"4", "high", "20004", 0}, {"", "fast", "10000", 0}, {"99500", "fast", "9500", 0},
+		{"123456789", "fast", "66789", 0}, {"4", "fast", "704", 700}, {"-3", "fast", "10003", 0}, {"1301", "fast", "11301", 0},
+		{"99999", "fast", "99998", 99999},
 	} {
 		p := params()
 		p.Quality, p.SeriesNumberOffset = c.quality, c.offset
