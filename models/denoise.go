@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 
 	"github.com/diffdenoise/denoised/models/noise"
 )
@@ -95,50 +96,76 @@ func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result,
 		res.Untouched = UntouchedStrength
 		return res, nil
 	}
-	y, outside, scale, least, most := prepare(img)
+	b := scratches.Get().(*scratch)
+	defer scratches.Put(b)
+	scale, least, most := b.prepare(img)
 	if scale == 0 {
 		res.Untouched = UntouchedEmpty
 		return res, nil
 	}
-	grid, err := noise.Detect(y, w, h)
+	grid, err := noise.Detect(b.y, w, h)
 	if err != nil {
 		return nil, err
 	}
-	res.NativeWidth, res.NativeHeight = grid.NativeWidth, grid.NativeHeight
-	native := grid.Crop(y)
 	nw, nh := grid.NativeWidth, grid.NativeHeight
-	sigma, err := noise.Estimate(native, nw, nh, grid.Mask(outside))
-	if err != nil {
+	res.NativeWidth, res.NativeHeight = nw, nh
+	native, mask := b.y, b.outside
+	if grid.Filled() {
+		b.native, b.mask = grid.Crop(b.native, b.y), grid.Mask(b.mask, b.outside)
+		native, mask = b.native, b.mask
+	}
+	if err := b.noise.Estimate(native, nw, nh, mask); err != nil {
 		return nil, err
 	}
-	res.Sigma = sigma.Median * float64(scale)
-	if sigma.Median == 0 {
+	res.Sigma = b.noise.Median * float64(scale)
+	if b.noise.Median == 0 {
 		res.Untouched = UntouchedNoNoise
 		return res, nil
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	clean := make([]float32, nw*nh)
-	if err := net.Forward(clean, native, sigma.Sigma, nw, nh); err != nil {
+	b.removed = grow(b.removed, nw*nh)
+	if err := net.Forward(b.removed, native, b.noise.Sigma, nw, nh); err != nil {
 		return nil, err
 	}
-	for i, v := range clean {
+	for i, v := range b.removed {
 		if !finite(v) {
 			return nil, fmt.Errorf("denoise: the network's result is not finite at (%d, %d)", i%nw, i/nw)
 		}
-		clean[i] = native[i] - v
+		b.removed[i] = native[i] - v
 	}
-	restrain(clean, sigma.Sigma, nw, nh)
-	removed := grid.Fill(clean)
-	for i := range res.Pixels {
-		if outside[i] {
+	b.restrain(b.removed, b.noise.Sigma, nw, nh)
+	removed := b.removed
+	if grid.Filled() {
+		b.y = grid.Fill(b.y, removed)
+		removed = b.y
+	}
+	for i, v := range img.Pixels {
+		if b.outside[i] {
 			continue
 		}
-		v := float64(img.Pixels[i]) - o.Strength*float64(removed[i])*float64(scale)
+		v := float64(v) - o.Strength*float64(removed[i])*float64(scale)
 		res.Pixels[i] = min(max(float32(v), least), most)
 	}
 	return res, nil
+}
+
+// scratch is the memory of one call of denoise.
+type scratch struct {
+	y, native, removed, energy, tmp []float32
+	outside, mask                   []bool
+	noise                           noise.Map
+	count                           []uint32
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+func grow[T any](s []T, n int) []T {
+	if cap(s) < n {
+		return make([]T, n)
+	}
+	return s[:n]
 }
 
 // Bounds of what is taken off.
@@ -151,74 +178,111 @@ const (
 // deviation sigma has the mean square sigma²; where the network takes off more,
 // the rest is anatomy, so the removed part is scaled down to that energy over a
 // 5×5 window, and no pixel changes by more than mostRemoved times its noise.
-func restrain(removed, sigma []float32, w, h int) {
-	energy, tmp := make([]float32, w*h), make([]float32, w*h)
-	for y := range h { // sums along rows, then columns
-		row := removed[y*w:][:w]
+func (b *scratch) restrain(removed, sigma []float32, w, h int) {
+	b.energy, b.tmp = grow(b.energy, w), grow(b.tmp, w*h)
+	for y := range h { // means along rows, then columns
+		row, out := removed[y*w:][:w], b.tmp[y*w:][:w]
 		for x := range row {
 			lo, hi := max(x-windowRemoved, 0), min(x+windowRemoved, w-1)
 			s := float32(0)
 			for _, v := range row[lo : hi+1] {
 				s += v * v
 			}
-			tmp[y*w+x] = s / float32(hi-lo+1)
+			out[x] = s / float32(hi-lo+1)
 		}
 	}
 	for y := range h {
 		lo, hi := max(y-windowRemoved, 0), min(y+windowRemoved, h-1)
-		out := energy[y*w:][:w]
+		clear(b.energy)
 		for j := lo; j <= hi; j++ {
-			for x, v := range tmp[j*w:][:w] {
-				out[x] += v
+			for x, v := range b.tmp[j*w:][:w] {
+				b.energy[x] += v
 			}
 		}
-		for x := range out {
-			out[x] /= float32(hi - lo + 1)
+		row, sg := removed[y*w:][:w], sigma[y*w:][:w]
+		for x, e := range b.energy {
+			s := sg[x]
+			v := min(max(row[x], -mostRemoved*s), mostRemoved*s)
+			if e /= float32(hi - lo + 1); e > s*s {
+				v *= s * s / e
+			}
+			row[x] = v
 		}
-	}
-	for i, v := range removed {
-		s := sigma[i]
-		v = min(max(v, -mostRemoved*s), mostRemoved*s)
-		if e := energy[i]; e > s*s {
-			v *= s * s / e
-		}
-		removed[i] = v
 	}
 }
 
-func finite(v float32) bool {
-	f := float64(v)
-	return !math.IsNaN(f) && !math.IsInf(f, 0)
-}
+func finite(v float32) bool { return v-v == 0 }
 
-// prepare returns the image in the network's scale with skipped pixels set to
-// the least value, the pixels that must not change, the scale, and the range of
-// the measured values. scale is 0 if there is nothing to denoise.
-func prepare(img Image) (y []float32, outside []bool, scale, least, most float32) {
-	w, h := img.Width, img.Height
-	values := make([]float32, 0, w*h)
+// prepare fills b.y with the image in the network's scale, skipped pixels set to
+// the least value, and b.outside with the pixels that must not change. It returns
+// the scale and the range of the measured values. scale is 0 if there is nothing
+// to denoise.
+func (b *scratch) prepare(img Image) (scale, least, most float32) {
+	n := 0
 	for i, v := range img.Pixels {
-		if img.Skip == nil || !img.Skip[i] {
-			values = append(values, v)
+		if img.Skip != nil && img.Skip[i] {
+			continue
 		}
+		if n == 0 {
+			least, most = v, v
+		}
+		least, most = min(least, v), max(most, v)
+		n++
 	}
-	if len(values) == 0 {
-		return nil, nil, 0, 0, 0
+	if n == 0 || least == most {
+		return 0, least, most
 	}
-	slices.Sort(values)
-	least, most = values[0], values[len(values)-1]
-	if scale = values[int(0.999*float64(len(values)-1))]; scale <= 0 {
+	if scale = b.ranked(img, int(0.999*float64(n-1))); scale <= 0 {
 		scale = most // less than one pixel in a thousand is not air
 	}
-	if scale <= 0 || least == most {
-		return nil, nil, 0, least, most
+	if scale <= 0 {
+		return 0, least, most
 	}
-	y = make([]float32, w*h)
+	b.y = grow(b.y, len(img.Pixels))
 	for i, v := range img.Pixels {
 		if img.Skip != nil && img.Skip[i] {
 			v = least
 		}
-		y[i] = v / scale
+		b.y[i] = v / scale
 	}
-	return y, noise.Outside(y, w, h, img.Skip), scale, least, most
+	b.outside = noise.Outside(b.outside, b.y, img.Width, img.Height, img.Skip)
+	return scale, least, most
+}
+
+// ranked returns the measured pixel that would be at place k if they were sorted:
+// it counts the upper halves of their bits, then the lower ones of those that share
+// the upper half.
+func (b *scratch) ranked(img Image, k int) float32 {
+	b.count = grow(b.count, 1<<16)
+	find := func() (at uint32) {
+		for k >= int(b.count[at]) {
+			k -= int(b.count[at])
+			at++
+		}
+		return at
+	}
+	clear(b.count)
+	for i, v := range img.Pixels {
+		if img.Skip == nil || !img.Skip[i] {
+			b.count[sortable(v)>>16]++
+		}
+	}
+	high := find()
+	clear(b.count)
+	for i, v := range img.Pixels {
+		if s := sortable(v); s>>16 == high && (img.Skip == nil || !img.Skip[i]) {
+			b.count[s&0xffff]++
+		}
+	}
+	u := high<<16 | find()
+	if u>>31 == 1 {
+		return math.Float32frombits(u &^ (1 << 31))
+	}
+	return math.Float32frombits(^u)
+}
+
+// sortable returns bits that are in the order of the values.
+func sortable(v float32) uint32 {
+	u := math.Float32bits(v)
+	return u ^ (uint32(int32(u)>>31) | 1<<31)
 }

@@ -6,7 +6,9 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/diffdenoise/denoised/internal/phantom"
 	"github.com/diffdenoise/denoised/internal/score"
@@ -198,4 +200,51 @@ func TestDenoiseRefuses(t *testing.T) {
 	if _, err := m.Denoise(ctx, Image{Width: 1, Height: 1, Pixels: one}, Options{Strength: 1}); !errors.Is(err, context.Canceled) {
 		t.Errorf("ended context: %v", err)
 	}
+}
+
+// identity is a network that finds nothing, to time what is around it.
+type identity struct{}
+
+func (identity) Forward(dst, y, _ []float32, _, _ int) error {
+	copy(dst, y)
+	return nil
+}
+
+// BenchmarkAround512 is Denoise of 512×512 pixels without the network, full and
+// zero-filled; cpu-ms is processor time.
+func BenchmarkAround512(b *testing.B) {
+	benchmarkDenoise(b, identity{}, 1)
+}
+
+func BenchmarkAround512ZeroFilled(b *testing.B) {
+	benchmarkDenoise(b, identity{}, 1.5)
+}
+
+func BenchmarkDenoise512(b *testing.B) {
+	m, err := Default()
+	if err != nil {
+		b.Fatal(err)
+	}
+	benchmarkDenoise(b, m.Student(), 1)
+}
+
+func benchmarkDenoise(b *testing.B, net forwarder, fill float64) {
+	v := phantom.New(phantom.Spec{Seed: 2, Width: 512, Height: 512, Slices: 1, Sigma: 0.02, ZeroFill: fill})
+	img := Image{Width: 512, Height: 512, Pixels: v.Noisy[0]}
+	used := func() time.Duration {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+			b.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	b.ReportAllocs()
+	start := used()
+	for b.Loop() {
+		r, err := denoise(context.Background(), net, img, Options{Strength: 1})
+		if err != nil || r.Untouched != "" {
+			b.Fatal(err, r.Untouched)
+		}
+	}
+	b.ReportMetric(float64(used()-start)/float64(b.N)/1e6, "cpu-ms/op")
 }

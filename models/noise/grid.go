@@ -5,8 +5,6 @@ import (
 	"math"
 	"slices"
 	"sync"
-
-	"gonum.org/v1/gonum/dsp/fourier"
 )
 
 // Settings of Detect.
@@ -39,16 +37,23 @@ func Full(w, h int) *Grid {
 	return &Grid{Width: w, Height: h, NativeWidth: w, NativeHeight: h, kw: w / 2, kh: h / 2}
 }
 
+// maxWork bounds the time of a transform: pixels times the largest prime factors
+// of the sides. Only images with a large prime in a side come near it.
+const maxWork = 1 << 31
+
+func slowest(n int) int { return slices.Max(factors(n)) }
+
 // Detect finds the rectangle of k-space that was measured, from the energy of
 // the Fourier transform of a magnitude image: per axis, the outermost place
 // where the mean log energy drops by a clear step and stays down. Supports with
-// soft edges are not found, and the image is then taken as it is.
+// soft edges are not found, and the image is then taken as it is, as are images
+// whose sides have prime factors that make the transform slow (from about 1000).
 func Detect(img []float32, w, h int) (*Grid, error) {
 	if w < 1 || h < 1 || w > maxPixels/h || len(img) != w*h {
 		return nil, fmt.Errorf("detect k-space support of %d×%d pixels: %d values", w, h, len(img))
 	}
 	g := Full(w, h)
-	if w < minSide || h < minSide {
+	if w < minSide || h < minSide || w*h > maxWork/(slowest(w)+slowest(h)) {
 		return g, nil
 	}
 	s := spectrum(img, w, h)
@@ -125,40 +130,31 @@ func mean(v []float64) float64 {
 
 // plane is the half spectrum of a real image: [h][w/2+1].
 type plane struct {
-	c          []complex128
-	col        []complex128
-	row        []float64
-	ffts       map[int]*fourier.FFT
-	complexFFT map[int]*fourier.CmplxFFT
+	re, im []float32
+	work   work
 }
 
-var planes = sync.Pool{New: func() any {
-	return &plane{ffts: map[int]*fourier.FFT{}, complexFFT: map[int]*fourier.CmplxFFT{}}
-}}
+var planes = sync.Pool{New: func() any { return new(plane) }}
 
-// maxPlans bounds the tables that one pooled plane keeps.
-const maxPlans = 8
-
-func (p *plane) real(n int) *fourier.FFT {
-	f := p.ffts[n]
-	if f == nil {
-		if len(p.ffts) >= maxPlans {
-			clear(p.ffts)
-		}
-		f = fourier.NewFFT(n)
-		p.ffts[n] = f
-	}
-	return f
+// plans are the tables of the lengths used last.
+var plans struct {
+	sync.Mutex
+	of map[int]*fft
 }
 
-func (p *plane) complex(n int) *fourier.CmplxFFT {
-	f := p.complexFFT[n]
+// maxPlans bounds the tables that are kept.
+const maxPlans = 16
+
+func plan(n int) *fft {
+	plans.Lock()
+	defer plans.Unlock()
+	f := plans.of[n]
 	if f == nil {
-		if len(p.complexFFT) >= maxPlans {
-			clear(p.complexFFT)
+		if plans.of == nil || len(plans.of) >= maxPlans {
+			plans.of = make(map[int]*fft)
 		}
-		f = fourier.NewCmplxFFT(n)
-		p.complexFFT[n] = f
+		f = newFFT(n)
+		plans.of[n] = f
 	}
 	return f
 }
@@ -167,52 +163,119 @@ func (p *plane) complex(n int) *fourier.CmplxFFT {
 func spectrum(img []float32, w, h int) *plane {
 	p := planes.Get().(*plane)
 	m := w/2 + 1
-	p.c, p.col, p.row = grow(p.c, m*h), grow(p.col, h), grow(p.row, w)
-	f := p.real(w)
-	for y := range h {
-		for x, v := range img[y*w : (y+1)*w] {
-			p.row[x] = float64(v)
+	p.re, p.im = grow(p.re, m*h), grow(p.im, m*h)
+	f := plan(w)
+	p.work.size(w)
+	// two rows are one complex line
+	for y0 := 0; y0 < h; y0 += 2 * lanes {
+		n := min(2*lanes, h-y0)
+		re, im := p.work.re, p.work.im
+		if n < 2*lanes {
+			clear(re)
+			clear(im)
 		}
-		f.Coefficients(p.c[y*m:(y+1)*m], p.row)
+		for j := range n {
+			to := re
+			if j&1 == 1 {
+				to = im
+			}
+			for x, v := range img[(y0+j)*w:][:w] {
+				to[x*lanes+j/2] = v
+			}
+		}
+		f.transform(&p.work)
+		re, im = p.work.re, p.work.im
+		for j := range n {
+			or, oi := p.re[(y0+j)*m:][:m], p.im[(y0+j)*m:][:m]
+			for k := range m {
+				a, b := k*lanes+j/2, (w-k)%w*lanes+j/2
+				if j&1 == 0 {
+					or[k], oi[k] = (re[a]+re[b])/2, (im[a]-im[b])/2
+				} else {
+					or[k], oi[k] = (im[a]+im[b])/2, (re[b]-re[a])/2
+				}
+			}
+		}
 	}
 	p.columns(m, h, false)
 	return p
 }
 
 func (p *plane) columns(m, h int, inverse bool) {
-	f := p.complex(h)
-	p.col = grow(p.col, h)
-	for x := range m {
+	f := plan(h)
+	p.work.size(h)
+	for x := 0; x < m; x += lanes {
+		n := min(lanes, m-x)
 		for y := range h {
-			p.col[y] = p.c[y*m+x]
+			copy(p.work.re[y*lanes:][:n], p.re[y*m+x:][:n])
+			copy(p.work.im[y*lanes:][:n], p.im[y*m+x:][:n])
 		}
 		if inverse {
-			f.Sequence(p.col, p.col)
+			f.inverse(&p.work)
 		} else {
-			f.Coefficients(p.col, p.col)
+			f.transform(&p.work)
 		}
 		for y := range h {
-			p.c[y*m+x] = p.col[y]
+			copy(p.re[y*m+x:][:n], p.work.re[y*lanes:][:n])
+			copy(p.im[y*m+x:][:n], p.work.im[y*lanes:][:n])
 		}
 	}
 }
 
 // image writes the inverse transform of p, [h][w/2+1], times scale.
-func (p *plane) image(dst []float32, w, h int, scale float64) {
+func (p *plane) image(dst []float32, w, h int, scale float32) {
 	m := w/2 + 1
 	p.columns(m, h, true)
-	p.row = grow(p.row, w)
-	f := p.real(w)
-	for y := range h {
-		f.Sequence(p.row, p.c[y*m:(y+1)*m])
-		for x, v := range p.row {
-			dst[y*w+x] = float32(v * scale)
+	f := plan(w)
+	p.work.size(w)
+	for y0 := 0; y0 < h; y0 += 2 * lanes {
+		n := min(2*lanes, h-y0)
+		re, im := p.work.re, p.work.im
+		clear(re)
+		clear(im)
+		for j := range n {
+			ar, ai := p.re[(y0+j)*m:][:m], p.im[(y0+j)*m:][:m]
+			for k := range m {
+				r, i := ar[k], ai[k]
+				if k == 0 || 2*k == w {
+					i = 0 // a real image has none there
+				}
+				a, b := k*lanes+j/2, (w-k)%w*lanes+j/2
+				if j&1 == 1 { // times the imaginary unit
+					re[a] -= i
+					im[a] += r
+					if a != b {
+						re[b] += i
+						im[b] += r
+					}
+					continue
+				}
+				re[a] += r
+				im[a] += i
+				if a != b {
+					re[b] += r
+					im[b] -= i
+				}
+			}
+		}
+		f.inverse(&p.work)
+		re, im = p.work.re, p.work.im
+		for j := range n {
+			from := re
+			if j&1 == 1 {
+				from = im
+			}
+			row := dst[(y0+j)*w:][:w]
+			for x := range row {
+				row[x] = from[x*lanes+j/2] * scale
+			}
 		}
 	}
 }
 
-func logEnergy(c complex128) float64 {
-	return math.Log(real(c)*real(c) + imag(c)*imag(c) + 1e-30)
+func (p *plane) logEnergy(i int) float64 {
+	re, im := float64(p.re[i]), float64(p.im[i])
+	return math.Log(re*re + im*im + 1e-30)
 }
 
 // band is the share of the other axis' frequencies that a profile averages: not
@@ -229,7 +292,7 @@ func (p *plane) profileX(w, h int) []float64 {
 	for k := range out {
 		s := 0.0
 		for y := lo; y < hi; y++ {
-			s += logEnergy(p.c[y*m+k]) + logEnergy(p.c[(h-y)*m+k])
+			s += p.logEnergy(y*m+k) + p.logEnergy((h-y)*m+k)
 		}
 		out[k] = s / float64(2*(hi-lo))
 	}
@@ -243,7 +306,7 @@ func (p *plane) profileY(w, h int) []float64 {
 	for k := range out {
 		s := 0.0
 		for x := lo; x < hi; x++ {
-			s += logEnergy(p.c[k*m+x]) + logEnergy(p.c[(h-k)%h*m+x])
+			s += p.logEnergy(k*m+x) + p.logEnergy((h-k)%h*m+x)
 		}
 		out[k] = s / float64(2*(hi-lo))
 	}
@@ -252,7 +315,7 @@ func (p *plane) profileY(w, h int) []float64 {
 
 // move copies the frequencies |kx| <= kw, |ky| <= kh between half spectra of
 // different size.
-func move(dst []complex128, dw, dh int, src []complex128, sw, sh, kw, kh int) {
+func move(dst []float32, dw, dh int, src []float32, sw, sh, kw, kh int) {
 	dm, sm := dw/2+1, sw/2+1
 	clear(dst[:dm*dh])
 	kw = min(kw, dm-1, sm-1)
@@ -264,52 +327,55 @@ func move(dst []complex128, dw, dh int, src []complex128, sw, sh, kw, kh int) {
 	}
 }
 
-// Crop returns the image on its native grid, with the same mean.
-func (g *Grid) Crop(img []float32) []float32 {
-	if !g.Filled() {
-		return slices.Clone(img)
-	}
-	return resample(img, g.Width, g.Height, g.NativeWidth, g.NativeHeight, g.kw, g.kh)
+// Crop returns the image on its native grid, with the same mean. The result is
+// in dst if that is large enough; dst must not overlap img.
+func (g *Grid) Crop(dst, img []float32) []float32 {
+	return g.resample(dst, img, g.Width, g.Height, g.NativeWidth, g.NativeHeight)
 }
 
 // Fill is the inverse of Crop: it zero-fills an image on the native grid.
-func (g *Grid) Fill(native []float32) []float32 {
-	if !g.Filled() {
-		return slices.Clone(native)
-	}
-	return resample(native, g.NativeWidth, g.NativeHeight, g.Width, g.Height, g.kw, g.kh)
+func (g *Grid) Fill(dst, native []float32) []float32 {
+	return g.resample(dst, native, g.NativeWidth, g.NativeHeight, g.Width, g.Height)
 }
 
-func resample(img []float32, w, h, nw, nh, kw, kh int) []float32 {
+func (g *Grid) resample(dst, img []float32, w, h, nw, nh int) []float32 {
+	dst = grow(dst, nw*nh)
+	if !g.Filled() {
+		copy(dst, img)
+		return dst
+	}
 	s := spectrum(img, w, h)
 	defer planes.Put(s)
 	d := planes.Get().(*plane)
 	defer planes.Put(d)
-	d.c = grow(d.c, (nw/2+1)*nh)
-	move(d.c, nw, nh, s.c, w, h, kw, kh)
-	out := make([]float32, nw*nh)
-	d.image(out, nw, nh, 1/float64(w*h))
-	return out
+	d.re, d.im = grow(d.re, (nw/2+1)*nh), grow(d.im, (nw/2+1)*nh)
+	move(d.re, nw, nh, s.re, w, h, g.kw, g.kh)
+	move(d.im, nw, nh, s.im, w, h, g.kw, g.kh)
+	d.image(dst, nw, nh, 1/float32(w*h))
+	return dst
 }
 
 // Mask carries a mask to the native grid: a native pixel is set if any pixel of
-// the image that it covers is. A nil mask stays nil.
-func (g *Grid) Mask(mask []bool) []bool {
+// the image that it covers is. A nil mask stays nil. The result is in dst if that
+// is large enough; dst must not overlap mask.
+func (g *Grid) Mask(dst, mask []bool) []bool {
 	if mask == nil {
 		return nil
 	}
+	dst = grow(dst, g.NativeWidth*g.NativeHeight)
 	if !g.Filled() {
-		return slices.Clone(mask)
+		copy(dst, mask)
+		return dst
 	}
-	out := make([]bool, g.NativeWidth*g.NativeHeight)
+	clear(dst)
 	for y := range g.Height {
 		// nearest native row of an image row, and the same for columns
 		ny := min((2*y*g.NativeHeight+g.Height)/(2*g.Height), g.NativeHeight-1)
 		for x := range g.Width {
 			if mask[y*g.Width+x] {
-				out[ny*g.NativeWidth+min((2*x*g.NativeWidth+g.Width)/(2*g.Width), g.NativeWidth-1)] = true
+				dst[ny*g.NativeWidth+min((2*x*g.NativeWidth+g.Width)/(2*g.Width), g.NativeWidth-1)] = true
 			}
 		}
 	}
-	return out
+	return dst
 }

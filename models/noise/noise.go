@@ -3,7 +3,6 @@ package noise
 import (
 	"fmt"
 	"math"
-	"slices"
 	"sync"
 )
 
@@ -35,11 +34,20 @@ type Map struct {
 type buffers struct {
 	mean, tmp, vals, a, clean []float32
 	blank                     []bool
-	samples                   []sample
+	samples, flat             []sample
+	keys, keys2               []uint64
+	cells                     []float32 // residuals in units of the curve, by grid cell
+	first                     []int     // where the cells begin
+	gain, gain2, row          []float32
+	curve                     curve
 }
 
-// sample is one residual of the finest scale with what it is sorted by.
-type sample struct{ mean, grad, res, fine, x, y float32 }
+// sample is one residual of the finest scale with what it is sorted by, and the
+// cell of the spatial gain that it lies in.
+type sample struct {
+	mean, grad, res, fine float32
+	cell                  int32
+}
 
 var pool = sync.Pool{New: func() any { return new(buffers) }}
 
@@ -58,55 +66,144 @@ func grow[T any](s []T, n int) []T {
 // An error means sizes that do not fit or a pixel that is not finite. It is
 // safe for concurrent use and deterministic.
 func Estimate(img []float32, w, h int, skip []bool) (*Map, error) {
+	m := new(Map)
+	if err := m.Estimate(img, w, h, skip); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Estimate is the function Estimate into the memory of m.
+func (m *Map) Estimate(img []float32, w, h int, skip []bool) error {
 	if w < 1 || h < 1 || w > maxPixels/h || len(img) != w*h || skip != nil && len(skip) != w*h {
-		return nil, fmt.Errorf("estimate noise of %d×%d pixels: %d values, %d mask values", w, h, len(img), len(skip))
+		return fmt.Errorf("estimate noise of %d×%d pixels: %d values, %d mask values", w, h, len(img), len(skip))
 	}
 	for i, v := range img {
-		if f := float64(v); (math.IsNaN(f) || math.IsInf(f, 0)) && (skip == nil || !skip[i]) {
-			return nil, fmt.Errorf("estimate noise: pixel (%d, %d) is not finite", i%w, i/w)
+		if v-v != 0 && (skip == nil || !skip[i]) { // NaN or infinite
+			return fmt.Errorf("estimate noise: pixel (%d, %d) is not finite", i%w, i/w)
 		}
 	}
-	m := &Map{Width: w, Height: h, Sigma: make([]float32, w*h)}
+	n := w * h
+	m.Width, m.Height, m.Median, m.Sigma = w, h, 0, grow(m.Sigma, n)
 	b := pool.Get().(*buffers)
 	defer pool.Put(b)
-	n := w * h
-	b.tmp, b.mean, b.a, b.blank = grow(b.tmp, n), grow(b.mean, n), grow(b.a, n), grow(b.blank, n)
+	b.mean, b.a, b.blank = grow(b.mean, n), grow(b.a, n), grow(b.blank, n)
 	outside(b.blank, img, w, h, skip)
 	if skip != nil {
 		img = b.without(img, skip)
 	}
 	b.collect(img, w, h)
 	if len(b.samples) < minSamples {
-		return m, nil
+		clear(m.Sigma)
+		return nil
 	}
 	curve := b.signalCurve()
 	gain, gw, gh := b.spatialGain(curve, w, h)
-	trust := b.trust(curve, gain, gw)
+	trust := b.trust(curve, gain)
+	if trust == 0 {
+		clear(m.Sigma)
+		return nil
+	}
 	curve.toComplex()
-	b.vals = b.vals[:0]
+	curve.index()
+	for i := range gain {
+		gain[i] *= trust
+	}
+	b.vals, b.row = b.vals[:0], grow(b.row, gw+1)
+	pick := 0 // every seventh pixel counts for the median
 	for y := range h {
-		gy := min(float64(y)/tile, float64(gh-1))
+		gy := min(float32(y)/tile, float32(gh-1))
 		y0 := min(int(gy), max(gh-2, 0))
-		fy := float32(gy - float64(y0))
-		r0, r1 := gain[y0*gw:], gain[min(y0+1, gh-1)*gw:]
-		for x := range w {
-			gx := min(float32(x)/tile, float32(gw-1))
-			x0 := min(int(gx), max(gw-2, 0))
-			fx := gx - float32(x0)
-			x1 := min(x0+1, gw-1)
-			g := (1-fy)*((1-fx)*r0[x0]+fx*r0[x1]) + fy*((1-fx)*r1[x0]+fx*r1[x1])
-			i := y*w + x
-			m.Sigma[i] = curve.at(b.mean[i]) * g * trust
-			if !b.blank[i] && i%7 == 0 {
-				b.vals = append(b.vals, m.Sigma[i])
+		fy := gy - float32(y0)
+		r0, r1 := gain[y0*gw:][:gw], gain[min(y0+1, gh-1)*gw:][:gw]
+		for x := range r0 {
+			b.row[x] = (1-fy)*r0[x] + fy*r1[x]
+		}
+		b.row[gw] = b.row[gw-1]
+		mean, sigma := b.mean[y*w:][:w], m.Sigma[y*w:][:w]
+		for x0 := 0; x0 < w; x0 += tile {
+			g, slope := b.row[x0/tile], (b.row[x0/tile+1]-b.row[x0/tile])/tile
+			for x := x0; x < min(x0+tile, w); x++ {
+				sigma[x] = curve.at(mean[x]) * (g + slope*float32(x-x0))
+			}
+		}
+		for ; pick < (y+1)*w; pick += 7 {
+			if !b.blank[pick] {
+				b.vals = append(b.vals, m.Sigma[pick])
 			}
 		}
 	}
 	if len(b.vals) > 0 {
-		slices.Sort(b.vals)
-		m.Median = float64(b.vals[len(b.vals)/2])
+		m.Median = float64(nth(b.vals, len(b.vals)/2))
 	}
-	return m, nil
+	return nil
+}
+
+// nth returns the value that would be at place k if v were sorted, and partitions
+// v about it. NaN compare as nothing; there are none.
+func nth(v []float32, k int) float32 {
+	for lo, hi := 0, len(v)-1; lo < hi; {
+		mid := lo + (hi-lo)/2
+		// the median of three as pivot
+		a, b, c := v[lo], v[mid], v[hi]
+		p := max(min(a, b), min(max(a, b), c))
+		i, j := lo, hi
+		for i <= j {
+			for v[i] < p {
+				i++
+			}
+			for p < v[j] {
+				j--
+			}
+			if i <= j {
+				v[i], v[j] = v[j], v[i]
+				i++
+				j--
+			}
+		}
+		switch {
+		case k <= j:
+			hi = j
+		case k >= i:
+			lo = i
+		default:
+			return v[k]
+		}
+	}
+	return v[k]
+}
+
+// order fills b.keys with the samples' places in the order of their local mean,
+// equal ones as they come.
+func (b *buffers) order() []uint64 {
+	n := len(b.samples)
+	b.keys, b.keys2 = grow(b.keys, n), grow(b.keys2, n)
+	var count [4][256]int
+	for i, s := range b.samples {
+		k := math.Float32bits(s.mean)
+		if k>>31 == 1 {
+			k = ^k
+		} else {
+			k |= 1 << 31
+		}
+		b.keys[i] = uint64(k)<<32 | uint64(i)
+		for d := range count {
+			count[d][k>>(8*d)&255]++
+		}
+	}
+	for d := range count {
+		sum := 0
+		for i, c := range count[d] {
+			count[d][i], sum = sum, sum+c
+		}
+		for _, k := range b.keys {
+			at := &count[d][k>>(32+8*d)&255]
+			b.keys2[*at] = k
+			*at++
+		}
+		b.keys, b.keys2 = b.keys2, b.keys
+	}
+	return b.keys
 }
 
 // without returns img with the least measured value in skipped pixels.
@@ -160,8 +257,10 @@ var fine = [5]float32{1, -4, 6, -4, 1}
 // collect computes the finest diagonal residual, the local mean and the local
 // gradient, and samples them where all that they need lies inside.
 func (b *buffers) collect(img []float32, w, h int) {
+	b.tmp = grow(b.tmp, w)
 	box3(b.mean, img, b.tmp, w, h) // 3×3 mean
 	box3(b.a, b.mean, b.tmp, w, h) // and once more: the flatness looks at this
+	gw := (w+tile-1)/tile + 1
 	b.samples = b.samples[:0]
 	step := 1
 	if n := w * h; n > 2*maxSamples {
@@ -186,89 +285,142 @@ func (b *buffers) collect(img []float32, w, h int) {
 				f += ky * (v[0] - 4*v[1] + 6*v[2] - 4*v[3] + v[4])
 			}
 			gx, gy := b.a[i+2]-b.a[i-2], b.a[i+2*w]-b.a[i-2*w]
-			b.samples = append(b.samples, sample{mean: b.mean[i], grad: gx*gx + gy*gy, res: r, fine: f / 70, x: float32(x), y: float32(y)})
+			s := sample{mean: b.mean[i], grad: gx*gx + gy*gy, res: r, fine: f / 70, cell: int32(y/tile*gw + x/tile)}
+			if d := s.mean + s.grad + r + f; d-d == 0 { // values near the end of the range overflow
+				b.samples = append(b.samples, s)
+			}
 		}
 	}
 }
 
-// box3 sets dst to the 3×3 means of src, with the edge repeated.
+// box3 sets dst to the 3×3 means of src, with the edge repeated. tmp is one row.
 func box3(dst, src, tmp []float32, w, h int) {
+	tmp = tmp[:w]
 	for y := range h {
-		s, t := src[y*w:(y+1)*w], tmp[y*w:(y+1)*w]
-		for x := range t {
-			t[x] = s[max(x-1, 0)] + s[x] + s[min(x+1, w-1)]
+		u, c, d := src[max(y-1, 0)*w:][:w], src[y*w:][:w], src[min(y+1, h-1)*w:][:w]
+		for x := range tmp {
+			tmp[x] = u[x] + c[x] + d[x]
 		}
-	}
-	for y := range h {
-		u, c, d := tmp[max(y-1, 0)*w:], tmp[y*w:], tmp[min(y+1, h-1)*w:]
-		o := dst[y*w : (y+1)*w]
-		for x := range o {
-			o[x] = (u[x] + c[x] + d[x]) * (1. / 9)
+		o := dst[y*w:][:w]
+		o[0] = (tmp[0] + tmp[0] + tmp[min(1, w-1)]) * (1. / 9)
+		for x := 1; x < len(tmp)-1; x++ {
+			o[x] = (tmp[x-1] + tmp[x] + tmp[x+1]) * (1. / 9)
+		}
+		if w > 1 {
+			o[w-1] = (tmp[w-2] + tmp[w-1] + tmp[w-1]) * (1. / 9)
 		}
 	}
 }
 
 // curve is the noise as a function of the local mean, linear between points.
-type curve struct{ mean, sigma []float32 }
+type curve struct {
+	mean, sigma, weight, old []float32
+	scale                    float32 // of a mean above the first point, into segment
+	segment                  [256]uint8
+}
+
+// index prepares at; to be called after every change of the points.
+func (c *curve) index() {
+	n := len(c.mean)
+	if n < 2 {
+		return
+	}
+	c.scale = float32(len(c.segment)) / (c.mean[n-1] - c.mean[0])
+	k := 1
+	for i := range c.segment {
+		for k < n-1 && c.mean[k] < c.mean[0]+float32(i)/c.scale {
+			k++
+		}
+		c.segment[i] = uint8(k)
+	}
+}
 
 func (c *curve) at(m float32) float32 {
 	n := len(c.mean)
-	if n == 0 {
+	switch {
+	case n == 0:
 		return 0
-	}
-	if m <= c.mean[0] {
+	case !(m > c.mean[0]):
 		return c.sigma[0]
-	}
-	if m >= c.mean[n-1] {
+	case !(m < c.mean[n-1]):
 		return c.sigma[n-1]
 	}
-	k, _ := slices.BinarySearch(c.mean, m)
+	k := int(c.segment[min(max(int((m-c.mean[0])*c.scale), 0), len(c.segment)-1)])
+	for k > 1 && m < c.mean[k-1] { // the table's entry may lie a rounding error beyond
+		k--
+	}
+	for c.mean[k] < m {
+		k++
+	}
 	f := (m - c.mean[k-1]) / (c.mean[k] - c.mean[k-1])
 	return c.sigma[k-1] + f*(c.sigma[k]-c.sigma[k-1])
 }
 
 func (b *buffers) signalCurve() *curve {
-	s := b.samples
-	slices.SortFunc(s, func(p, q sample) int { return cmp32(p.mean, q.mean) })
-	bins := min(max(len(s)/perBin, 1), maxBins)
-	c := &curve{}
-	keep := s[:0:0]
-	var weight []float32
+	keys := b.order()
+	bins := min(max(len(keys)/perBin, 1), maxBins)
+	c := &b.curve
+	c.mean, c.sigma, c.weight = c.mean[:0], c.sigma[:0], c.weight[:0]
+	b.flat = b.flat[:0]
 	for k := range bins {
-		part := s[len(s)*k/bins : len(s)*(k+1)/bins]
-		slices.SortFunc(part, func(p, q sample) int { return cmp32(p.grad, q.grad) })
-		flat := part[:max(int(float64(len(part))*flatShare), min(len(part), minSamples))]
+		part := keys[len(keys)*k/bins : len(keys)*(k+1)/bins]
+		// the flattest ones; where the last of them has equals, as they come
+		n := max(int(float64(len(part))*flatShare), min(len(part), minSamples))
 		b.vals = b.vals[:0]
+		for _, key := range part {
+			b.vals = append(b.vals, b.samples[uint32(key)].grad)
+		}
+		limit, below := nth(b.vals, n-1), 0
+		for _, v := range b.vals[:n] {
+			if v < limit {
+				below++
+			}
+		}
+		equal := n - below
+		from := len(b.flat)
 		mean := 0.0
-		for _, p := range flat {
+		b.vals = b.vals[:0]
+		for _, key := range part {
+			p := b.samples[uint32(key)]
+			if p.grad > limit {
+				continue
+			}
+			if p.grad == limit {
+				if equal == 0 {
+					continue
+				}
+				equal--
+			}
+			b.flat = append(b.flat, p)
 			b.vals = append(b.vals, abs(p.res))
 			mean += float64(p.mean)
 		}
+		flat := b.flat[from:]
 		sg := robust(b.vals)
 		for j, p := range flat {
 			b.vals[j] = abs(p.fine)
 		}
 		sg = min(sg, robust(b.vals))
 		mu := float32(mean / float64(len(flat)))
-		keep = append(keep, flat...)
 		// bins closer than the noise are sorted by the noise itself: they are one
 		if n := len(c.mean); n > 0 && mu-c.mean[n-1] < max(sg, c.sigma[n-1]) {
-			a, b := weight[n-1], float32(len(flat))
+			a, b := c.weight[n-1], float32(len(flat))
 			c.sigma[n-1] = float32(math.Sqrt(float64((a*c.sigma[n-1]*c.sigma[n-1] + b*sg*sg) / (a + b))))
 			c.mean[n-1] = (a*c.mean[n-1] + b*mu) / (a + b)
-			weight[n-1] += b
+			c.weight[n-1] += b
 			continue
 		}
-		c.mean, c.sigma, weight = append(c.mean, mu), append(c.sigma, sg), append(weight, float32(len(flat)))
+		c.mean, c.sigma, c.weight = append(c.mean, mu), append(c.sigma, sg), append(c.weight, float32(len(flat)))
 	}
 	if n := len(c.sigma); n >= 3 {
-		o := slices.Clone(c.sigma)
+		c.old = append(c.old[:0], c.sigma...)
 		for k := range n {
-			p, q, r := o[max(k-1, 0)], o[k], o[min(k+1, n-1)]
+			p, q, r := c.old[max(k-1, 0)], c.old[k], c.old[min(k+1, n-1)]
 			c.sigma[k] = (p + 2*q + r) / 4
 		}
 	}
-	b.samples = keep
+	c.index()
+	b.samples, b.flat = b.flat, b.samples
 	return c
 }
 
@@ -279,10 +431,10 @@ const tailNoise, tailAnatomy = 2.95, 3.25
 
 // trust is 1 if the residuals in units of the estimate are spread like noise, 0
 // if they are not: then nothing is known, and the image is to stay as it is.
-func (b *buffers) trust(c *curve, gain []float32, gw int) float32 {
+func (b *buffers) trust(c *curve, gain []float32) float32 {
 	b.vals = b.vals[:0]
 	for _, p := range b.samples {
-		if f := c.at(p.mean) * gain[int(p.y)/tile*gw+int(p.x)/tile]; f > 0 {
+		if f := c.at(p.mean) * gain[p.cell]; f > 0 {
 			b.vals = append(b.vals, abs(p.fine)/f)
 		}
 	}
@@ -290,11 +442,12 @@ func (b *buffers) trust(c *curve, gain []float32, gw int) float32 {
 	if n < minSamples {
 		return 0
 	}
-	slices.Sort(b.vals)
-	if b.vals[n/2] == 0 {
+	high := nth(b.vals, n*9/10)
+	middle := nth(b.vals[:n*9/10], n/2)
+	if middle == 0 {
 		return 0
 	}
-	tail := b.vals[n*9/10] / b.vals[n/2]
+	tail := high / middle
 	return min(max((tailAnatomy-tail)/(tailAnatomy-tailNoise), 0), 1)
 }
 
@@ -333,16 +486,6 @@ func koay(ratio float32) float32 {
 	return 1
 }
 
-func cmp32(a, b float32) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
-}
-
 func abs(v float32) float32 { return float32(math.Abs(float64(v))) }
 
 // robust returns the standard deviation of normal values whose absolute values
@@ -352,8 +495,7 @@ func robust(vals []float32) float32 {
 	if len(vals) == 0 {
 		return 0
 	}
-	slices.Sort(vals)
-	sg := float64(vals[len(vals)/2]) / 0.6745
+	sg := float64(nth(vals, len(vals)/2)) / 0.6745
 	if sg == 0 {
 		for _, v := range vals {
 			sg += float64(v)
@@ -362,13 +504,12 @@ func robust(vals []float32) float32 {
 	}
 	for range 4 {
 		const cut, share = 1.5, 0.5515 // variance of a normal cut at ±1.5
-		sum, n := 0.0, 0
+		sum, n, limit := 0.0, 0, cut*sg
 		for _, v := range vals {
-			if float64(v) > cut*sg {
-				break
+			if f := float64(v); f <= limit {
+				sum += f * f
+				n++
 			}
-			sum += float64(v) * float64(v)
-			n++
 		}
 		if n == 0 || sum == 0 {
 			break
@@ -381,22 +522,34 @@ func robust(vals []float32) float32 {
 // spatialGain returns, on a grid, how much the noise differs from the curve.
 func (b *buffers) spatialGain(c *curve, w, h int) ([]float32, int, int) {
 	gw, gh := (w+tile-1)/tile+1, (h+tile-1)/tile+1
-	cells := make([][]float32, gw*gh)
+	// sorted by cell, so that a row of a window is one piece
+	b.first = grow(b.first, gw*gh+2)
+	clear(b.first)
 	for _, p := range b.samples {
-		f := c.at(p.mean)
-		if f <= 0 {
-			continue
-		}
-		k := int(p.y)/tile*gw + int(p.x)/tile
-		cells[k] = append(cells[k], abs(p.res)/f)
+		b.first[p.cell+2]++
 	}
-	gain := make([]float32, gw*gh)
+	for k := range gw * gh {
+		b.first[k+2] += b.first[k+1]
+	}
+	b.cells = grow(b.cells, len(b.samples))
+	for _, p := range b.samples {
+		v := float32(-1) // where the curve is 0 there is nothing to compare
+		if f := c.at(p.mean); f > 0 {
+			v = abs(p.res) / f
+		}
+		b.cells[b.first[p.cell+1]] = v
+		b.first[p.cell+1]++
+	}
+	b.gain, b.gain2 = grow(b.gain, gw*gh), grow(b.gain2, gw*gh)
 	for gy := range gh {
 		for gx := range gw {
 			b.vals = b.vals[:0]
 			for y := max(gy-reach/tile, 0); y < min(gy+reach/tile, gh); y++ {
-				for x := max(gx-reach/tile, 0); x < min(gx+reach/tile, gw); x++ {
-					b.vals = append(b.vals, cells[y*gw+x]...)
+				lo, hi := max(gx-reach/tile, 0), min(gx+reach/tile, gw)
+				for _, v := range b.cells[b.first[y*gw+lo]:b.first[y*gw+hi]] {
+					if v >= 0 {
+						b.vals = append(b.vals, v)
+					}
 				}
 			}
 			n := float64(len(b.vals))
@@ -404,18 +557,19 @@ func (b *buffers) spatialGain(c *curve, w, h int) ([]float32, int, int) {
 			if n > 0 {
 				g = min(max(float64(robust(b.vals)), 1/maxGain), maxGain)
 			}
-			gain[gy*gw+gx] = float32(math.Exp(math.Log(g) * n / (n + prior)))
+			b.gain[gy*gw+gx] = float32(math.Exp(math.Log(g) * n / (n + prior)))
 		}
 	}
-	tmp, out := make([]float32, len(gain)), make([]float32, len(gain))
-	box3(out, gain, tmp, gw, gh)
-	return out, gw, gh
+	b.tmp = grow(b.tmp, gw)
+	box3(b.gain2, b.gain, b.tmp, gw, gh)
+	return b.gain2, gw, gh
 }
 
 // Outside marks the pixels that are not measured: skipped ones and blanked air,
-// which is what Estimate leaves out.
-func Outside(img []float32, w, h int, skip []bool) []bool {
-	mark := make([]bool, w*h)
-	outside(mark, img, w, h, skip)
-	return mark
+// which is what Estimate leaves out. The marks are in dst if that is large
+// enough; dst must not overlap skip.
+func Outside(dst []bool, img []float32, w, h int, skip []bool) []bool {
+	dst = grow(dst, w*h)
+	outside(dst, img, w, h, skip)
+	return dst
 }
