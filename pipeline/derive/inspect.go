@@ -630,7 +630,7 @@ func pixelLayout(o *dcm.Object) (Verdict, layout) {
 		if t.Group()&0xFF00 != 0x6000 || t.Private() {
 			continue
 		}
-		n, ok := e.Int()
+		n, ok := smallInt(e) // the dictionary has no overlays
 		if t.Element() == 0x0100 && (!ok || n != 1) || t.Element() == 0x0102 && (!ok || n != 0) {
 			return fail(no(Overlay, "overlay plane in the pixel cells"))
 		}

@@ -186,6 +186,8 @@ func TestInspect(t *testing.T) {
 		{"large", mr().US(dcm.Rows, 65535).US(dcm.Columns, 65535), dcmtest.Form{}, derive.TooLarge},
 		{"overlay in the cells", mr().US(0x60000100, 16).US(0x60000102, 12), dcmtest.Form{}, derive.Overlay},
 		{"overlay of its own", mr().US(0x60000100, 1).US(0x60000102, 0), dcmtest.Form{}, ""},
+		{"overlay of its own, implicit", mr().US(0x60000100, 1).US(0x60000102, 0), dcmtest.Form{TransferSyntaxUID: dcm.ImplicitVRLittleEndian}, ""},
+		{"overlay in the cells, implicit", mr().US(0x60020100, 16).US(0x60020102, 12), dcmtest.Form{TransferSyntaxUID: dcm.ImplicitVRLittleEndian}, derive.Overlay},
 		{"multi-frame MR", mr().Text(dcm.NumberOfFrames, dcm.IS, "2").Pixels(make([]uint16, 2048)), dcmtest.Form{}, derive.MultiFrame},
 	} {
 		t.Run(c.name, func(t *testing.T) {
