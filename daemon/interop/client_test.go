@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -64,14 +65,18 @@ func readRaw(t testing.TB, file string) raw {
 	return raw{file, p}
 }
 
-// wellFormed tells whether a UID may stand in a C-STORE request (PS3.5 9.1).
+// wellFormed tells whether a UID may stand in a C-STORE request (PS3.5 9.1):
+// numbers between dots, 64 characters at most.
 func wellFormed(uid string) bool {
-	for _, c := range uid {
-		if c != '.' && (c < '0' || c > '9') {
+	if len(uid) > 64 {
+		return false
+	}
+	for component := range strings.SplitSeq(uid, ".") {
+		if component == "" || strings.Trim(component, "0123456789") != "" {
 			return false
 		}
 	}
-	return uid != "" && len(uid) <= 64
+	return true
 }
 
 // push sends objects over as few associations as it takes, a new one whenever

@@ -251,6 +251,12 @@ func corpusRound(t *testing.T, dir string, files []string) (n tally) {
 		}
 	}
 	known := fetch(t, direct.archive, list)
+	for _, r := range report {
+		if k, ok := known[r.SOPInstanceUID]; ok && strings.HasPrefix(name(r.File), "vendors_noise_pixels") {
+			k.random = true
+			known[r.SOPInstanceUID] = k
+		}
+	}
 	only := make(map[string]archived)
 	for uid, a := range throughIn {
 		if _, original := directIn[uid]; !original {
@@ -309,7 +315,8 @@ func dataSetUID(t testing.TB, file string) string {
 }
 
 // mayRefuse tells whether there is a reason to refuse an object: its UID is none
-// (PS3.7 C.5.21, 0117), or the data set is not the instance or the class that
+// (PS3.7 C.5.21, 0117), its class is not that of the presentation context (0122:
+// DCMTK opens the context by the meta group), or the data set is not the instance or the class that
 // the C-STORE command announced (PS3.4 B.2.3, A9xx).
 func mayRefuse(t testing.TB, r sent) bool {
 	t.Helper()
@@ -324,6 +331,8 @@ func mayRefuse(t testing.TB, r sent) bool {
 	switch dicomnet.Status(r.Status) {
 	case dicomnet.StatusInvalidSOPInstance:
 		return !wellFormed(r.SOPInstanceUID)
+	case dicomnet.StatusSOPClassNotSupported:
+		return head.String(dcm.SOPClassUID) != file.SOPClassUID
 	case dicomnet.StatusDataSetMismatch:
 		// DCMTK cuts a UID that is too long when it announces it.
 		return !wellFormed(uid) || uid != r.SOPInstanceUID || head.String(dcm.SOPClassUID) != file.SOPClassUID

@@ -151,6 +151,7 @@ func compareOriginals(t *testing.T, direct, through route) {
 type source struct {
 	file     string
 	elements map[string]string
+	random   bool // its pixels are noise and nothing else, there is no picture to keep
 }
 
 // sourcesOf fetches every instance of the route that we had no part in.
@@ -169,7 +170,7 @@ func fetch(t testing.TB, o *orthanc, list map[string]archived) map[string]source
 		if err := os.WriteFile(file, o.file(a), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		out[uid] = source{file, elements(t, file)}
+		out[uid] = source{file: file, elements: elements(t, file)}
 	}
 	return out
 }
@@ -271,7 +272,7 @@ func comparePixels(t *testing.T, uid string, src, d source) {
 		t.Errorf("%s: the derived pixels are those of the source", uid)
 	}
 	meanA, meanB := mean(a), mean(b)
-	if math.Abs(meanA-meanB) > 0.02*math.Abs(meanA)+1 {
+	if !src.random && math.Abs(meanA-meanB) > 0.02*math.Abs(meanA)+1 {
 		t.Errorf("%s: mean pixel value went from %.2f to %.2f", uid, meanA, meanB)
 	}
 }
