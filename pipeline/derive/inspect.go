@@ -14,13 +14,13 @@ import (
 // that it can be denoised. The words appear in the journal, the API and metrics.
 type Reason string
 
-// The reasons, in the order in which Inspect looks for them.
+// The reasons, about in the order in which Inspect looks for them.
 const (
 	Unparseable     Reason = "unparseable"      // the file cannot be walked to its end with certainty
 	Truncated       Reason = "truncated"        // the file or its pixel data ends early
 	Deflated        Reason = "deflated"         // deflated transfer syntax, not inflated
 	NotAnImage      Reason = "not-an-image"     // no pixel data: reports, raw data, presentation states
-	Capture         Reason = "capture"          // secondary capture or screen save
+	Capture         Reason = "capture"          // secondary capture, screen save, burned in annotation
 	WrongModality   Reason = "modality"         // a SOP class other than MR, Enhanced MR, CR, DX
 	AlreadyDenoised Reason = "already-denoised" // by this product
 	VendorDenoised  Reason = "vendor-denoised"  // by the scanner's own reconstruction
@@ -30,7 +30,7 @@ const (
 	Mosaic          Reason = "mosaic"           // several slices tiled in one image
 	Projection      Reason = "projection"       // projections, reformats, renderings
 	Derived         Reason = "derived"          // ImageType or FrameType value 1 is not ORIGINAL, see processedRadiograph
-	Compressed      Reason = "compressed"       // encapsulated pixel data
+	Compressed      Reason = "compressed"       // encapsulated pixel data, or compressed with loss before
 	BigEndian       Reason = "big-endian"       // explicit VR big endian
 	BitDepth        Reason = "bit-depth"        // not 8 or 16 bits allocated, or float pixels
 	Overlay         Reason = "overlay"          // overlay planes in unused bits of the pixel cells
@@ -257,8 +257,8 @@ func namesUs(o *dcm.Object) bool {
 	return false
 }
 
-// Words of ImageType and FrameType, from value 3 on, with what they mean. The
-// Siemens, GE, Philips, Canon and UIH spellings that are known are listed.
+// Words of ImageType and FrameType, from value 3 on, with what they mean: the
+// defined terms and the spellings of scanners that are known.
 var imageWords = map[string]Reason{
 	"P": Phase, "R": Phase, "I": Phase, "PHASE": Phase, "REAL": Phase, "IMAGINARY": Phase, "IMAG": Phase,
 	"PHASE MAP": Phase, "PHASE_MAP": Phase, "VELOCITY": Phase, "VELOCITY MAP": Phase, "VELOCITY_MAP": Phase,
