@@ -297,7 +297,7 @@ func (d *Daemon) fail(err error) {
 // startDICOM serves the DICOM ports.
 func (d *Daemon) startDICOM(cfg *Config, started func(string, func(context.Context) error)) {
 	serve := func(name string, l *watchedListener, s *dicomnet.Server) {
-		s.Handler = d
+		s.Handler, s.AllowAddr = d, d.allowAddr
 		s.Limits = dicomnet.Limits{Associations: cfg.DICOM.Limits.Associations, PerHost: cfg.DICOM.Limits.PerHost, ObjectBytes: cfg.DICOM.Limits.Object}
 		s.Timeouts = dicomnet.Timeouts{Request: cfg.DICOM.Timeouts.Request, Idle: cfg.DICOM.Timeouts.Idle, Store: cfg.DICOM.Timeouts.Store}
 		s.Logger = d.log.Named("dicom")

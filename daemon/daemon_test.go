@@ -153,6 +153,25 @@ func TestWhoMaySend(t *testing.T) {
 	}
 }
 
+// TestStrangerIsNotRead: a host that no peer may have is closed before it has
+// said anything.
+func TestStrangerIsNotRead(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.DICOM.Peers = []Peer{{AETitle: "THERE", Hosts: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}}
+	d := startDaemon(t, cfg)
+	conn, err := net.Dial("tcp", d.DICOMAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetReadDeadline(time.Now().Add(testLimit)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read %d bytes, %v, want the connection closed", n, err)
+	}
+}
+
 func TestStoreStatus(t *testing.T) {
 	for _, c := range []struct {
 		err  error

@@ -57,6 +57,25 @@ func refusal(peers []Peer, calling, host string) string {
 	return why
 }
 
+// allowAddr closes connections of hosts that no peer may have, before a byte of
+// theirs is read.
+func (d *Daemon) allowAddr(a net.Addr) bool {
+	peers := d.cfg.Load().DICOM.Peers
+	addr, err := netip.ParseAddr(hostOf(a))
+	addr = addr.Unmap().WithZone("")
+	for _, p := range peers {
+		if len(p.Hosts) == 0 {
+			return true
+		}
+		for _, prefix := range p.Hosts {
+			if err == nil && prefix.Contains(addr) {
+				return true
+			}
+		}
+	}
+	return len(peers) == 0
+}
+
 // hostOf is an address without its port.
 func hostOf(a net.Addr) string {
 	if host, _, err := net.SplitHostPort(a.String()); err == nil {
