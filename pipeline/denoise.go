@@ -191,9 +191,11 @@ func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan str
 
 var errJournal = errors.New("journal")
 
-// params are the same for the same original, model and strength, so that the
-// derived object is the same, byte for byte, however often it is made. Its
-// creation time is therefore the time the original was received.
+// params are the same for the same original, model, strength and program
+// version, so that the derived object is the same, byte for byte, however often
+// it is made. Its creation time is therefore the time the original was received,
+// and its series time stays the source's: when the series was first seen would
+// not survive a rebuild of the journal.
 func params(cfg *config, in spool.Instance) derive.Params {
 	return derive.Params{Model: cfg.Denoiser.Model(), Strength: cfg.Strength, Quality: string(Fast), Product: productName, Version: cfg.Version, Now: in.Received}
 }

@@ -16,10 +16,14 @@ import (
 )
 
 const (
-	maxContexts   = 128             // of one association, PS3.8 9.3.2.2
-	linkIdle      = 5 * time.Second // a link without work is closed after this
-	forwardBatch  = 32
-	breakAfter    = 3 // failures in a row that open the breaker
+	maxContexts  = 128             // of one association, PS3.8 9.3.2.2
+	linkIdle     = 5 * time.Second // a link without work is closed after this
+	forwardBatch = 32
+	breakAfter   = 3 // failures in a row that open the breaker
+	giveUpAfter  = 8 // failures of one image, others stored in between, that end it
+	// reachedPause bounds the pause of a destination that answers but takes
+	// nothing: to ask it once a minute costs it nothing.
+	reachedPause  = time.Minute
 	storeGrace    = 30 * time.Second
 	storeBase     = 5 * time.Minute
 	storeMinSpeed = 64 << 10 // bytes per second that a store may count on
@@ -27,11 +31,13 @@ const (
 
 // breaker keeps a destination that fails from being asked all the time. Closed:
 // work goes out. Open: nothing goes out until a pause has passed, which grows
-// with each failure. Then half-open: a single store is tried; its success closes
-// the breaker, its failure opens it for longer.
+// with each failure, up to reachedPause while the destination can be reached.
+// Then half-open: a single store is tried; its success closes the breaker, its
+// failure opens it for longer.
 type breaker struct {
 	failures int64
 	open     bool
+	whole    bool // the last failure was that it could not be reached
 	until    time.Time
 }
 
@@ -56,13 +62,18 @@ func (b *breaker) state(now time.Time) string {
 // at all, which opens the breaker at once.
 func (b *breaker) fail(now time.Time, whole bool, pause func(int64) time.Duration) {
 	b.failures++
+	b.whole = whole
 	if whole || b.open || b.failures >= breakAfter {
 		n := b.failures
 		if !whole && !b.open {
 			n = 1
 		}
+		d := pause(n)
+		if !whole {
+			d = min(d, reachedPause)
+		}
 		b.open = true
-		b.until = now.Add(pause(n))
+		b.until = now.Add(d)
 	}
 }
 
@@ -93,23 +104,51 @@ func classify(status uint16, attempts int64) class {
 	return transient // 0110 and whatever else: nothing says that it will always be so
 }
 
-// forwarder serves the queue of one destination. It owns the states of that
-// destination's deliveries and the only link to it. An acknowledged image is
-// recorded before the next one is sent, so at most one image per destination is
-// ever sent twice: the one whose acknowledgement came when the process died.
+// forwarder serves the queue of one destination and owns the states of that
+// destination's deliveries. It has two lanes with a link each: one for the
+// queue, one for suspects, so that these hold nobody up. An acknowledged image
+// is recorded before the lane sends the next one, so at most one image per lane
+// is ever sent twice: the one whose acknowledgement came when the process died.
+//
+// A suspect is an image that failed, then others were stored, then it failed
+// again. When that has gone on giveUpAfter times it is the image and not the
+// destination: it ends as refused, and a person may put it back (Retry). While
+// nothing else is stored nobody can tell which of the two it is, so then
+// nothing is given up, however often it fails.
 type forwarder struct {
-	p    *Pipeline
-	d    Destination
-	wake signal
-	stop context.CancelFunc
-	done chan struct{}
+	p            *Pipeline
+	d            Destination
+	wake, doubts signal // work for the queue's lane, for that of the suspects
+	stop         context.CancelFunc
+	done         chan struct{}
 
+	mu     sync.Mutex
+	br     breaker
+	stores uint64           // images stored by this process
+	failed map[int64]uint64 // instance -> stores when it last failed; only those that wait to be tried again
+}
+
+// lane sends one image after the other over one link.
+type lane struct {
+	*forwarder
+	suspects bool
 	link     Link
 	proposed map[Context]bool
 	used     bool // the link has carried an image
+}
 
-	mu sync.Mutex
-	br breaker
+// failure counts a failed attempt to store an image: the value of
+// Delivery.Failures that goes on record, and whether the destination is to
+// blame as far as anybody can tell.
+func (f *forwarder) failure(d spool.Delivery) (failures int64, blame bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before, known := f.failed[d.Instance.ID]
+	f.failed[d.Instance.ID] = f.stores
+	if known && f.stores > before || d.Failures == 0 {
+		d.Failures++
+	}
+	return d.Failures, d.Failures < 2
 }
 
 // forwardAll runs one forwarder per configured destination.
@@ -144,13 +183,16 @@ func (p *Pipeline) forwardAll(ctx context.Context) {
 		}
 		for name, d := range want {
 			fctx, stop := context.WithCancel(ctx)
-			f := &forwarder{p: p, d: d, wake: newSignal(), stop: stop, done: make(chan struct{})}
+			f := &forwarder{p: p, d: d, wake: newSignal(), doubts: newSignal(), stop: stop, done: make(chan struct{}), failed: map[int64]uint64{}}
 			p.fwdMu.Lock()
 			p.fwd[name] = f
 			p.fwdMu.Unlock()
 			go func() {
 				defer close(f.done)
-				f.run(fctx)
+				var wg sync.WaitGroup
+				wg.Go(func() { (&lane{forwarder: f, suspects: true}).run(fctx) })
+				(&lane{forwarder: f}).run(fctx)
+				wg.Wait()
 			}()
 		}
 		select {
@@ -179,10 +221,14 @@ func (f *forwarder) fail(whole bool) {
 	}
 }
 
-func (f *forwarder) succeed() {
+// succeed notes that the destination has answered for good; stored that it has the image.
+func (f *forwarder) succeed(stored bool) {
 	f.mu.Lock()
 	was := f.br.open
 	f.br.succeed()
+	if stored {
+		f.stores++
+	}
 	f.mu.Unlock()
 	if was {
 		f.p.log.Info("destination takes images again", zap.String("destination", f.d.Name))
@@ -190,30 +236,40 @@ func (f *forwarder) succeed() {
 	}
 }
 
-func (f *forwarder) run(ctx context.Context) {
+func (f *lane) run(ctx context.Context) {
 	defer f.close(ctx)
-	for ctx.Err() == nil {
+	for probe := 0; ctx.Err() == nil; {
 		now := f.p.clock.Now()
 		f.mu.Lock()
-		state, until := f.br.state(now), f.br.until
+		state, until, whole := f.br.state(now), f.br.until, f.br.whole
 		f.mu.Unlock()
-		n := forwardBatch
-		switch state {
-		case breakerOpen:
+		var list []spool.Delivery
+		var err error
+		switch {
+		case state == breakerOpen:
 			f.close(ctx)
 			if wait(ctx, f.p.clock, until.Sub(now), nil) {
 				return
 			}
 			continue
-		case breakerHalfOpen:
-			n = 1
+		case f.suspects:
+			list, err = f.p.jrnl.NextSuspects(ctx, f.d.Name, now, 1)
+		case state == breakerHalfOpen:
+			// From both ends in turn: images that nobody can take often come one
+			// after the other.
+			if probe++; whole || probe%2 == 1 {
+				list, err = f.p.jrnl.NextDeliveries(ctx, f.d.Name, now, 1)
+			} else {
+				list, err = f.p.jrnl.NewestDelivery(ctx, f.d.Name, now)
+			}
+		default:
+			list, err = f.p.jrnl.NextDeliveries(ctx, f.d.Name, now, forwardBatch)
 		}
-		list, err := f.p.jrnl.NextDeliveries(ctx, f.d.Name, now, n)
 		if err != nil {
 			if ctx.Err() == nil {
 				f.p.log.Error("forward queue not readable", zap.String("destination", f.d.Name), zap.Error(err))
 			}
-			if wait(ctx, f.p.clock, firstPause, f.wake) {
+			if wait(ctx, f.p.clock, firstPause, f.work()) {
 				return
 			}
 			continue
@@ -229,17 +285,28 @@ func (f *forwarder) run(ctx context.Context) {
 				break
 			}
 		}
+		if f.suspects {
+			f.close(ctx) // alone on its link
+		}
 	}
 }
 
+// work tells that there is something new for the lane.
+func (f *lane) work() signal {
+	if f.suspects {
+		return f.doubts
+	}
+	return f.wake
+}
+
 // idle waits for work; a link is kept for a while, then closed.
-func (f *forwarder) idle(ctx context.Context, now time.Time) (ended bool) {
+func (f *lane) idle(ctx context.Context, now time.Time) (ended bool) {
 	pause := time.Hour
-	if at, ok, err := f.p.jrnl.NextDue(ctx, f.d.Name); err == nil && ok {
+	if at, ok, err := f.p.jrnl.NextDue(ctx, f.d.Name, f.suspects); err == nil && ok {
 		pause = max(at.Sub(now), time.Millisecond)
 	}
 	if f.link == nil {
-		return wait(ctx, f.p.clock, pause, f.wake)
+		return wait(ctx, f.p.clock, pause, f.work())
 	}
 	t, stop := f.p.clock.After(linkIdle)
 	defer stop()
@@ -248,7 +315,7 @@ func (f *forwarder) idle(ctx context.Context, now time.Time) (ended bool) {
 	select {
 	case <-ctx.Done():
 		return true
-	case <-f.wake:
+	case <-f.work():
 	case <-w:
 	case <-t:
 		f.close(ctx)
@@ -257,7 +324,7 @@ func (f *forwarder) idle(ctx context.Context, now time.Time) (ended bool) {
 }
 
 // close releases the link, also when ctx has ended already.
-func (f *forwarder) close(ctx context.Context) {
+func (f *lane) close(ctx context.Context) {
 	if f.link == nil {
 		return
 	}
@@ -280,14 +347,17 @@ func guard(what string, fn func() error) (err error) {
 }
 
 // open makes sure that there is a link on which c was proposed.
-func (f *forwarder) open(ctx context.Context, c Context) error {
+func (f *lane) open(ctx context.Context, c Context) error {
 	if f.link != nil && f.proposed[c] {
 		return nil
 	}
 	f.close(ctx)
-	pairs, err := f.p.jrnl.Syntaxes(ctx, f.d.Name, maxContexts)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errJournal, err)
+	var pairs [][2]string
+	if !f.suspects {
+		var err error
+		if pairs, err = f.p.jrnl.Syntaxes(ctx, f.d.Name, maxContexts); err != nil {
+			return fmt.Errorf("%w: %w", errJournal, err)
+		}
 	}
 	want := []Context{c}
 	for _, pr := range pairs {
@@ -312,7 +382,7 @@ func (f *forwarder) open(ctx context.Context, c Context) error {
 
 // send tries one delivery and records what came of it. It returns false when
 // the rest of the batch must wait.
-func (f *forwarder) send(ctx context.Context, d spool.Delivery) bool {
+func (f *lane) send(ctx context.Context, d spool.Delivery) bool {
 	in := d.Instance
 	c := Context{in.Class, in.Syntax}
 	if err := f.open(ctx, c); err != nil {
@@ -325,6 +395,9 @@ func (f *forwarder) send(ctx context.Context, d spool.Delivery) bool {
 		}
 		f.p.met.forward(f.d.Name, "unreachable")
 		f.p.log.Warn("destination not reached", zap.String("destination", f.d.Name), zap.Error(err))
+		if f.suspects { // perhaps one association is all that the destination allows
+			return f.later(ctx, d, -1, err.Error(), d.Failures)
+		}
 		f.fail(true)
 		return false
 	}
@@ -334,9 +407,8 @@ func (f *forwarder) send(ctx context.Context, d spool.Delivery) bool {
 		return false
 	}
 	if !accepted {
-		f.end(ctx, d, spool.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %s in %s", c.SOPClassUID, c.TransferSyntaxUID))
 		f.p.met.forward(f.d.Name, "no-context")
-		return true
+		return f.end(ctx, d, spool.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %s in %s", c.SOPClassUID, c.TransferSyntaxUID))
 	}
 	file, err := f.p.store.Open(in.File)
 	if err != nil {
@@ -373,16 +445,14 @@ func (f *forwarder) send(ctx context.Context, d spool.Delivery) bool {
 			detail = "stored with warning " + statusWord(status)
 			f.p.log.Warn("destination stored an image with a warning", zap.String("destination", f.d.Name), zap.String("instance", in.SOP), zap.String("status", statusWord(status)))
 		}
-		f.succeed()
+		f.succeed(true)
 		return f.end(ctx, d, spool.DeliveryStored, int(status), detail)
 	case refused:
-		f.succeed() // it answers
+		f.succeed(false)
 		f.p.log.Error("destination refused an image for good", zap.String("destination", f.d.Name), zap.String("instance", in.SOP), zap.String("status", statusWord(status)))
 		return f.end(ctx, d, spool.DeliveryRefused, int(status), "refused with status "+statusWord(status))
 	}
-	f.again(ctx, d, int(status), "answered status "+statusWord(status))
-	f.fail(false)
-	return f.state() == breakerClosed
+	return f.again(ctx, d, int(status), "answered status "+statusWord(status)) && f.state() == breakerClosed
 }
 
 func statusWord(s uint16) string { return fmt.Sprintf("%04X", s) }
@@ -403,7 +473,7 @@ func (s *seenReader) Read(p []byte) (int, error) {
 }
 
 // storeContext lets a store in flight end in order after ctx has, for a while.
-func (f *forwarder) storeContext(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
+func (f *lane) storeContext(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
 	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeBase+time.Duration(size/storeMinSpeed)*time.Second)
 	stop := context.AfterFunc(ctx, func() {
 		t := time.NewTimer(storeGrace)
@@ -418,7 +488,7 @@ func (f *forwarder) storeContext(ctx context.Context, size int64) (context.Conte
 }
 
 // broken: the link failed under a store; whether the peer has the image is not known.
-func (f *forwarder) broken(ctx context.Context, d spool.Delivery, err error) {
+func (f *lane) broken(ctx context.Context, d spool.Delivery, err error) {
 	used := f.used
 	f.close(ctx)
 	f.p.met.forward(f.d.Name, "broken")
@@ -427,17 +497,37 @@ func (f *forwarder) broken(ctx context.Context, d spool.Delivery, err error) {
 		// Peers close associations that have been quiet: a new one may work at
 		// once. If not, the next failure is on a fresh link and counts.
 		f.p.retry(ctx, "failed delivery", func() error {
-			return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, -1, err.Error(), f.p.clock.Now())
+			return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, -1, err.Error(), d.Failures, f.p.clock.Now())
 		})
 		return
 	}
 	f.again(ctx, d, -1, err.Error())
-	f.fail(false)
 }
 
-func (f *forwarder) again(ctx context.Context, d spool.Delivery, status int, detail string) {
+// again records a failed attempt: to be tried later, or given up. It returns
+// false when that could not be recorded.
+func (f *lane) again(ctx context.Context, d spool.Delivery, status int, detail string) bool {
+	failures, blame := f.failure(d)
+	if blame {
+		f.fail(false)
+	}
+	if failures < giveUpAfter {
+		return f.later(ctx, d, status, detail, failures)
+	}
+	f.p.log.Error("destination takes other images but never this one, given up", zap.String("destination", f.d.Name), zap.String("instance", d.Instance.SOP), zap.String("answer", detail))
+	return f.end(ctx, d, spool.DeliveryRefused, status, fmt.Sprintf("given up after %d attempts, others were stored in between; last: %s", d.Attempts+1, detail))
+}
+
+// later puts a delivery back.
+func (f *lane) later(ctx context.Context, d spool.Delivery, status int, detail string, failures int64) bool {
 	next := f.p.clock.Now().Add(f.p.cfg.Load().pause(d.Attempts + 1))
-	f.p.retry(ctx, "failed delivery", func() error { return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, status, detail, next) })
+	ok := f.p.retry(ctx, "failed delivery", func() error {
+		return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, status, detail, failures, next)
+	})
+	if failures > 1 && !f.suspects {
+		f.doubts.fire()
+	}
+	return ok
 }
 
 // end records a final state. It returns false when that could not be done: then
@@ -448,6 +538,9 @@ func (f *forwarder) end(ctx context.Context, d spool.Delivery, state string, sta
 	if !ok {
 		return false
 	}
+	f.mu.Lock()
+	delete(f.failed, d.Instance.ID)
+	f.mu.Unlock()
 	f.p.hook("marked")
 	f.p.bus.send(Event{Time: now, Type: EventDelivery, SeriesID: d.Instance.Series, Instance: d.Instance.SOP, Kind: string(d.Instance.Kind), Destination: f.d.Name, State: state, Detail: detail})
 	return true
@@ -455,7 +548,7 @@ func (f *forwarder) end(ctx context.Context, d spool.Delivery, state string, sta
 
 // damaged: our own file is not what it was. An original waits for the sender to
 // send it again; a derived object is made anew.
-func (f *forwarder) damaged(ctx context.Context, d spool.Delivery, err error) bool {
+func (f *lane) damaged(ctx context.Context, d spool.Delivery, err error) bool {
 	in := d.Instance
 	f.p.met.integrity.Inc()
 	f.p.met.forward(f.d.Name, "damaged")

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -251,23 +252,168 @@ func TestDeadDestination(t *testing.T) {
 	}
 }
 
-// An image that breaks every association does not hold up the ones behind it.
-func TestPoisonedImage(t *testing.T) {
+// What a destination never takes while it takes everything else ends as refused
+// and holds nobody up: neither the others nor, by way of the breaker, the destination.
+func TestImageThatIsNeverTaken(t *testing.T) {
 	a := newArchive()
+	full, breaks := slice(1, 1).sop, slice(1, 2).sop
+	var mended atomic.Bool
 	a.store = func(_ int, _ Destination, o Outgoing, _ []byte) (uint16, error, bool) {
-		if o.SOPInstanceUID == slice(1, 1).sop {
+		switch {
+		case mended.Load():
+		case o.SOPInstanceUID == full:
+			return 0xA700, nil, false
+		case o.SOPInstanceUID == breaks:
 			return 0, errors.New("association aborted"), false
 		}
 		return 0, nil, true
 	}
 	o := options(t, a)
 	originalsOnly(&o)
-	o.pause = func(n int64) time.Duration { return time.Duration(n*n) * 5 * time.Millisecond }
 	p := start(t, o)
-	for n := range 10 {
+	receive(t, p, slice(1, 1))
+	receive(t, p, slice(1, 2))
+	n := 2
+	ended := func() bool { return status(t, p, slice(1, 1).series).Destinations[0].Refused == 2 }
+	eventually(t, "given up while others are stored", func() bool {
+		n++
+		receive(t, p, slice(1, n))
+		eventually(t, "the others are not held up", func() bool { return a.count("pacs") == n-2 })
+		if n < giveUpAfter && ended() {
+			t.Fatalf("given up after %d other images", n-2)
+		}
+		return ended()
+	})
+	for i, want := range []string{"A700", ""} {
+		d := status(t, p, slice(1, 1).series).Instances[i].Deliveries[0]
+		if d.State != spool.DeliveryRefused || d.Status != want || !strings.Contains(d.Detail, "given up after") || d.Attempts < giveUpAfter {
+			t.Errorf("%+v", d)
+		}
+	}
+	mended.Store(true)
+	if n, err := p.Retry(t.Context(), slice(1, 1).series); n != 2 || err != nil {
+		t.Errorf("retry: %d, %v", n, err)
+	}
+	eventually(t, "all stored", func() bool { return a.count("pacs") == n })
+}
+
+// A destination that takes nothing, whatever its answer, is asked for ever.
+func TestNothingIsGivenUpWhileNothingIsStored(t *testing.T) {
+	a := newArchive()
+	var free atomic.Bool
+	var tries atomic.Int64
+	a.store = func(n int, _ Destination, _ Outgoing, _ []byte) (uint16, error, bool) {
+		tries.Add(1)
+		switch {
+		case n <= 3 || free.Load(): // it was good at first
+			return 0, nil, true
+		case n%2 == 0:
+			return 0xA700, nil, false
+		}
+		return 0, errors.New("association aborted"), false
+	}
+	o := options(t, a)
+	originalsOnly(&o)
+	p := start(t, o)
+	for n := range 8 {
 		receive(t, p, slice(1, n+1))
 	}
-	eventually(t, "the other nine", func() bool { return a.count("pacs") == 9 })
+	eventually(t, "each image tried often", func() bool { return tries.Load() > 20*giveUpAfter })
+	if d := status(t, p, slice(1, 1).series).Destinations[0]; d.Stored != 3 || d.Queued != 5 {
+		t.Errorf("%+v", d)
+	}
+	free.Store(true)
+	eventually(t, "all stored", func() bool { return a.count("pacs") == 8 })
+}
+
+// The count of failures outlives the process.
+func TestFailuresAreOnRecord(t *testing.T) {
+	a := newArchive()
+	bad := slice(1, 1).sop
+	a.store = func(_ int, _ Destination, o Outgoing, _ []byte) (uint16, error, bool) {
+		if o.SOPInstanceUID == bad {
+			return 0xA700, nil, false
+		}
+		return 0, nil, true
+	}
+	o := options(t, a)
+	originalsOnly(&o)
+	good := 0
+	for range 2 * giveUpAfter { // processes, each good for a failure or two
+		p, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := run(p)
+		receive(t, p, slice(1, 1))
+		delivery := func() DeliveryStatus { return status(t, p, slice(1, 1).series).Instances[0].Deliveries[0] }
+		for range 2 {
+			good++
+			receive(t, p, slice(1, good+1))
+			eventually(t, "stored", func() bool { return a.count("pacs") == good })
+			tried := delivery().Attempts
+			eventually(t, "the bad one tried since", func() bool {
+				d := delivery()
+				return d.Attempts > tried+1 || d.State == spool.DeliveryRefused
+			})
+		}
+		refused := delivery().State == spool.DeliveryRefused
+		stop()
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if refused {
+			return
+		}
+	}
+	t.Fatal("never given up")
+}
+
+// A suspect at which the destination hangs holds up no other image.
+func TestSuspectThatHangs(t *testing.T) {
+	a := newArchive()
+	bad := slice(1, 1).sop
+	hold := make(chan struct{})
+	var hung atomic.Int64
+	defer close(hold)
+	var failures int
+	good := true // the last one was another
+	a.store = func(_ int, _ Destination, o Outgoing, _ []byte) (uint16, error, bool) {
+		if o.SOPInstanceUID != bad {
+			good = true
+			return 0, nil, true
+		}
+		if good {
+			failures++
+		}
+		if good = false; failures > 3 {
+			hung.Add(1)
+			a.mu.Unlock() // the fake holds it
+			<-hold
+			a.mu.Lock()
+			hung.Add(-1)
+		}
+		return 0, errors.New("association aborted"), false
+	}
+	o := options(t, a)
+	originalsOnly(&o)
+	p := start(t, o)
+	receive(t, p, slice(1, 1))
+	n := 1
+	eventually(t, "a hanging suspect", func() bool {
+		n++
+		receive(t, p, slice(1, n))
+		eventually(t, "stored", func() bool { return a.count("pacs") == n-1 })
+		return hung.Load() == 1
+	})
+	for range 20 {
+		n++
+		receive(t, p, slice(1, n))
+	}
+	eventually(t, "the others stored meanwhile", func() bool { return a.count("pacs") == n-1 })
+	if hung.Load() != 1 {
+		t.Error("it hangs no longer")
+	}
 }
 
 // A panic of the plugged-in sender is a broken link, no more.

@@ -16,7 +16,7 @@ import (
 
 // schemaVersion is stored in user_version. A journal of another version is
 // moved aside and rebuilt from the files.
-const schemaVersion = 1
+const schemaVersion = 2
 
 // Times are Unix nanoseconds, 0 = never. Words are the constants of rows.go.
 const schema = `
@@ -59,11 +59,13 @@ CREATE TABLE delivery (
   ord INTEGER NOT NULL,                -- 2*original id, +1 for derived: oldest first, original before derived
   state TEXT NOT NULL,
   attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
+  failures INTEGER NOT NULL DEFAULT 0, -- in a row, with images of others stored in between
   status INTEGER NOT NULL DEFAULT -1,  -- last DICOM status, -1 = none yet
   detail TEXT NOT NULL DEFAULT '', done_at INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (instance, dest)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX delivery_queue ON delivery(dest, ord) WHERE state='queued';
+CREATE INDEX delivery_suspect ON delivery(dest, next_at) WHERE state='queued' AND failures>=2;
 CREATE INDEX delivery_series ON delivery(series, dest, state);
 `
 

@@ -257,7 +257,7 @@ func (j *Journal) Forget(id int64) (bool, error) {
 func (j *Journal) Requeue(series int64) (int64, error) {
 	var n int64
 	err := j.change("queue refused deliveries again", func(t *tx) error {
-		r, err := t.exec(`UPDATE delivery SET state='queued', next_at=0 WHERE series=? AND state='refused'`, series)
+		r, err := t.exec(`UPDATE delivery SET state='queued', next_at=0, failures=0 WHERE series=? AND state='refused'`, series)
 		if err != nil {
 			return err
 		}
@@ -357,12 +357,35 @@ type Delivery struct {
 	Instance Instance
 	Dest     string
 	Attempts int64
+	// Failures counts failed attempts between which dest stored other images:
+	// 1 after the first failure, 2 and more make the image a suspect.
+	Failures int64
 }
 
-// NextDeliveries lists what may be sent to dest now, oldest first.
+// Which deliveries to list, and in which order.
+const (
+	oldest   = `INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures<2 AND d.next_at<=? ORDER BY d.ord LIMIT ?`
+	newest   = `INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures<2 AND d.next_at<=? ORDER BY d.ord DESC LIMIT ?`
+	suspects = `INDEXED BY delivery_suspect JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures>=2 AND d.next_at<=? ORDER BY d.next_at LIMIT ?`
+)
+
+// NextDeliveries lists what may be sent to dest now, oldest first, without suspects.
 func (j *Journal) NextDeliveries(ctx context.Context, dest string, now time.Time, n int) ([]Delivery, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT d.attempts,`+instanceColumns+` FROM delivery d INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance
-		WHERE d.dest=? AND d.state='queued' AND d.next_at<=? ORDER BY d.ord LIMIT ?`, dest, nanos(now), n)
+	return j.deliveries(ctx, oldest, dest, now, n)
+}
+
+// NewestDelivery lists the last of what NextDeliveries would list, if there is any.
+func (j *Journal) NewestDelivery(ctx context.Context, dest string, now time.Time) ([]Delivery, error) {
+	return j.deliveries(ctx, newest, dest, now, 1)
+}
+
+// NextSuspects lists the suspects that may be tried at dest now, longest due first.
+func (j *Journal) NextSuspects(ctx context.Context, dest string, now time.Time, n int) ([]Delivery, error) {
+	return j.deliveries(ctx, suspects, dest, now, n)
+}
+
+func (j *Journal) deliveries(ctx context.Context, which, dest string, now time.Time, n int) ([]Delivery, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT d.attempts,d.failures,`+instanceColumns+` FROM delivery d `+which, dest, nanos(now), n)
 	if err != nil {
 		return nil, journalErr("read forward queue", err)
 	}
@@ -371,7 +394,7 @@ func (j *Journal) NextDeliveries(ctx context.Context, dest string, now time.Time
 	for rows.Next() {
 		d := Delivery{Dest: dest}
 		var received, gone int64
-		if err := rows.Scan(append([]any{&d.Attempts}, d.Instance.fields(&received, &gone)...)...); err != nil {
+		if err := rows.Scan(append([]any{&d.Attempts, &d.Failures}, d.Instance.fields(&received, &gone)...)...); err != nil {
 			return nil, journalErr("read forward queue", err)
 		}
 		d.Instance.Received, d.Instance.Gone = fromNanos(received), gone != 0
@@ -383,10 +406,15 @@ func (j *Journal) NextDeliveries(ctx context.Context, dest string, now time.Time
 	return out, nil
 }
 
-// NextDue is when the earliest queued delivery of dest may be sent; ok is false when none is queued.
-func (j *Journal) NextDue(ctx context.Context, dest string) (at time.Time, ok bool, err error) {
+// NextDue is when the earliest queued delivery of dest may be sent, of the
+// suspects or of the others; ok is false when none is queued.
+func (j *Journal) NextDue(ctx context.Context, dest string, suspects bool) (at time.Time, ok bool, err error) {
+	query := `SELECT min(next_at) FROM delivery INDEXED BY delivery_queue WHERE dest=? AND state='queued' AND failures<2`
+	if suspects {
+		query = `SELECT min(next_at) FROM delivery INDEXED BY delivery_suspect WHERE dest=? AND state='queued' AND failures>=2`
+	}
 	var n sql.NullInt64
-	if err := j.db.QueryRowContext(ctx, `SELECT min(next_at) FROM delivery INDEXED BY delivery_queue WHERE dest=? AND state='queued'`, dest).Scan(&n); err != nil {
+	if err := j.db.QueryRowContext(ctx, query, dest).Scan(&n); err != nil {
 		return time.Time{}, false, journalErr("read forward queue", err)
 	}
 	return fromNanos(n.Int64), n.Valid, nil
@@ -422,11 +450,12 @@ func (j *Journal) EndDelivery(instance int64, dest, state string, status int, de
 	})
 }
 
-// RetryDelivery counts an attempt and says when the next may start.
-func (j *Journal) RetryDelivery(instance int64, dest string, status int, detail string, next time.Time) error {
+// RetryDelivery counts an attempt and says when the next may start; failures
+// becomes Delivery.Failures.
+func (j *Journal) RetryDelivery(instance int64, dest string, status int, detail string, failures int64, next time.Time) error {
 	return j.change("record failed delivery", func(t *tx) error {
-		_, err := t.exec(`UPDATE delivery SET status=?, detail=?, attempts=attempts+1, next_at=? WHERE instance=? AND dest=? AND state='queued'`,
-			status, clip(detail, 500), nanos(next), instance, dest)
+		_, err := t.exec(`UPDATE delivery SET status=?, detail=?, attempts=attempts+1, failures=?, next_at=? WHERE instance=? AND dest=? AND state='queued'`,
+			status, clip(detail, 500), failures, nanos(next), instance, dest)
 		return err
 	})
 }
