@@ -202,6 +202,75 @@ func TestDenoiseRefuses(t *testing.T) {
 	}
 }
 
+// blur is a network that takes off whatever is fine, noise or not.
+type blur struct{}
+
+func (blur) Forward(dst, y, _ []float32, w, h int) error {
+	for i := range dst {
+		x, n, sum := i%w, float32(0), float32(0)
+		for j := max(i/w-1, 0); j <= min(i/w+1, h-1); j++ {
+			for k := max(x-1, 0); k <= min(x+1, w-1); k++ {
+				sum, n = sum+y[j*w+k], n+1
+			}
+		}
+		dst[i] = sum / n
+	}
+	return nil
+}
+
+// TestConfirm: a network that takes off anatomy is held back where it does, and
+// works where there is noise only.
+func TestConfirm(t *testing.T) {
+	truth, noisy, w, h := noisySlice(t, phantom.Spec{Seed: 9, Slices: 3, Sigma: 0.015})
+	r, err := denoise(context.Background(), blur{}, Image{Width: w, Height: h, Pixels: noisy}, Options{Strength: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	blurred := make([]float32, w*h)
+	if err := (blur{}).Forward(blurred, noisy, nil, w, h); err != nil {
+		t.Fatal(err)
+	}
+	a, b, c := score.PSNR(noisy, truth, 1), score.PSNR(r.Pixels, truth, 1), score.PSNR(blurred, truth, 1)
+	if b < a || c > a-3 {
+		t.Errorf("noisy %.2f dB, held back %.2f, as the network has it %.2f", a, b, c)
+	}
+}
+
+// TestRanked against a sort, with negative values and zeros.
+func TestRanked(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	var b scratch
+	img := Image{Width: 40, Height: 25, Pixels: make([]float32, 1000), Skip: make([]bool, 1000)}
+	var kept []float32
+	for i := range img.Pixels {
+		img.Pixels[i] = float32(rng.IntN(300)-100) * float32(rng.IntN(3))
+		if img.Skip[i] = rng.IntN(4) == 0; !img.Skip[i] {
+			kept = append(kept, img.Pixels[i])
+		}
+	}
+	slices.Sort(kept)
+	for k, want := range kept {
+		if got := b.ranked(img, k); got != want {
+			t.Fatalf("place %d: %g, want %g", k, got, want)
+		}
+	}
+}
+
+// TestAllocations: a call allocates its result and little else. The collector may
+// empty the pools between calls, so the bound is loose; without pools it is 4,000.
+func TestAllocations(t *testing.T) {
+	_, noisy, w, h := noisySlice(t, phantom.Spec{Seed: 9, Slices: 1, Sigma: 0.03})
+	img := Image{Width: w, Height: h, Pixels: noisy}
+	n := testing.AllocsPerRun(10, func() {
+		if _, err := denoise(context.Background(), identity{}, img, Options{Strength: 1}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if n > 100 {
+		t.Errorf("%.0f allocations", n)
+	}
+}
+
 // identity is a network that finds nothing, to time what is around it.
 type identity struct{}
 

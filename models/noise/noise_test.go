@@ -41,41 +41,59 @@ func estimate(t *testing.T, img []float32, w, h int, skip []bool) *noise.Map {
 	return m
 }
 
-// TestWhite: the right value over three decades of noise.
+// TestWhite: the right value over three decades of noise. Over 40 seeds single
+// images gave 0.950 to 1.040 times the truth at 0.001 and 0.01 (mean 0.99). At 0.1
+// they gave 0.975 to 1.081 (mean 1.036): the darkest parts lie at one standard
+// deviation, where the turn from magnitude to complex noise sets in.
 func TestWhite(t *testing.T) {
-	const w, h = 200, 160
-	for _, sg := range []float64{0.001, 0.01, 0.1} {
-		rng := rand.New(rand.NewPCG(1, 2))
-		img := scene(w, h)
-		for i := range img {
-			img[i] += float32(sg * rng.NormFloat64())
+	const w, h, seeds = 200, 160, 8
+	for sg, want := range map[float64][2]float64{0.001: {0.97, 1.02}, 0.01: {0.97, 1.02}, 0.1: {1, 1.06}} {
+		sum := 0.0
+		for seed := range uint64(seeds) {
+			rng := rand.New(rand.NewPCG(seed, 2))
+			img := scene(w, h)
+			for i := range img {
+				img[i] += float32(sg * rng.NormFloat64())
+			}
+			r := estimate(t, img, w, h, nil).Median / sg
+			if r < 0.94 || r > 1.09 {
+				t.Errorf("sigma %g, seed %d: estimated %g times that", sg, seed, r)
+			}
+			sum += r / seeds
 		}
-		m := estimate(t, img, w, h, nil)
-		if r := m.Median / sg; r < 0.92 || r > 1.09 {
-			t.Errorf("sigma %g: estimated %g times that", sg, r)
+		if sum < want[0] || sum > want[1] {
+			t.Errorf("sigma %g: estimated %g times that in the mean, want %v", sg, sum, want)
 		}
 	}
 }
 
-// TestSignalDependent: noise in proportion to the signal is followed.
+// TestSignalDependent: noise in proportion to the signal is followed. Over 20
+// seeds half of the pixels were off by less than a factor of 1.037, 95 % by less
+// than 1.121 and the worst by 1.48 to 1.87. The worst lie where the scene is
+// darkest, and always have too high a value: the lowest of the curve's points is
+// the mean over signals of 0.12 to 0.25, over which this noise doubles.
 func TestSignalDependent(t *testing.T) {
 	const w, h = 256, 256
-	rng := rand.New(rand.NewPCG(3, 2))
-	clean := scene(w, h)
-	img := slices.Clone(clean)
-	for i := range img {
-		img[i] *= 1 + 0.08*float32(rng.NormFloat64())
-	}
-	m := estimate(t, img, w, h, nil)
-	worst := 0.0
-	for y := 10; y < h-10; y += 5 {
-		for x := 10; x < w-10; x += 5 {
-			i := y*w + x
-			worst = max(worst, math.Abs(math.Log(float64(m.Sigma[i])/(0.08*float64(clean[i])))))
+	for seed := range uint64(4) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		clean := scene(w, h)
+		img := slices.Clone(clean)
+		for i := range img {
+			img[i] *= 1 + 0.08*float32(rng.NormFloat64())
 		}
-	}
-	if worst > math.Log(1.9) {
-		t.Errorf("local noise is off by a factor of %.2f", math.Exp(worst))
+		m := estimate(t, img, w, h, nil)
+		var off []float64
+		for y := 10; y < h-10; y += 5 {
+			for x := 10; x < w-10; x += 5 {
+				i := y*w + x
+				off = append(off, math.Exp(math.Abs(math.Log(float64(m.Sigma[i])/(0.08*float64(clean[i]))))))
+			}
+		}
+		slices.Sort(off)
+		n := len(off)
+		if off[n/2] > 1.06 || off[n*95/100] > 1.17 || off[n-1] > 2 {
+			t.Errorf("seed %d: local noise is off by a factor of %.3f (half of the pixels), %.3f (95 %%), %.2f (worst)", seed, off[n/2], off[n*95/100], off[n-1])
+		}
 	}
 }
 
