@@ -57,7 +57,6 @@ type Daemon struct {
 	dicomTLS  *watchedListener // nil without TLS
 	http      net.Listener
 	hot       *hotFolders
-	servers   []*dicomnet.Server
 	fatal     chan error // a part that must run has ended
 	stopping  atomic.Bool
 	endEvents chan struct{} // closed to end the streams of events
