@@ -21,6 +21,10 @@ const (
 	seriesNumberLimit = 99999
 )
 
+// Untouched ends the DerivationDescription of a single-frame object in which no
+// pixel got another value, as when no noise was found.
+const Untouched = "; no pixel of this image was changed"
+
 // ModelInfo names the network that made the pixels.
 type ModelInfo struct {
 	Name, Version string
@@ -117,7 +121,7 @@ func Write(w io.Writer, o *dcm.Object, p Params, next func(i int) ([]float32, er
 			return Info{}, err
 		}
 	}
-	s := splice{o: o, ed: ed, p: p, sop: sop, series: series}
+	s := splice{o: o, ed: ed, p: p, sop: sop, series: series, untouched: l.frames == 1 && px.st.changed == 0}
 	s.common()
 	if info.SOPClassUID == classEnhancedMR {
 		s.enhanced()
@@ -219,6 +223,7 @@ type splice struct {
 	ed          *dcm.Editor
 	p           Params
 	sop, series string
+	untouched   bool // of a single frame: no pixel got another value
 }
 
 func (s *splice) text(t dcm.Tag, v dcm.VR, value string) {
@@ -401,9 +406,14 @@ func derivationCodes() [][]dcm.Node {
 }
 
 func (s *splice) derivationDescription() string {
-	return clean(fmt.Sprintf("%s %s: noise reduction by neural network %s %s (weights SHA-256 %s), quality %s, strength %s",
+	text := fmt.Sprintf("%s %s: noise reduction by neural network %s %s (weights SHA-256 %s), quality %s, strength %s",
 		s.p.Product, s.p.Version, s.p.Model.Name, s.p.Model.Version, s.p.Model.Hash, s.p.Quality,
-		strconv.FormatFloat(s.p.Strength, 'g', 4, 64)), 1024)
+		strconv.FormatFloat(s.p.Strength, 'g', 4, 64))
+	if s.untouched {
+		// The derived series stays whole, and says which of its images are copies.
+		text += Untouched
+	}
+	return clean(text, 1024)
 }
 
 // sourceImage is an item of SourceImageSequence (PS3.3 C.12.4.1, purpose CID 7202).

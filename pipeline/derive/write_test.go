@@ -838,3 +838,26 @@ func FuzzWrite(f *testing.F) {
 		}
 	})
 }
+
+// TestUntouched: an image in which no noise was found says that it is a copy.
+func TestUntouched(t *testing.T) {
+	o := mustScan(t, dcmtest.MR(32, 32, 1), dcmtest.Form{})
+	for _, c := range []struct {
+		next func(int) ([]float32, error)
+		want bool
+	}{
+		{func(i int) ([]float32, error) {
+			f, err := derive.ReadFrame(o, i)
+			if err != nil {
+				return nil, err
+			}
+			return f.Pixels, nil
+		}, true},
+		{smooth(o), false},
+	} {
+		got, _, _ := write(t, o, params(), c.next)
+		if said := strings.HasSuffix(got.String(dcm.DerivationDescription), derive.Untouched); said != c.want {
+			t.Errorf("DerivationDescription %q, a copy: %v", got.String(dcm.DerivationDescription), c.want)
+		}
+	}
+}
