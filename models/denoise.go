@@ -155,12 +155,13 @@ func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result,
 
 // scratch is the memory of one call of denoise.
 type scratch struct {
-	y, native, removed       []float32
-	probe, probed, again     []float32
-	energy, shared, tmp, row []float32
-	outside, mask            []bool
-	noise                    noise.Map
-	count                    []uint32
+	y, native, removed   []float32
+	probe, probed, again []float32
+	energy, shared, tmp  []float32
+	sums                 []float64 // of columns
+	outside, mask        []bool
+	noise                noise.Map
+	count                []uint32
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -258,31 +259,48 @@ func (b *scratch) confirm(net forwarder, y []float32, w, h int) error {
 }
 
 // means replaces v by its means over windows of 2·half+1 pixels a side, as far as
-// they lie in the image.
+// they lie in the image. The sums slide, in double precision so that nothing of a
+// bright edge stays behind.
 func (b *scratch) means(v []float32, w, h, half int) {
-	b.tmp, b.row = grow(b.tmp, w*h), grow(b.row, w)
+	b.tmp, b.sums = grow(b.tmp, w*h), grow(b.sums, w)
 	for y := range h {
 		row, out := v[y*w:][:w], b.tmp[y*w:][:w]
-		for x := range row {
-			lo, hi := max(x-half, 0), min(x+half, w-1)
-			s := float32(0)
-			for _, v := range row[lo : hi+1] {
-				s += v
+		s, n := 0.0, min(half, w)
+		for _, v := range row[:n] {
+			s += float64(v)
+		}
+		inner := max(w-half, 0)
+		for x := range out {
+			if x < inner {
+				s, n = s+float64(row[x+half]), n+1
 			}
-			out[x] = s / float32(hi-lo+1)
+			if x > half {
+				s, n = s-float64(row[x-half-1]), n-1
+			}
+			out[x] = float32(s / float64(n))
 		}
 	}
+	clear(b.sums)
+	n := min(half, h)
+	for x, v := range b.tmp[:n*w] {
+		b.sums[x%w] += float64(v)
+	}
 	for y := range h {
-		lo, hi := max(y-half, 0), min(y+half, h-1)
-		clear(b.row)
-		for j := lo; j <= hi; j++ {
-			for x, v := range b.tmp[j*w:][:w] {
-				b.row[x] += v
+		if y+half < h {
+			for x, v := range b.tmp[(y+half)*w:][:w] {
+				b.sums[x] += float64(v)
 			}
+			n++
 		}
-		out := v[y*w:][:w]
-		for x, s := range b.row {
-			out[x] = s / float32(hi-lo+1)
+		if y > half {
+			for x, v := range b.tmp[(y-half-1)*w:][:w] {
+				b.sums[x] -= float64(v)
+			}
+			n--
+		}
+		out, scale := v[y*w:][:w], 1/float64(n)
+		for x, s := range b.sums {
+			out[x] = float32(s * scale)
 		}
 	}
 }

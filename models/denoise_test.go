@@ -236,6 +236,31 @@ func TestConfirm(t *testing.T) {
 	}
 }
 
+// TestMeans against the definition, also in images smaller than the window.
+func TestMeans(t *testing.T) {
+	rng := rand.New(rand.NewPCG(2, 1))
+	for _, size := range [][3]int{{1, 1, 3}, {2, 5, 3}, {4, 3, 3}, {9, 8, 2}, {20, 17, 3}} {
+		w, h, half := size[0], size[1], size[2]
+		v := make([]float32, w*h)
+		for i := range v {
+			v[i] = rng.Float32() - 0.5
+		}
+		got := slices.Clone(v)
+		new(scratch).means(got, w, h, half)
+		for i := range v {
+			sum, n := 0.0, 0.0
+			for y := max(i/w-half, 0); y <= min(i/w+half, h-1); y++ {
+				for x := max(i%w-half, 0); x <= min(i%w+half, w-1); x++ {
+					sum, n = sum+float64(v[y*w+x]), n+1
+				}
+			}
+			if math.Abs(sum/n-float64(got[i])) > 1e-6 {
+				t.Fatalf("%d×%d, pixel %d: %g, want %g", w, h, i, got[i], sum/n)
+			}
+		}
+	}
+}
+
 // TestRanked against a sort, with negative values and zeros.
 func TestRanked(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))

@@ -321,13 +321,13 @@ func TestQualityReal(t *testing.T) {
 }
 
 // pictures reads sources, scaled so that 1 is the 99.9th percentile of the
-// volume. Without envQuality it takes one slice of every third source.
+// volume. Without envQuality it takes one slice of every fourth source.
 func pictures(t *testing.T, sources []source) []picture {
 	t.Helper()
 	dir := testdata.Dir(t)
 	var pics []picture
 	for k, f := range sources {
-		if !full() && k%3 != 0 {
+		if !full() && k%4 != 0 {
 			continue
 		}
 		name := strings.TrimSuffix(f.path, ".nii.gz")
