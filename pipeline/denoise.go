@@ -136,7 +136,7 @@ func (p *Pipeline) retryPause(ctx context.Context, now time.Time) time.Duration 
 		return time.Minute
 	}
 	if d := at.Sub(now); d > 0 {
-		return d
+		return min(d, time.Minute) // the clock may change meanwhile
 	}
 	return slicePauseUnit
 }
@@ -183,7 +183,7 @@ func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan str
 		return
 	}
 	p.log.Warn("slice is forwarded as it came", zap.String("instance", in.SOP), zap.String("stage", stage), zap.String("reason", reason), zap.Error(err))
-	if p.retry(ctx, "result of slice", func() error { return p.jrnl.EndSlice(in.ID, stage, reason, err.Error()) }) {
+	if p.retry(ctx, "result of slice", func() error { return p.jrnl.EndSlice(in.ID, in.File, stage, reason, err.Error()) }) {
 		p.met.slices.WithLabelValues(stage, reason).Inc()
 		p.bus.send(Event{Time: p.clock.Now(), Type: EventSlice, SeriesID: in.Series, Instance: in.SOP, State: stage, Detail: reason})
 	}

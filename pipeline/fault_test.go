@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -52,6 +53,13 @@ func (f *faultFS) Create(name string) (spool.File, error) {
 		return nil, err
 	}
 	return &faultFile{File: file, f: f, name: name}, nil
+}
+
+func (f *faultFS) Open(name string) (spool.File, error) {
+	if err := f.check("open", name, 0); err != nil {
+		return nil, err
+	}
+	return f.DirFS.Open(name)
 }
 
 func (f *faultFS) Rename(from, to string) error {
@@ -221,6 +229,28 @@ func TestDiskFaults(t *testing.T) {
 				t.Errorf("health %+v", h)
 			}
 		})
+	}
+}
+
+// A file that cannot be opened for a while is not a damaged one.
+func TestOutOfDescriptors(t *testing.T) {
+	a := newArchive()
+	o, f := faulty(t, a)
+	o.Denoiser = nil
+	p := start(t, o)
+	var tries atomic.Int64
+	f.mu.Lock()
+	f.fail = func(op, _ string, _ int64) error {
+		if op == "open" && tries.Add(1) < 20 {
+			return syscall.EMFILE
+		}
+		return nil
+	}
+	f.mu.Unlock()
+	receive(t, p, slice(1, 1))
+	eventually(t, "stored", func() bool { return a.count("pacs") == 1 })
+	if n := tries.Load(); n < 20 {
+		t.Errorf("opened %d times", n)
 	}
 }
 

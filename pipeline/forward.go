@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"strconv"
 	"sync"
@@ -303,7 +304,7 @@ func (f *lane) work() signal {
 func (f *lane) idle(ctx context.Context, now time.Time) (ended bool) {
 	pause := time.Hour
 	if at, ok, err := f.p.jrnl.NextDue(ctx, f.d.Name, f.suspects); err == nil && ok {
-		pause = max(at.Sub(now), time.Millisecond)
+		pause = min(max(at.Sub(now), time.Millisecond), time.Minute) // the clock may change meanwhile
 	}
 	if f.link == nil {
 		return wait(ctx, f.p.clock, pause, f.work())
@@ -411,12 +412,19 @@ func (f *lane) send(ctx context.Context, d spool.Delivery) bool {
 		return f.end(ctx, d, spool.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %s in %s", c.SOPClassUID, c.TransferSyntaxUID))
 	}
 	file, err := f.p.store.Open(in.File)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return f.damaged(ctx, d, err)
 	}
+	if err != nil {
+		return f.unreadable(ctx, d, err)
+	}
 	defer file.Close()
-	if n, err := file.Size(); err != nil || n != in.Offset+in.Size {
-		return f.damaged(ctx, d, fmt.Errorf("file has %d bytes instead of %d: %w", n, in.Offset+in.Size, errors.Join(err, spool.ErrDamaged)))
+	n, err := file.Size()
+	if err != nil {
+		return f.unreadable(ctx, d, err)
+	}
+	if n != in.Offset+in.Size {
+		return f.damaged(ctx, d, fmt.Errorf("file has %d bytes instead of %d: %w", n, in.Offset+in.Size, spool.ErrDamaged))
 	}
 	r := &seenReader{r: spool.NewReader(in.File, file, in.Offset, in.Size, in.CRC)}
 	sctx, cancel := f.storeContext(ctx, in.Size)
@@ -546,6 +554,13 @@ func (f *forwarder) end(ctx context.Context, d spool.Delivery, state string, sta
 	return true
 }
 
+// unreadable: our own file cannot be looked at now, perhaps for want of
+// descriptors. That says nothing about its bytes.
+func (f *lane) unreadable(ctx context.Context, d spool.Delivery, err error) bool {
+	f.p.log.Error("spool file not readable, will be tried again", zap.String("file", d.Instance.File), zap.Error(err))
+	return f.later(ctx, d, -1, err.Error(), d.Failures)
+}
+
 // damaged: our own file is not what it was. An original waits for the sender to
 // send it again; a derived object is made anew.
 func (f *lane) damaged(ctx context.Context, d spool.Delivery, err error) bool {
@@ -554,11 +569,13 @@ func (f *lane) damaged(ctx context.Context, d spool.Delivery, err error) bool {
 	f.p.met.forward(f.d.Name, "damaged")
 	f.p.log.Error("ALARM: spool file damaged, not sent", zap.String("file", in.File), zap.String("instance", in.SOP), zap.Error(err))
 	if in.Kind == spool.Derived {
-		ok := f.p.retry(ctx, "damaged derived object", func() error { return f.p.jrnl.Remake(in.ID, in.Source) })
+		ok := f.p.retry(ctx, "damaged derived object", func() error { return f.p.jrnl.Remake(in.ID, in.Source, f.p.clock.Now()) })
 		f.p.wakeDenoise.fire()
 		return ok
 	}
-	return f.end(ctx, d, spool.DeliveryDamaged, -1, err.Error())
+	return f.p.retry(ctx, "damaged file", func() error {
+		return f.p.jrnl.DamagedDelivery(in.ID, f.d.Name, in.File, err.Error(), f.p.clock.Now())
+	})
 }
 
 // Retry puts the deliveries of a series that were refused for good back into

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -98,7 +99,30 @@ func (m *metrics) receiveFailed(err error) {
 }
 
 // gauges reads the present state when it is asked for.
-type gauges struct{ p *Pipeline }
+type gauges struct {
+	p *Pipeline
+
+	mu    sync.Mutex
+	bytes int64     // as of
+	asked time.Time // since adding up reads the whole journal
+}
+
+// bytesEvery is how old the sum of bytes may be.
+const bytesEvery = 5 * time.Minute
+
+// spoolBytes is the sum of the data sets in the spool, a few minutes old.
+func (g *gauges) spoolBytes(ctx context.Context) (int64, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.asked.IsZero() || time.Since(g.asked) > bytesEvery {
+		n, err := g.p.jrnl.Bytes(ctx)
+		if err != nil {
+			return 0, err
+		}
+		g.bytes, g.asked = n, time.Now()
+	}
+	return g.bytes, nil
+}
 
 var (
 	descDepth   = prometheus.NewDesc("denoised_queue_depth", "Images waiting.", []string{"lane"}, nil)
@@ -149,7 +173,7 @@ func (g *gauges) Collect(c chan<- prometheus.Metric) {
 			put(descSeries, float64(states[s]), s)
 		}
 	}
-	if n, err := p.jrnl.Bytes(ctx); err == nil {
+	if n, err := g.spoolBytes(ctx); err == nil {
 		put(descBytes, float64(n))
 	}
 	if used, err := p.store.Used(); err == nil {

@@ -55,7 +55,7 @@ func (p *Pipeline) recover(ctx context.Context) error {
 	for _, in := range missing {
 		p.log.Warn("row without a file", zap.String("instance", in.SOP), zap.String("kind", string(in.Kind)))
 		if in.Kind == spool.Derived {
-			err = p.jrnl.Remake(in.ID, in.Source)
+			err = p.jrnl.Remake(in.ID, in.Source, p.clock.Now())
 		} else {
 			p.met.lost.Inc()
 			err = p.jrnl.Lose(in.ID, "the file is not in the spool")
@@ -66,7 +66,7 @@ func (p *Pipeline) recover(ctx context.Context) error {
 	}
 	// Originals first, for derived objects are recorded for them; and of these
 	// the ones in conflict last, so that the first image stays the first.
-	adopted := 0
+	adopted, indexed := 0, false
 	for _, pass := range []struct {
 		kind     spool.Kind
 		conflict bool
@@ -81,6 +81,12 @@ func (p *Pipeline) recover(ctx context.Context) error {
 			}
 			if _, ok := slices.BinarySearch(known, hash(name)); ok {
 				return nil
+			}
+			if !indexed {
+				if err := p.jrnl.IndexFiles(true); err != nil {
+					return err
+				}
+				indexed = true
 			}
 			row, err := p.jrnl.ByFile(ctx, name)
 			if err != nil {
@@ -105,6 +111,9 @@ func (p *Pipeline) recover(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+	}
+	if err := p.jrnl.IndexFiles(false); err != nil {
+		return err
 	}
 	if adopted > 0 {
 		p.log.Info("files without a row taken up", zap.Int("files", adopted))

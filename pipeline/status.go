@@ -332,6 +332,11 @@ func (p *Pipeline) Check() Health {
 			h.Forward[lane] = q
 		}
 	}
+	for name, q := range h.Forward {
+		if !slices.ContainsFunc(cfg.Destinations, func(d Destination) bool { return d.Name == name }) {
+			h.Problems = append(h.Problems, fmt.Sprintf("%d images wait for destination %s, which is not configured", q.Waiting, name))
+		}
+	}
 	for _, d := range cfg.Destinations {
 		if s := p.breakerState(d.Name); s != "" {
 			h.Breakers[d.Name] = s

@@ -47,6 +47,7 @@ CREATE TABLE instance (
   attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
   sigma REAL NOT NULL DEFAULT 0,
   gone INTEGER NOT NULL DEFAULT 0,     -- when the file was purged
+  unwanted INTEGER NOT NULL DEFAULT 0, -- there were destinations and none of them takes originals
   UNIQUE (series, sop, kind, variant)
 ) STRICT;
 CREATE INDEX instance_queue ON instance(series, id) WHERE stage='queued';

@@ -87,6 +87,7 @@ type Arrival struct {
 	Instance Instance
 	Variants int64    // how many variants the caller believes are there; it becomes this one's number
 	Dests    []string // destinations that get the original
+	Unwanted bool     // there are destinations, but none takes originals: nothing is owed if it passes
 }
 
 // Added is what AddOriginal did.
@@ -127,10 +128,10 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 		if n != a.Variants {
 			return ErrExists
 		}
-		if err := t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,quality,channel,rule,stage,reason,detail)
-			VALUES(?,'original',0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING id`,
+		if err := t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,quality,channel,rule,stage,reason,detail,unwanted)
+			VALUES(?,'original',0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING id`,
 			[]any{out.Series, in.SOP, a.Variants, in.Class, in.Syntax, in.File, in.Offset, in.Size, int64(in.CRC), at, in.Number, in.Frames,
-				in.Quality, in.Channel, in.Rule, in.Stage, in.Reason, in.Detail}, &out.Instance); err != nil {
+				in.Quality, in.Channel, in.Rule, in.Stage, in.Reason, in.Detail, a.Unwanted}, &out.Instance); err != nil {
 			return err
 		}
 		out.Reopened = state != SeriesReceiving
@@ -288,14 +289,14 @@ func (j *Journal) Raise(id int64, quality, channel, rule string) error {
 func (j *Journal) NextSlices(ctx context.Context, after int64, now time.Time, n int) ([]Instance, error) {
 	for _, cond := range []string{">?", "<=?"} {
 		var series int64
-		err := j.db.QueryRowContext(ctx, `SELECT series FROM instance WHERE stage='queued' AND next_at<=? AND series`+cond+` ORDER BY series LIMIT 1`, nanos(now), after).Scan(&series)
+		err := j.db.QueryRowContext(ctx, `SELECT series FROM instance WHERE stage='queued' AND (next_at<=? OR next_at>?) AND series`+cond+` ORDER BY series LIMIT 1`, append(due(now), after)...).Scan(&series)
 		if errors.Is(err, sql.ErrNoRows) {
 			continue
 		}
 		if err != nil {
 			return nil, journalErr("read slice queue", err)
 		}
-		return j.instances(ctx, `WHERE stage='queued' AND next_at<=? AND series=? ORDER BY id LIMIT ?`, nanos(now), series, n)
+		return j.instances(ctx, `WHERE stage='queued' AND (next_at<=? OR next_at>?) AND series=? ORDER BY id LIMIT ?`, append(due(now), series, n)...)
 	}
 	return nil, nil
 }
@@ -336,10 +337,11 @@ func (j *Journal) AddDerived(original int64, d Instance, dests []string) error {
 	})
 }
 
-// EndSlice gives an original its final stage without a derived object.
-func (j *Journal) EndSlice(id int64, stage, reason, detail string) error {
+// EndSlice gives an original its final stage without a derived object. file is
+// the one that was looked at: if it has been replaced meanwhile nothing changes.
+func (j *Journal) EndSlice(id int64, file, stage, reason, detail string) error {
 	return j.change("record result of slice", func(t *tx) error {
-		_, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=? WHERE id=?`, stage, reason, clip(detail, 500), id)
+		_, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=? WHERE id=? AND file=?`, stage, reason, clip(detail, 500), id, file)
 		return err
 	})
 }
@@ -362,11 +364,18 @@ type Delivery struct {
 	Failures int64
 }
 
+// No pause is as long as farAhead: a time beyond it was written while the clock
+// was wrong, and means now.
+const farAhead = time.Hour
+
+// due are the arguments of "next_at<=? OR next_at>?".
+func due(now time.Time) []any { return []any{nanos(now), nanos(now.Add(farAhead))} }
+
 // Which deliveries to list, and in which order.
 const (
-	oldest   = `INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures<2 AND d.next_at<=? ORDER BY d.ord LIMIT ?`
-	newest   = `INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures<2 AND d.next_at<=? ORDER BY d.ord DESC LIMIT ?`
-	suspects = `INDEXED BY delivery_suspect JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures>=2 AND d.next_at<=? ORDER BY d.next_at LIMIT ?`
+	oldest   = `INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures<2 AND (d.next_at<=? OR d.next_at>?) ORDER BY d.ord LIMIT ?`
+	newest   = `INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures<2 AND (d.next_at<=? OR d.next_at>?) ORDER BY d.ord DESC LIMIT ?`
+	suspects = `INDEXED BY delivery_suspect JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures>=2 AND (d.next_at<=? OR d.next_at>?) ORDER BY d.next_at LIMIT ?`
 )
 
 // NextDeliveries lists what may be sent to dest now, oldest first, without suspects.
@@ -385,7 +394,7 @@ func (j *Journal) NextSuspects(ctx context.Context, dest string, now time.Time, 
 }
 
 func (j *Journal) deliveries(ctx context.Context, which, dest string, now time.Time, n int) ([]Delivery, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT d.attempts,d.failures,`+instanceColumns+` FROM delivery d `+which, dest, nanos(now), n)
+	rows, err := j.db.QueryContext(ctx, `SELECT d.attempts,d.failures,`+instanceColumns+` FROM delivery d `+which, append(append([]any{dest}, due(now)...), n)...)
 	if err != nil {
 		return nil, journalErr("read forward queue", err)
 	}
@@ -446,6 +455,17 @@ func (j *Journal) EndDelivery(instance int64, dest, state string, status int, de
 	return j.change("record delivery", func(t *tx) error {
 		_, err := t.exec(`UPDATE delivery SET state=?, status=?, detail=?, attempts=attempts+1, done_at=? WHERE instance=? AND dest=?`,
 			state, status, clip(detail, 500), nanos(at), instance, dest)
+		return err
+	})
+}
+
+// DamagedDelivery ends a delivery whose file failed its check. file is the one
+// that was looked at: if it has been replaced meanwhile nothing changes, for the
+// new one has yet to be sent.
+func (j *Journal) DamagedDelivery(instance int64, dest, file, detail string, at time.Time) error {
+	return j.change("record damaged file", func(t *tx) error {
+		_, err := t.exec(`UPDATE delivery SET state='damaged', status=-1, detail=?, attempts=attempts+1, done_at=? WHERE instance=?3 AND dest=?4
+			AND EXISTS (SELECT 1 FROM instance WHERE id=?3 AND file=?5)`, clip(detail, 500), nanos(at), instance, dest, file)
 		return err
 	})
 }
@@ -647,13 +667,14 @@ func (j *Journal) SeriesStates(ctx context.Context) (map[string]int64, error) {
 // settled: nothing that still needs the file. The original is through the
 // denoise stage, it and its derived object have been stored by every
 // destination they were queued for, and at least one destination has something
-// of them - or the configuration wants nothing of a passed image anywhere.
+// of them - or it passed and the destinations of the time wanted no originals.
+// What came when there was no destination at all is owed to one, and stays.
 const settled = `i.kind='original' AND i.gone=0 AND i.stage IN ('denoised','passed','failed')
 	AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id AND d.state<>'stored')
 	AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source=i.id AND d.state<>'stored')
 	AND (EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id)
 	  OR EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source=i.id)
-	  OR i.stage='passed')`
+	  OR i.stage='passed' AND i.unwanted=1)`
 
 // Purgeable lists, oldest first and after id, up to n originals whose last
 // delivery ended before the given time.
@@ -751,10 +772,14 @@ func (j *Journal) Lose(id int64, detail string) error {
 	})
 }
 
-// Remake queues an original again whose derived file is gone, and forgets that file.
-func (j *Journal) Remake(derived, original int64) error {
+// Remake queues an original again whose derived file is gone or damaged, and
+// gives that file up at the given time.
+func (j *Journal) Remake(derived, original int64, at time.Time) error {
 	return j.change("queue slice again", func(t *tx) error {
 		if _, err := t.exec(`UPDATE instance SET stage='queued', attempts=0, next_at=0 WHERE id=? AND stage='denoised'`, original); err != nil {
+			return err
+		}
+		if _, err := t.exec(`UPDATE instance SET gone=? WHERE id=?`, nanos(at), derived); err != nil {
 			return err
 		}
 		_, err := t.exec(`DELETE FROM delivery WHERE instance=? AND state IN ('queued','damaged')`, derived)
@@ -762,7 +787,20 @@ func (j *Journal) Remake(derived, original int64) error {
 	})
 }
 
-// ByFile finds the row that owns a file; nil when none does.
+// IndexFiles makes ByFile fast until it is called with false. Only recovery
+// asks by file, so receiving does not pay for the index.
+func (j *Journal) IndexFiles(on bool) error {
+	return j.change("index files", func(t *tx) error {
+		query := `DROP INDEX IF EXISTS instance_file`
+		if on {
+			query = `CREATE INDEX IF NOT EXISTS instance_file ON instance(file)`
+		}
+		_, err := t.conn.ExecContext(context.Background(), query)
+		return err
+	})
+}
+
+// ByFile finds the row that owns a file; nil when none does. See IndexFiles.
 func (j *Journal) ByFile(ctx context.Context, file string) (*Instance, error) {
 	l, err := j.instances(ctx, `WHERE file=?`, file)
 	if err != nil || len(l) == 0 {

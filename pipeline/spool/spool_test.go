@@ -464,3 +464,134 @@ func ExampleStore() {
 	fmt.Println(t.Size(), err)
 	// Output: 12 <nil>
 }
+
+// What came while there was no destination at all is owed to one and stays;
+// what the destinations of the time did not want goes.
+func TestOnlyWhatIsNotOwedIsPurged(t *testing.T) {
+	j := openJournal(t, filepath.Join(t.TempDir(), "j.db"))
+	var ids []int64
+	for n, unwanted := range []bool{false, true} {
+		a := arrival("1.2", n+1)
+		a.Dests, a.Unwanted, a.Instance.Stage = nil, unwanted, StagePassed
+		added, err := j.AddOriginal(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, added.Instance)
+	}
+	list, err := j.Purgeable(context.Background(), 0, time.Now(), 10)
+	if err != nil || len(list) != 1 || list[0].ID != ids[1] {
+		t.Errorf("%+v, %v", list, err)
+	}
+	for i, want := range []int{0, 1} {
+		if files, err := j.Purge(ids[i], time.Now()); err != nil || len(files) != want {
+			t.Errorf("image %d: purged %v, %v", i, files, err)
+		}
+	}
+}
+
+// A verdict over a file that has been replaced meanwhile says nothing about the new one.
+func TestVerdictOverAReplacedFile(t *testing.T) {
+	ctx := context.Background()
+	j := openJournal(t, filepath.Join(t.TempDir(), "j.db"))
+	a := arrival("1.2", 1)
+	added, err := j.AddOriginal(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := a.Instance
+	with.File = "the new one"
+	if err := j.Replace(added.Instance, with, nil); err != nil {
+		t.Fatal(err)
+	}
+	verdict := func(file string) (delivery, stage string) {
+		t.Helper()
+		if err := j.DamagedDelivery(added.Instance, "pacs", file, "rotten", time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if err := j.EndSlice(added.Instance, file, StageFailed, "damaged", ""); err != nil {
+			t.Fatal(err)
+		}
+		d, err := j.SeriesDeliveries(ctx, added.Series, 10)
+		if err != nil || len(d) != 1 {
+			t.Fatal(d, err)
+		}
+		in, err := j.Instance(ctx, added.Instance)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d[0].State, in.Stage
+	}
+	if d, s := verdict(a.Instance.File); d != DeliveryQueued || s != StageQueued {
+		t.Errorf("of the old file: delivery %s, stage %s", d, s)
+	}
+	if d, s := verdict(with.File); d != DeliveryDamaged || s != StageFailed {
+		t.Errorf("of the new file: delivery %s, stage %s", d, s)
+	}
+}
+
+// A pause that was written down while the clock was far ahead ends when the clock is right again.
+func TestClockThatWasAhead(t *testing.T) {
+	ctx := context.Background()
+	j := openJournal(t, filepath.Join(t.TempDir(), "j.db"))
+	added, err := j.AddOriginal(arrival("1.2", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	for _, c := range []struct {
+		next     time.Time
+		failures int64
+		want     int
+	}{{now.Add(20 * time.Minute), 1, 0}, {now.AddDate(1, 0, 0), 1, 1}, {now.Add(20 * time.Minute), 2, 0}, {now.AddDate(1, 0, 0), 2, 1}} {
+		if err := j.RetryDelivery(added.Instance, "pacs", -1, "", c.failures, c.next); err != nil {
+			t.Fatal(err)
+		}
+		if err := j.RetrySlice(added.Instance, c.next, ""); err != nil {
+			t.Fatal(err)
+		}
+		ask := j.NextDeliveries
+		if c.failures > 1 {
+			ask = j.NextSuspects
+		}
+		d, err := ask(ctx, "pacs", now, 10)
+		if err != nil || len(d) != c.want {
+			t.Errorf("%v: %d deliveries, %v", c, len(d), err)
+		}
+		s, err := j.NextSlices(ctx, 0, now, 10)
+		if err != nil || len(s) != c.want {
+			t.Errorf("%v: %d slices, %v", c, len(s), err)
+		}
+	}
+}
+
+// Recovery asks for a row by its file a million times; everything else that runs
+// all the time must not read whole tables either.
+func TestQueriesUseIndexes(t *testing.T) {
+	j := openJournal(t, filepath.Join(t.TempDir(), "j.db"))
+	if err := j.IndexFiles(true); err != nil {
+		t.Fatal(err)
+	}
+	const deliveries = `SELECT d.attempts FROM delivery d `
+	for _, q := range []string{deliveries + oldest, deliveries + newest, deliveries + suspects, `SELECT id FROM instance i WHERE file=?`} {
+		args := make([]any, strings.Count(q, "?"))
+		rows, err := j.db.Query("EXPLAIN QUERY PLAN "+q, args...)
+		if err != nil {
+			t.Fatalf("%s: %v", q, err)
+		}
+		for rows.Next() {
+			var a, b, c int
+			var plan string
+			if err := rows.Scan(&a, &b, &c, &plan); err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(plan, "SCAN") {
+				t.Errorf("%s: %s", q, plan)
+			}
+		}
+		rows.Close()
+	}
+	if err := j.IndexFiles(false); err != nil {
+		t.Fatal(err)
+	}
+}
