@@ -29,8 +29,10 @@ const hotSweep = 10 * time.Second
 // after its import is durable; if the process dies in between, the file is
 // imported again, which changes nothing.
 //
-// A file counts as whole when its size and time have not changed for the
-// settling time. Names that start with a dot or end in .tmp, .part or .partial
+// A file counts as whole when this process has seen neither size nor time change,
+// nor a notice of a write, for the settling time. How old its time is says
+// nothing: copying programs set it as they like, some before the last byte, and
+// the clock of a file server may be another. Names that start with a dot or end in .tmp, .part or .partial
 // are left alone: writers who rename at the end are never misunderstood.
 type hotFolders struct {
 	imp    func(ctx context.Context, path string, q pipeline.Quality) error
@@ -94,7 +96,10 @@ func (h *hotFolders) run(ctx context.Context) error {
 			return nil
 		case <-h.wake:
 			timer.Reset(0)
-		case <-events:
+		case e := <-events:
+			if c := seen[e.Name]; c != nil {
+				c.since = time.Now() // it is being written to, whatever size and time say
+			}
 			timer.Reset(min(h.settle, hotSweep))
 			continue
 		case err := <-errs:
@@ -177,13 +182,8 @@ func (h *hotFolders) sweep(ctx context.Context, f WatchFolder, seen map[string]*
 			c = &candidate{size: info.Size(), mod: info.ModTime(), since: now}
 			seen[path] = c
 		}
-		// A file that is old already needs no second look: nobody has written to it.
-		quiet := now.Sub(c.since)
-		if age := now.Sub(c.mod); age > quiet && age >= h.settle {
-			quiet = age
-		}
 		due := c.after
-		if quiet < h.settle {
+		if quiet := now.Sub(c.since); quiet < h.settle {
 			due = now.Add(h.settle - quiet)
 		}
 		if due.After(now) {
@@ -228,9 +228,10 @@ func temporary(name string) bool {
 // more, imported or, with an error, rejected. Else the error is a passing reason.
 func (h *hotFolders) take(ctx context.Context, path string, q pipeline.Quality, info fs.FileInfo) (done bool, err error) {
 	err = h.imp(ctx, path, q)
+	var system *fs.PathError // not readable, share gone, too many open files: nothing is wrong with the content
 	switch {
 	case err == nil:
-	case errors.Is(err, pipeline.ErrNoSpace), ctx.Err() != nil, errors.Is(err, fs.ErrNotExist), !h.sound():
+	case errors.Is(err, pipeline.ErrNoSpace), ctx.Err() != nil, errors.As(err, &system), !h.sound():
 		return false, err
 	default:
 		if rerr := h.reject(path, err); rerr != nil {

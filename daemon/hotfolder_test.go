@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -154,14 +155,30 @@ func startHotFolders(t *testing.T, settle time.Duration, sound bool, folders ...
 	return h, i
 }
 
-// TestSlowWriter: a file that grows is not taken before it has been quiet.
+// TestSlowWriter: a file that grows is not taken before it has been quiet. Nor
+// is one whose time is old and whose size is full from the first byte, as
+// copying programs make them.
 func TestSlowWriter(t *testing.T) {
+	t.Run("grows", func(t *testing.T) { slowWriter(t, false) })
+	t.Run("allocated, with an old time", func(t *testing.T) { slowWriter(t, true) })
+}
+
+func slowWriter(t *testing.T, allocated bool) {
 	dir := t.TempDir()
 	_, i := startHotFolders(t, 400*time.Millisecond, true, WatchFolder{Dir: dir})
-	f, err := os.Create(filepath.Join(dir, "slow.dcm"))
+	path := filepath.Join(dir, "slow.dcm")
+	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	disguise := func() {
+		if old := time.Unix(315532800, 0); allocated {
+			if err := errors.Join(f.Truncate(12000), os.Chtimes(path, old, old)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	disguise()
 	// Twelve writes over more than the settling time, each well within it.
 	tick := time.NewTicker(80 * time.Millisecond)
 	defer tick.Stop()
@@ -169,7 +186,11 @@ func TestSlowWriter(t *testing.T) {
 		if _, err := f.Write(make([]byte, 1000)); err != nil {
 			t.Fatal(err)
 		}
+		disguise()
 		<-tick.C
+	}
+	if got := i.got("slow.dcm"); len(got) > 0 {
+		t.Fatalf("taken while it was being written: %v", got)
 	}
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
@@ -186,13 +207,14 @@ func TestSlowWriter(t *testing.T) {
 }
 
 // TestImportLater: for a passing reason a file stays, and is taken when the
-// reason is gone. That goes for a full disk, and for any error while the spool
-// is not sound.
+// reason is gone. That goes for a full disk, for a file that cannot be read, and
+// for any error while the spool is not sound.
 func TestImportLater(t *testing.T) {
 	for name, c := range map[string]struct {
 		err   error
 		sound bool
-	}{"full disk": {fmt.Errorf("import: %w", pipeline.ErrNoSpace), true}, "journal": {errors.New("database is locked"), false}} {
+	}{"full disk": {fmt.Errorf("import: %w", pipeline.ErrNoSpace), true},
+		"not readable": {fmt.Errorf("import: %w", &fs.PathError{Op: "open", Path: "a.dcm", Err: fs.ErrPermission}), true}, "journal": {errors.New("database is locked"), false}} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			_, i := startHotFolders(t, 10*time.Millisecond, c.sound, WatchFolder{Dir: dir})
