@@ -294,6 +294,9 @@ func TestQualityPhantom(t *testing.T) {
 		runRows(t, slices.Concat(phantoms(1311, false, 1, 4), phantoms(77, true, 2), phantoms(4242, false, 2, 3), phantoms(909, true, 4)), firstSeed, true)
 	})
 	t.Run("fresh", func(t *testing.T) {
+		if testing.Short() {
+			t.Skip("short")
+		}
 		runRows(t, append(phantoms(515, false, 1, 4), phantoms(8080, true, 2)...), freshSeed, true)
 	})
 }
