@@ -273,6 +273,16 @@ func (p *configParser) given(l leaf, key string) bool {
 	return l.set
 }
 
+// item tells whether an entry of a list has a value. An empty one is a mistake:
+// left out of hosts it would let everybody in, left out of send nothing would be sent.
+func (p *configParser) item(l leaf, key string) bool {
+	if !l.set && !l.odd {
+		p.fail(l.line, key, "write a value, or remove the line", "empty")
+		return false
+	}
+	return p.given(l, key)
+}
+
 func (p *configParser) text(l leaf, key string, to *string) {
 	if p.given(l, key) {
 		*to = l.text
@@ -474,7 +484,7 @@ func (p *configParser) dicom(f *file, c *Config) {
 		p.aeTitle(in.AETitle.line, peer.AETitle, key+".ae_title")
 		for j, l := range in.Hosts {
 			key := fmt.Sprintf("%s.hosts[%d]", key, j)
-			if !p.given(l, key) {
+			if !p.item(l, key) {
 				continue
 			}
 			prefix, err := netip.ParsePrefix(l.text)
@@ -567,7 +577,7 @@ func (p *configParser) destinations(f *file, c *Config) {
 		}
 		for j, l := range in.Send {
 			key := fmt.Sprintf("%s.send[%d]", key, j)
-			if !p.given(l, key) {
+			if !p.item(l, key) {
 				continue
 			}
 			if l.text != "original" && l.text != "derived" || slices.Contains(d.Send, l.text) {
