@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -103,7 +104,7 @@ func Check(ctx context.Context, cfg *Config) []Finding {
 		}
 		took, err := echo(ctx, &dialer, d.Address)
 		if err != nil {
-			add("destination "+d.Name, Bad, "%v: check address, port, firewall, and whether it knows AE title %s at this machine's address", err, cfg.ownAETitle())
+			add("destination "+d.Name, Bad, "%v: %s", err, echoFix(err, cfg.ownAETitle()))
 			continue
 		}
 		add("destination "+d.Name, Good, "%s at %s answers C-ECHO in %v", d.AETitle, d.Address, took.Round(time.Millisecond))
@@ -133,6 +134,19 @@ func echo(ctx context.Context, d *dicomnet.Dialer, address string) (time.Duratio
 		return 0, fmt.Errorf("C-ECHO to %s: the peer answered %v", address, status)
 	}
 	return took, nil
+}
+
+// echoFix says what to do about a destination that does not answer.
+func echoFix(err error, own string) string {
+	var certificate *tls.CertificateVerificationError
+	var noTLS tls.RecordHeaderError
+	switch {
+	case errors.As(err, &certificate):
+		return "add the authority that signed its certificate to those that this machine trusts (update-ca-certificates or update-ca-trust), write the address as the certificate has it, and restart the service"
+	case errors.As(err, &noTLS):
+		return "it does not speak TLS on this port: give its TLS port, or write tls: false"
+	}
+	return "check address, port, firewall, and whether it knows AE title " + own + " at this machine's address"
 }
 
 // answersDICOM tells whether a DICOM program answers at our own address. It may

@@ -25,7 +25,7 @@ var settings = []setting{
 	{"dicom.listen", true, func(c *Config) any { return c.DICOM.Listen }, func(to, from *Config) { to.DICOM.Listen = from.DICOM.Listen }},
 	{"dicom.ae_titles", false, func(c *Config) any { return c.DICOM.AETitles }, nil},
 	{"dicom.peers", false, func(c *Config) any { return c.DICOM.Peers }, nil},
-	{"dicom.tls.listen", true, func(c *Config) any { return c.DICOM.TLS.Listen }, func(to, from *Config) { to.DICOM.TLS.Listen = from.DICOM.TLS.Listen }},
+	{"dicom.tls.listen", true, func(c *Config) any { return c.DICOM.TLS.Listen }, func(to, from *Config) { to.DICOM.TLS = from.DICOM.TLS }}, // the port stays, so its files must
 	{"dicom.tls.cert", false, func(c *Config) any { return c.DICOM.TLS.Cert }, nil},
 	{"dicom.tls.key", false, func(c *Config) any { return c.DICOM.TLS.Key }, nil},
 	{"dicom.tls.client_ca", false, func(c *Config) any { return c.DICOM.TLS.ClientCA }, nil},

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -172,5 +173,44 @@ func TestSettingsComplete(t *testing.T) {
 				t.Errorf("%s.%s is not a setting", top, key)
 			}
 		}
+	}
+}
+
+// TestReloadTLS: taking the TLS port out of the file needs a restart; until then
+// the port goes on with its certificate and still asks for the scanner's.
+func TestReloadTLS(t *testing.T) {
+	dir := t.TempDir()
+	ca, cert, key, pool := certificates(t, dir)
+	base := testConfig(t)
+	path := filepath.Join(dir, "denoised.yaml")
+	text := func(ae, tls string) string {
+		return strings.Replace(configText(base, ae, ""), "  ae_titles:", tls+"  ae_titles:", 1)
+	}
+	replace(t, path, text("ONE", fmt.Sprintf("  tls: {listen: \"127.0.0.1:0\", cert: %q, key: %q, client_ca: %q}\n", cert, key, ca)))
+	d := startFromFile(t, path)
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(ae string, c *tls.Config) error {
+		_, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: ae, TLSConfig: c}, d.DICOMTLSAddr().String())
+		return err
+	}
+	good := &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}
+	if err := ask("ONE", good); err != nil {
+		t.Fatal(err)
+	}
+	replace(t, path, text("TWO", ""))
+	eventually(t, "the rest of the file is in force and the restart asked for", func() error {
+		if s := d.Status(); len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "dicom.tls.listen") {
+			return fmt.Errorf("%q", s.Problems)
+		}
+		return answersTo(t, d, "TWO")
+	})
+	if err := ask("TWO", good); err != nil {
+		t.Errorf("the TLS port no longer works: %v", err)
+	}
+	if ask("TWO", &tls.Config{RootCAs: pool}) == nil {
+		t.Error("a scanner without a certificate is let in")
 	}
 }

@@ -14,7 +14,8 @@ type tlsFiles struct {
 	client *tls.Config // towards destinations with TLS
 }
 
-// loadTLS reads the files that the configuration names.
+// loadTLS reads the files that the configuration names. Destinations are checked
+// against the authorities that the machine trusts, by the host of their address.
 func loadTLS(c TLSConfig) (*tlsFiles, error) {
 	f := &tlsFiles{client: &tls.Config{MinVersion: tls.VersionTLS12}}
 	if c.Cert == "" {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -134,12 +135,18 @@ type sink struct {
 
 func startSink(t *testing.T) *sink {
 	t.Helper()
+	return startSinkTLS(t, nil)
+}
+
+// startSinkTLS is startSink, with TLS unless c is nil.
+func startSinkTLS(t *testing.T, c *tls.Config) *sink {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &sink{addr: l.Addr(), copies: map[string][][]byte{}}
-	server := &dicomnet.Server{Handler: dicomnet.HandlerFunc(func(context.Context, *dicomnet.AssociateRequest) (dicomnet.Session, error) { return s, nil })}
+	server := &dicomnet.Server{TLSConfig: c, Handler: dicomnet.HandlerFunc(func(context.Context, *dicomnet.AssociateRequest) (dicomnet.Session, error) { return s, nil })}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	t.Cleanup(func() {
