@@ -237,6 +237,7 @@ func (d *Daemon) start(ctx context.Context, started func(string, func(context.Co
 	o.Version, o.Denoiser, o.Registerer = d.version, d.denoiser, d.reg
 	o.Logger = d.log.Named("pipeline")
 	o.Sender = &sender{calling: cfg.ownAETitle(), tls: func() *tls.Config { return d.tls.Load().client }, log: d.log.Named("forward")}
+	d.notify("STATUS=starting: bringing spool and journal into agreement")
 	if d.pipe, err = pipeline.Open(ctx, o); err != nil {
 		return fmt.Errorf("open state_dir %s: %w", cfg.StateDir, err)
 	}

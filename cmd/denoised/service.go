@@ -147,7 +147,7 @@ func (s *serviceInstaller) install(ctx context.Context, program string) error {
 			return fmt.Errorf("install service: %w", err)
 		}
 	}
-	fmt.Fprintf(s.out, "\nNext: put the archive's address into %s (marked EDIT), then\n  systemctl enable --now denoised\n", packaging.ConfigPath)
+	fmt.Fprintf(s.out, "\nNext: put the archive's address into %s (marked EDIT), then\n  systemctl enable --now denoised\nIf it runs already: systemctl restart denoised\n", packaging.ConfigPath)
 	return nil
 }
 
@@ -174,7 +174,7 @@ func (s *serviceInstaller) write(f packaging.File, data []byte) (string, error) 
 
 // writeFile writes a file that is either complete or not there.
 func (s *serviceInstaller) writeFile(target string, data []byte, mode fs.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+	if err := makeFolder(filepath.Dir(target)); err != nil {
 		return err
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(target), ".denoised-*")
@@ -190,6 +190,19 @@ func (s *serviceInstaller) writeFile(target string, data []byte, mode fs.FileMod
 		return fmt.Errorf("write %s: %w", target, err)
 	}
 	return os.Rename(tmp.Name(), target)
+}
+
+// makeFolder makes a folder and those above it that everybody may enter,
+// whatever the umask: under a strict one the service's account could not read
+// its own configuration. Folders that are there stay as they are.
+func makeFolder(dir string) error {
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := makeFolder(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	return errors.Join(os.Mkdir(dir, 0o755), os.Chmod(dir, 0o755))
 }
 
 // copyProgram puts the running program where the unit expects it. A running

@@ -7,9 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/diffdenoise/denoised/daemon/web"
 	"github.com/diffdenoise/denoised/packaging"
+	"github.com/diffdenoise/denoised/pipeline"
 )
 
 // runService runs one `service` verb on the system below root.
@@ -131,5 +134,37 @@ func putUnder(t *testing.T, root, path, text string) {
 	}
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestServiceInstallStrictUmask: what is installed can be read by the service's
+// account also where the administrator's umask takes everything from others.
+func TestServiceInstallStrictUmask(t *testing.T) {
+	root := t.TempDir()
+	old := syscall.Umask(0o077)
+	defer syscall.Umask(old)
+	if out, err := runService(t, root, "install"); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	for path := packaging.ConfigPath; path != "/"; path = filepath.Dir(path) {
+		st, err := os.Stat(filepath.Join(root, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Mode().Perm()&0o004 == 0 || st.IsDir() && st.Mode().Perm()&0o001 == 0 {
+			t.Errorf("%s: mode %v", path, st.Mode())
+		}
+	}
+}
+
+// TestPrintStatus: what another machine calls itself cannot steer a terminal.
+func TestPrintStatus(t *testing.T) {
+	var out bytes.Buffer
+	list := []pipeline.SeriesStatus{{UID: "?\x1b[2J", Calling: "MR\x1b]0;x\x07\n1", State: "complete"}}
+	if err := printStatus(&out, web.Status{Ready: true}, list); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "MR?]0;x??1") || strings.ContainsAny(out.String(), "\x1b\x07") {
+		t.Errorf("%q", out.String())
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -73,7 +74,11 @@ func (d *daemonAddress) flags(cmd *cobra.Command) {
 
 func (d *daemonAddress) base() (string, error) {
 	if d.config == "" {
-		return strings.TrimSuffix(d.url, "/"), nil
+		url := strings.TrimSuffix(d.url, "/")
+		if !strings.Contains(url, "://") {
+			url = "http://" + url
+		}
+		return url, nil
 	}
 	cfg, err := daemon.LoadConfig(d.config)
 	if err != nil {
@@ -114,6 +119,16 @@ func ask(ctx context.Context, method, url string, to any) error {
 		return fmt.Errorf("%s %s: the answer is not that of denoised: %w", method, url, err)
 	}
 	return nil
+}
+
+// plain makes text of other machines, as an AE title, safe for a terminal.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) error {
@@ -161,8 +176,8 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 			}
 			forwarded = append(forwarded, text)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", r.LastAt.Local().Format("01-02 15:04:05"), r.Calling, r.State, r.Quality,
-			r.Received, r.Denoised, r.Passed, r.Failed+r.Lost+r.Conflict, strings.Join(forwarded, ", "), r.UID)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", r.LastAt.Local().Format("01-02 15:04:05"), plain(r.Calling), r.State, r.Quality,
+			r.Received, r.Denoised, r.Passed, r.Failed+r.Lost+r.Conflict, strings.Join(forwarded, ", "), plain(r.UID))
 	}
 	if len(series) == 0 {
 		fmt.Fprintln(t, "(none)")
