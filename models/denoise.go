@@ -47,6 +47,7 @@ const (
 	UntouchedStrength = "strength is 0"
 	UntouchedNoNoise  = "no noise found"
 	UntouchedEmpty    = "nothing but air"
+	UntouchedNoisy    = "more noise than the network knows"
 )
 
 // forwarder is the network; Student is one.
@@ -125,6 +126,10 @@ func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result,
 		res.Untouched = UntouchedNoNoise
 		return res, nil
 	}
+	if b.noise.Median > mostNoise {
+		res.Untouched = UntouchedNoisy
+		return res, nil
+	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -190,6 +195,7 @@ func (b *scratch) predict(net forwarder, removed, y []float32, w, h int) error {
 
 // Bounds of what is taken off.
 const (
+	mostNoise     = 0.2 // median, of the 99.9th percentile; beyond it the network shifts the mean
 	mostRemoved   = 2.5 // of one pixel, in standard deviations of its noise
 	windowRemoved = 2   // half the window over which the energy is compared
 	windowProbe   = 3   // half the window over which the probe is compared

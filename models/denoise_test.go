@@ -121,7 +121,13 @@ func TestUntouched(t *testing.T) {
 	if err != nil || !slices.Equal(r.Pixels, noisy) || r.Untouched == "" {
 		t.Errorf("strength 0 changes the image (%v)", err)
 	}
+	static := make([]float32, 64*64)
+	uniform := rand.New(rand.NewPCG(3, 3))
+	for i := range static {
+		static[i] = float32(uniform.IntN(256))
+	}
 	for name, img := range map[string]Image{
+		"noise alone":  {Width: 64, Height: 64, Pixels: static},
 		"zero":         {Width: 20, Height: 30, Pixels: make([]float32, 600)},
 		"constant":     {Width: 20, Height: 30, Pixels: slices.Repeat([]float32{5}, 600)},
 		"tiny":         {Width: 2, Height: 3, Pixels: []float32{1, 2, 3, 4, 5, 6}},
