@@ -22,10 +22,10 @@ var (
 	ErrEmpty    = spool.ErrEmpty
 )
 
-// ErrUID: a UID is empty, too long or has characters other than printable ASCII.
+// ErrUID says that a UID is empty, too long or has characters other than printable ASCII.
 var ErrUID = errors.New("invalid UID")
 
-// MismatchError: the data set is not the object that the command announced
+// MismatchError says that the data set is not the object that the command announced
 // (PS3.4 B.2.3, status A9xx). Nothing was kept.
 type MismatchError struct {
 	Attribute        string // SOPClassUID or SOPInstanceUID

@@ -253,7 +253,7 @@ func TestRecoverySetsDamagedFilesAside(t *testing.T) {
 	fill("original/00/flipped.dcm", flipped)
 	fill("original/00/notes.txt", []byte("a person's notes"))
 	fill("tmp/1.2.part", good[:500])
-	p = start(t, o)
+	start(t, o)
 	left, err := filepath.Glob(filepath.Join(o.StateDir, "spool", "damaged", "*"))
 	if err != nil || len(left) != 6 {
 		t.Errorf("set aside: %v", left)

@@ -12,7 +12,7 @@ import (
 	"github.com/diffdenoise/denoised/pipeline/spool"
 )
 
-// ErrUnknownSeries: no such series, image or file.
+// ErrUnknownSeries says that there is no such series, image or file.
 var ErrUnknownSeries = errors.New("not known")
 
 // SeriesStatus is what there is to say about a series, without patient data.

@@ -78,7 +78,7 @@ func fromNanos(n int64) time.Time {
 	return time.Unix(0, n).UTC()
 }
 
-// ErrExists: the number of stored variants of this instance is not the expected one.
+// ErrExists says that the number of stored variants of this instance is not the expected one.
 var ErrExists = errors.New("instance is in the journal already")
 
 // Arrival is what AddOriginal needs to know.

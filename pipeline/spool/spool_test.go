@@ -222,7 +222,8 @@ func TestNamesAreHashes(t *testing.T) {
 	if b := FileName(Original, "../../etc", "passwd", "\x00s"); a == b {
 		t.Error("two instances with one name")
 	}
-	if s, _ := store(t); s.Salt() == s.Salt() {
+	s, _ := store(t)
+	if a, b := s.Salt(), s.Salt(); a == b {
 		t.Error("salt repeats")
 	}
 }
