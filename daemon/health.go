@@ -114,6 +114,9 @@ func (d *Daemon) Status() web.Status {
 	for _, l := range d.recent.recent() {
 		s.Errors = append(s.Errors, web.LogLine(l))
 	}
+	if len(cfg.Destinations) == 0 {
+		s.Problems = append(s.Problems, "no destination is configured: images are kept and go nowhere, also when one is added later")
+	}
 	bad := func(text string) { s.Ready, s.Problems = false, append(s.Problems, text) }
 	now := time.Now()
 	select {

@@ -13,7 +13,7 @@ import (
 )
 
 func configText(cfg *Config, ae, more string) string {
-	return fmt.Sprintf("state_dir: %s\ndicom:\n  listen: %q\n  ae_titles: {%s: fast}\nhttp: {listen: \"127.0.0.1:0\"}\nretention: {disk_warn: 0.99, disk_refuse: 0.999}\n%s",
+	return fmt.Sprintf("state_dir: %s\ndicom:\n  listen: %q\n  ae_titles: {%s: fast}\nhttp: {listen: \"127.0.0.1:0\"}\nretention: {disk_warn: 0.99, disk_refuse: 0.999}\n%sdestinations: [{name: pacs, ae_title: PACS, address: \"127.0.0.1:1\"}]\n",
 		cfg.StateDir, "127.0.0.1:0", ae, more)
 }
 

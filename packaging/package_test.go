@@ -24,6 +24,8 @@ var installed = map[string]string{
 	"/usr/share/bash-completion/completions/denoised": "-rw-r--r--",
 	"/usr/share/doc/denoised/copyright":               "-rw-r--r--",
 	"/usr/share/doc/denoised/install.md":              "-rw-r--r--",
+	"/usr/share/doc/denoised/configuration.md":        "-rw-r--r--",
+	"/usr/share/doc/denoised/operations.md":           "-rw-r--r--",
 	"/usr/share/doc/denoised/CHANGELOG.md":            "-rw-r--r--",
 	"/usr/share/doc/denoised/examples/port-104.conf":  "-rw-r--r--",
 }

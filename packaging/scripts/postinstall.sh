@@ -22,6 +22,6 @@ if { [ "$1" = configure ] && [ -z "$2" ]; } || [ "$1" = 1 ]; then
 	denoised is installed. Next:
 	  1. put the archive's address into /etc/denoised/denoised.yaml (marked EDIT)
 	  2. systemctl enable --now denoised
-	  3. denoised check --config /etc/denoised/denoised.yaml
+	  3. sudo -u denoised denoised check --config /etc/denoised/denoised.yaml
 	END
 fi
