@@ -10,12 +10,22 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/buffer"
 	"go.uber.org/zap/zapcore"
 )
 
-// NewLogger logs to w: JSON, one object a line, or text for people. Levels can
-// be changed through the returned level.
-func NewLogger(w io.Writer, forPeople bool, level string) (*zap.Logger, zap.AtomicLevel, error) {
+// LogForm is how a log is written.
+type LogForm int
+
+// Forms of a log.
+const (
+	LogJSON    LogForm = iota // one object a line
+	LogText                   // for people
+	LogJournal                // LogJSON with the level in front as systemd's journal reads it (sd-daemon(3)), so that journalctl -p finds it
+)
+
+// NewLogger logs to w. Levels can be changed through the returned level.
+func NewLogger(w io.Writer, form LogForm, level string) (*zap.Logger, zap.AtomicLevel, error) {
 	at, err := zap.ParseAtomicLevel(level)
 	if err != nil {
 		return nil, at, fmt.Errorf("log level: %w", err)
@@ -24,13 +34,48 @@ func NewLogger(w io.Writer, forPeople bool, level string) (*zap.Logger, zap.Atom
 	ec.TimeKey, ec.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
 	ec.EncodeDuration = zapcore.StringDurationEncoder
 	enc := zapcore.NewJSONEncoder(ec)
-	if forPeople {
+	switch form {
+	case LogJournal:
+		enc = journalEncoder{enc}
+	case LogText:
 		ec.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
 		ec.EncodeLevel = zapcore.CapitalLevelEncoder
 		ec.EncodeCaller = nil
 		enc = zapcore.NewConsoleEncoder(ec)
 	}
 	return zap.New(zapcore.NewCore(enc, zapcore.Lock(zapcore.AddSync(w)), at)), at, nil
+}
+
+var journalLines = buffer.NewPool()
+
+// journalEncoder writes the level in front of each line.
+type journalEncoder struct{ zapcore.Encoder }
+
+// Clone implements zapcore.Encoder.
+func (j journalEncoder) Clone() zapcore.Encoder { return journalEncoder{j.Encoder.Clone()} }
+
+// EncodeEntry implements zapcore.Encoder.
+func (j journalEncoder) EncodeEntry(e zapcore.Entry, fields []zapcore.Field) (*buffer.Buffer, error) {
+	line, err := j.Encoder.EncodeEntry(e, fields)
+	if err != nil {
+		return nil, err
+	}
+	defer line.Free()
+	mark := "<2>"
+	switch e.Level {
+	case zapcore.DebugLevel:
+		mark = "<7>"
+	case zapcore.InfoLevel:
+		mark = "<6>"
+	case zapcore.WarnLevel:
+		mark = "<4>"
+	case zapcore.ErrorLevel:
+		mark = "<3>"
+	}
+	out := journalLines.Get()
+	out.AppendString(mark)
+	_, err = out.Write(line.Bytes())
+	return out, err
 }
 
 // LogLine is a line of the log for the status page.

@@ -164,7 +164,7 @@ func (o *demo) startDaemon(ctx context.Context, state string, archive net.Addr) 
 	cfg.Destinations = []daemon.Destination{{Name: "archive", AETitle: demoArchive, Address: archive.String(), Send: []string{"original", "derived"}}}
 	cfg.Retention.DiskWarn, cfg.Retention.DiskRefuse = 0.98, 0.99 // little is written
 	cfg.Log.Level = "warn"
-	log, level, err := daemon.NewLogger(o.errOut, true, cfg.Log.Level)
+	log, level, err := daemon.NewLogger(o.errOut, daemon.LogText, cfg.Log.Level)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -43,15 +43,19 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	if err == nil {
 		return exitDone
 	}
+	mark := ""
+	if toJournal() {
+		mark = "<3>" // an error, as sd-daemon(3) has it
+	}
 	var usage *usageError
 	var quiet *reportedError
 	switch {
 	case errors.As(err, &usage) || !*entered:
-		fmt.Fprintf(errOut, "denoised: %v (see %s --help)\n", err, cmd.CommandPath())
+		fmt.Fprintf(errOut, mark+"denoised: %v (see %s --help)\n", err, cmd.CommandPath())
 		return exitUsage
 	case errors.As(err, &quiet):
 	default:
-		fmt.Fprintf(errOut, "denoised: %v\n", err)
+		fmt.Fprintf(errOut, mark+"denoised: %v\n", err)
 	}
 	return exitFailed
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -109,5 +110,67 @@ func TestRun(t *testing.T) {
 	}
 	if err := usagef("a %d", 1); fmt.Sprint(err) != "a 1" || !errors.As(err, new(*usageError)) {
 		t.Error(err)
+	}
+}
+
+// TestJournal: what systemd's journal reads carries its level, so that
+// journalctl -p warning shows warnings, and why the service does not start.
+func TestJournal(t *testing.T) {
+	p := newProgram(t, startSink(t).addr)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve := func(config string) (*exec.Cmd, string) {
+		path := filepath.Join(t.TempDir(), "journal")
+		f, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		var st syscall.Stat_t
+		if err := syscall.Fstat(int(f.Fd()), &st); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(self, "serve", "--config", config)
+		cmd.Env = append(os.Environ(), asProgram+"=1", fmt.Sprintf("JOURNAL_STREAM=%d:%d", st.Dev, st.Ino))
+		cmd.Stderr = f
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if cmd.ProcessState == nil {
+				_ = cmd.Process.Kill() // it may end by itself meanwhile
+				_ = cmd.Wait()
+			}
+		})
+		return cmd, path
+	}
+	cmd, log := serve(p.config)
+	p.ready()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for l := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(l, `<6>{"level":"info"`) && !strings.HasPrefix(l, `<4>{"level":"warn"`) {
+			t.Errorf("line %s", l)
+		}
+	}
+	if !strings.Contains(string(text), "<4>") {
+		t.Errorf("no warning in\n%s", text)
+	}
+	cmd, log = serve("/none")
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != exitFailed {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(log); err != nil || !strings.HasPrefix(string(text), "<3>denoised: /none: ") {
+		t.Errorf("%q, %v", text, err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"golang.org/x/term"
@@ -30,7 +31,14 @@ to standard error, one JSON object a line, or as text on a terminal.`,
 			if err != nil {
 				return err
 			}
-			log, level, err := daemon.NewLogger(cmd.ErrOrStderr(), term.IsTerminal(int(os.Stderr.Fd())), cfg.Log.Level)
+			form := daemon.LogJSON
+			switch {
+			case toJournal():
+				form = daemon.LogJournal
+			case term.IsTerminal(int(os.Stderr.Fd())):
+				form = daemon.LogText
+			}
+			log, level, err := daemon.NewLogger(cmd.ErrOrStderr(), form, cfg.Log.Level)
 			if err != nil {
 				return err
 			}
@@ -49,6 +57,12 @@ to standard error, one JSON object a line, or as text on a terminal.`,
 	}
 	cmd.Flags().StringVar(&config, "config", "", "configuration file (required)")
 	return required(cmd, "config")
+}
+
+// toJournal tells whether systemd's journal reads standard error.
+func toJournal() bool {
+	yes, err := journal.StderrIsJournalStream()
+	return yes && err == nil
 }
 
 // required marks flags that must be given.

@@ -154,6 +154,10 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 		switch breaker {
 		case "":
 			breaker = "not used yet"
+		case "closed": // the breaker's word; a person would read the opposite
+			breaker = "in use"
+		case "half-open":
+			breaker = "being tried"
 		case "open":
 			breaker = "NOT REACHABLE"
 		}
@@ -182,5 +186,12 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 	if len(series) == 0 {
 		fmt.Fprintln(t, "(none)")
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || len(s.Errors) == 0 {
+		return err
+	}
+	fmt.Fprintf(out, "\nLAST WARNINGS AND ERRORS (all: journalctl -u denoised -p warning)\n")
+	for _, l := range s.Errors[:min(len(s.Errors), 5)] {
+		fmt.Fprintf(out, "%s  %s  %s  %s\n", l.Time.Local().Format("01-02 15:04:05"), l.Level, plain(l.Message), plain(l.Detail))
+	}
+	return nil
 }
