@@ -53,8 +53,14 @@ func Check(ctx context.Context, cfg *Config) []Finding {
 	if err != nil {
 		add("TLS files", Bad, "%v", err)
 		files = &tlsFiles{}
-	} else if files.server != nil {
-		add("TLS files", Good, "%s", cfg.DICOM.TLS.Cert)
+	} else if now := time.Now(); files.trouble(now) != "" {
+		outcome := Note
+		if now.After(files.ends) {
+			outcome = Bad
+		}
+		add("TLS files", outcome, "%s", files.trouble(now))
+	} else if !files.ends.IsZero() {
+		add("TLS files", Good, "%s, until %s", cfg.DICOM.TLS.Cert, files.ends.Format(time.DateOnly))
 	}
 	port := func(what, address string, answers func() bool) {
 		l, err := net.Listen("tcp", address)

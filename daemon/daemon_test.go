@@ -355,6 +355,15 @@ func TestTLS(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+	// It ends in an hour: told, and no reason to be unready.
+	if s := d.Status(); !s.Ready || !slices.ContainsFunc(s.Problems, func(p string) bool { return strings.Contains(p, "dicom.tls.cert ends on") }) {
+		t.Errorf("certificate that ends soon: %+v", s)
+	}
+	for after, want := range map[time.Duration]string{-15 * 24 * time.Hour: "", -13 * 24 * time.Hour: "ends on", time.Second: "has ended on"} {
+		if f := d.tls.Load(); (want == "") != (f.trouble(f.ends.Add(after)) == "") || !strings.Contains(f.trouble(f.ends.Add(after)), want) {
+			t.Errorf("%v after the end: %q", after, f.trouble(f.ends.Add(after)))
+		}
+	}
 	cfg.DICOM.TLS.ClientCA = key
 	if _, err := New(cfg, WithDenoiser(blur{})); err == nil || !strings.Contains(err.Error(), "dicom.tls.client_ca") {
 		t.Errorf("key as client_ca: %v", err)

@@ -133,6 +133,9 @@ func (d *Daemon) Status() web.Status {
 	if err := d.accepting(now); err != nil {
 		bad(err.Error())
 	}
+	if text := d.tls.Load().trouble(now); text != "" {
+		s.Problems = append(s.Problems, text)
+	}
 	if keys := d.restart.Load(); keys != nil && len(*keys) > 0 {
 		s.Problems = append(s.Problems, "changed in the configuration, needs a restart: "+strings.Join(*keys, ", "))
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"time"
 )
 
 // tlsFiles is what the files of dicom.tls hold, read anew at each reload so
@@ -12,6 +13,23 @@ import (
 type tlsFiles struct {
 	server *tls.Config // nil: no TLS port
 	client *tls.Config // towards destinations with TLS
+
+	ends time.Time // of the certificate; zero without one
+}
+
+// endsSoon is how long before its end a certificate is told of.
+const endsSoon = 14 * 24 * time.Hour
+
+// trouble says what is wrong, or soon will be, with the certificate's time.
+func (f *tlsFiles) trouble(now time.Time) string {
+	const fix = "renew it, then systemctl reload denoised"
+	switch {
+	case f.ends.IsZero() || now.Add(endsSoon).Before(f.ends):
+		return ""
+	case now.Before(f.ends):
+		return fmt.Sprintf("the certificate dicom.tls.cert ends on %s: %s", f.ends.Format(time.DateOnly), fix)
+	}
+	return fmt.Sprintf("the certificate dicom.tls.cert has ended on %s, scanners refuse it: %s", f.ends.Format(time.DateOnly), fix)
 }
 
 // loadTLS reads the files that the configuration names. Destinations are checked
@@ -25,6 +43,7 @@ func loadTLS(c TLSConfig) (*tlsFiles, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read dicom.tls.cert and dicom.tls.key: %w", err)
 	}
+	f.ends = cert.Leaf.NotAfter
 	f.client.Certificates = []tls.Certificate{cert}
 	if c.Listen == "" {
 		return f, nil

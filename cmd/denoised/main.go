@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -43,6 +44,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	if err == nil {
 		return exitDone
 	}
+	text := strings.ReplaceAll(err.Error(), "\n", "; ") // several errors in one have a line each
 	mark := ""
 	if toJournal() {
 		mark = "<3>" // an error, as sd-daemon(3) has it
@@ -51,11 +53,11 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	var quiet *reportedError
 	switch {
 	case errors.As(err, &usage) || !*entered:
-		fmt.Fprintf(errOut, mark+"denoised: %v (see %s --help)\n", err, cmd.CommandPath())
+		fmt.Fprintf(errOut, mark+"denoised: %v (see %s --help)\n", text, cmd.CommandPath())
 		return exitUsage
 	case errors.As(err, &quiet):
 	default:
-		fmt.Fprintf(errOut, mark+"denoised: %v\n", err)
+		fmt.Fprintf(errOut, mark+"denoised: %v\n", text)
 	}
 	return exitFailed
 }
