@@ -84,12 +84,15 @@ type LogLine struct {
 	Level   string    `json:"level"`
 	Message string    `json:"message"`
 	Detail  string    `json:"detail,omitempty"` // the fields
+	Times   int       `json:"times"`            // since the start, as long as it was not crowded out
 }
 
 // maxLogLines is how many warnings and errors the status page can show.
 const maxLogLines = 20
 
-// recentLog is a zap core that remembers the last warnings and errors.
+// recentLog is a zap core that remembers the last warnings and errors. What is
+// said again and again, as for each image on a full disk, is one line with the
+// latest fields and a count, so that it does not crowd out the rest.
 type recentLog struct {
 	zapcore.LevelEnabler
 	fields []zapcore.Field
@@ -99,6 +102,7 @@ type recentLog struct {
 type logLines struct {
 	mu   sync.Mutex
 	list []LogLine // oldest first
+	keys []string  // of each: what makes it the same line again
 }
 
 func newRecentLog() *recentLog {
@@ -130,12 +134,21 @@ func (r *recentLog) Write(e zapcore.Entry, fields []zapcore.Field) error {
 			detail = append(detail, fmt.Sprintf("%s=%v", k, enc.Fields[k]))
 		}
 	}
-	r.lines.mu.Lock()
-	defer r.lines.mu.Unlock()
-	r.lines.list = append(r.lines.list, LogLine{Time: e.Time, Level: e.Level.String(), Message: e.Message, Detail: strings.Join(detail, " ")})
-	if n := len(r.lines.list) - maxLogLines; n > 0 {
-		r.lines.list = slices.Delete(r.lines.list, 0, n)
+	key := fmt.Sprint(e.Level, e.Message, enc.Fields["destination"])
+	line := LogLine{Time: e.Time, Level: e.Level.String(), Message: e.Message, Detail: strings.Join(detail, " "), Times: 1}
+	l := r.lines
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old := slices.Index(l.keys, key)
+	if old >= 0 {
+		line.Times += l.list[old].Times
+	} else if len(l.list) == maxLogLines {
+		old = 0
 	}
+	if old >= 0 {
+		l.list, l.keys = slices.Delete(l.list, old, old+1), slices.Delete(l.keys, old, old+1)
+	}
+	l.list, l.keys = append(l.list, line), append(l.keys, key)
 	return nil
 }
 

@@ -446,6 +446,7 @@ func (p *configParser) config(f *file) *Config {
 	p.destinations(f, c)
 	p.denoise(f, c)
 	p.http(f, c)
+	p.ports(f, c)
 	p.watch(f, c)
 	p.duration(f.Retention.AfterForward, "retention.after_forward", time.Second, 10*365*24*time.Hour, &c.Retention.AfterForward)
 	fraction := func(x float64) bool { return x > 0 && x <= 1 }
@@ -626,6 +627,23 @@ func (p *configParser) http(f *file, c *Config) {
 	}
 	if p.text(h.UsersFile, "http.users_file", &c.HTTP.UsersFile); c.HTTP.UsersFile != "" {
 		p.fail(h.UsersFile.line, "http.users_file", "leave it empty; for people on other machines use an SSH tunnel or a reverse proxy with a login", "logins are not in this version")
+	}
+}
+
+// ports refuses two listeners on one port.
+func (p *configParser) ports(f *file, c *Config) {
+	type listener struct {
+		key, address string
+		line         int
+	}
+	list := []listener{{"dicom.listen", c.DICOM.Listen, f.DICOM.Listen.line}, {"dicom.tls.listen", c.DICOM.TLS.Listen, f.DICOM.TLS.Listen.line}, {"http.listen", c.HTTP.Listen, f.HTTP.Listen.line}}
+	for i, l := range list {
+		host, port := splitAddress(l.address)
+		for _, o := range list[:i] {
+			if h, n := splitAddress(o.address); port > 0 && n == port && (h == host || h == "" || host == "") {
+				p.fail(max(l.line, o.line), l.key, "give each a port of its own, as 11112, 2762 and 8042", "%q is the port of %s, too", l.address, o.key)
+			}
+		}
 	}
 }
 

@@ -191,7 +191,11 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 	}
 	fmt.Fprintf(out, "\nLAST WARNINGS AND ERRORS (all: journalctl -u denoised -p warning)\n")
 	for _, l := range s.Errors[:min(len(s.Errors), 5)] {
-		fmt.Fprintf(out, "%s  %s  %s  %s\n", l.Time.Local().Format("01-02 15:04:05"), l.Level, plain(l.Message), plain(l.Detail))
+		times := ""
+		if l.Times > 1 {
+			times = fmt.Sprintf(" (%d times)", l.Times)
+		}
+		fmt.Fprintf(out, "%s  %s  %s%s  %s\n", l.Time.Local().Format("01-02 15:04:05"), l.Level, plain(l.Message), times, plain(l.Detail))
 	}
 	return nil
 }

@@ -83,6 +83,7 @@ type LogLine struct {
 	Level   string    `json:"level"`
 	Message string    `json:"message"`
 	Detail  string    `json:"detail,omitempty"`
+	Times   int       `json:"times"` // that it was said; Time and Detail are the last one's
 }
 
 //go:embed static
