@@ -5,6 +5,13 @@ const link = document.getElementById("link");
 let wanted = false;
 let busy = false;
 
+// A page that shows what once was must not look like news.
+function connected(yes) {
+  link.textContent = yes ? "Live." : "No connection to denoised; what is shown may be old.";
+  document.title = yes ? "denoised" : "NO CONNECTION: denoised";
+  live.classList.toggle("stale", !yes);
+}
+
 async function refresh() {
   wanted = true;
   if (busy) return;
@@ -12,14 +19,15 @@ async function refresh() {
   try {
     while (wanted) {
       wanted = false;
-      const answer = await fetch("/part/live");
+      const answer = await fetch("/part/live", { signal: AbortSignal.timeout(8000) });
       if (!answer.ok) throw new Error(answer.statusText);
       // The part is made by the server's template, which escapes all text.
       live.innerHTML = await answer.text();
+      connected(true);
       await new Promise((done) => setTimeout(done, 500));
     }
   } catch {
-    link.textContent = "No connection to denoised; what is shown may be old.";
+    connected(false);
   } finally {
     busy = false;
   }
@@ -29,11 +37,7 @@ const events = new EventSource("/api/events");
 for (const type of ["received", "slice", "delivery", "series", "destination"]) {
   events.addEventListener(type, refresh);
 }
-events.addEventListener("open", () => {
-  link.textContent = "Live.";
-  refresh();
-});
-events.addEventListener("error", () => {
-  link.textContent = "No connection to denoised; what is shown may be old.";
-});
+// Whether there is a connection, the question tells: there may be one without events.
+events.addEventListener("open", refresh);
+events.addEventListener("error", refresh);
 setInterval(refresh, 10000);
