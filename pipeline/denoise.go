@@ -28,17 +28,19 @@ func (e *PermanentError) Unwrap() error { return e.Err }
 
 // Reasons why a slice failed or did not pass the gate.
 const (
-	reasonPanic    = "panic"
-	reasonTimeout  = "timeout"
-	reasonError    = "error"
-	reasonDerive   = "derive"
-	reasonDamaged  = "damaged"
-	gateSize       = "gate-size"
-	gateNotNumber  = "gate-nan"
-	gateRange      = "gate-range"
-	gateConstant   = "gate-constant"
-	productName    = "denoised"
-	slicePauseUnit = 2 * time.Second
+	reasonPanic   = "panic"
+	reasonTimeout = "timeout"
+	reasonError   = "error"
+	reasonDerive  = "derive"
+	reasonDamaged = "damaged"
+	// A derived object was made and is a copy: no noise was found that the model can treat.
+	reasonUnchanged = "unchanged"
+	gateSize        = "gate-size"
+	gateNotNumber   = "gate-nan"
+	gateRange       = "gate-range"
+	gateConstant    = "gate-constant"
+	productName     = "denoised"
+	slicePauseUnit  = 2 * time.Second
 )
 
 // denoiseAll is the denoise stage. It owns the stage of each original: queued
@@ -235,7 +237,8 @@ func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, t
 	fr := &frames{p: p, cfg: cfg, o: o, count: derive.Frames(o), tokens: tokens, started: map[int]chan frameResult{}}
 	defer fr.wait()
 	p.hook("derive-write")
-	if _, err := derive.Write(t, o, par, func(i int) ([]float32, error) { return fr.next(ctx, i) }); err != nil {
+	info, err := derive.Write(t, o, par, func(i int) ([]float32, error) { return fr.next(ctx, i) })
+	if err != nil {
 		var perm *PermanentError
 		if errors.As(err, &perm) || errors.Is(err, errDraining) || errors.Is(err, spool.ErrNoSpace) || fr.err != nil {
 			return err
@@ -259,6 +262,9 @@ func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, t
 	row := spool.Instance{SOP: sop, Class: made.String(dcm.SOPClassUID), Syntax: made.TransferSyntaxUID(), Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
 		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: string(Fast), Channel: in.Channel, Rule: in.Rule, Sigma: sigma,
 		File: spool.FileName(spool.Derived, in.File, sop, "")}
+	if info.Changed == 0 {
+		row.Reason = reasonUnchanged
+	}
 	if err := t.Publish(row.File); err != nil {
 		return err
 	}

@@ -81,6 +81,22 @@ func TestFailuresPassTheOriginalOn(t *testing.T) {
 	}
 }
 
+// A derived object whose pixels are the original's is counted as such.
+func TestCopyIsOnRecord(t *testing.T) {
+	a := newArchive()
+	o := options(t, a)
+	o.Denoiser = &halver{do: func(n int, f *derive.Frame) (*Denoised, error) {
+		return &Denoised{Pixels: slices.Clone(f.Pixels)}, nil
+	}}
+	p := start(t, o)
+	im := slice(1, 1)
+	receive(t, p, im)
+	eventually(t, "denoised", func() bool { return status(t, p, im.series).Denoised == 1 })
+	if got := status(t, p, im.series).Reasons; got[reasonUnchanged] != 1 {
+		t.Errorf("reasons %v, want one %s", got, reasonUnchanged)
+	}
+}
+
 // A denoiser that hangs, even deaf to its context, costs its slice only.
 func TestHangingDenoiser(t *testing.T) {
 	release := make(chan struct{})

@@ -111,7 +111,6 @@ func (p *Pipeline) openJournal(ctx context.Context, dir string) error {
 		if err := moveAside(path, p.clock.Now()); err != nil {
 			return err
 		}
-		p.met.rebuilds.Inc()
 		j, _, err = spool.OpenJournal(ctx, path, p.hook, p.met.committed)
 	}
 	if err != nil {

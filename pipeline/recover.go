@@ -116,7 +116,10 @@ func (p *Pipeline) recover(ctx context.Context) error {
 		return err
 	}
 	if adopted > 0 {
-		p.log.Info("files without a row taken up", zap.Int("files", adopted))
+		p.log.Warn("files without a row taken up; what the journal does not know as delivered is delivered again", zap.Int("files", adopted))
+		if len(known) == 0 {
+			p.met.rebuilds.Inc() // there was no journal
+		}
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ type SeriesStatus struct {
 	Conflict int64 `json:"conflict"` // other bytes under a known UID: kept, not forwarded
 	Lost     int64 `json:"lost"`
 
-	Reasons      map[string]int64    `json:"reasons,omitempty"` // of passed and failed
+	Reasons      map[string]int64    `json:"reasons,omitempty"` // of passed and failed; unchanged: of denoised, derived objects whose pixels are the original's
 	Destinations []DestinationStatus `json:"destinations"`
 	Instances    []InstanceStatus    `json:"instances,omitempty"` // SeriesByUID only
 }

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
@@ -41,20 +42,22 @@ type denoiseReport struct {
 	Denoised  int              `json:"denoised"`  // files
 	Unchanged int              `json:"unchanged"` // files, copied as they were
 	Failed    int              `json:"failed"`    // files, copied as they were if that was possible
-	Slices    int              `json:"slices"`    // slices and frames denoised
+	Slices    int              `json:"slices"`    // slices and frames looked at in them
+	Untouched int              `json:"untouched"` // of these, left as they were: no noise was found that can be treated
 	Files     []denoisedFile   `json:"files"`
 }
 
 // denoisedFile is one line of the report.
 type denoisedFile struct {
-	In       string  `json:"in"`
-	Out      string  `json:"out,omitempty"`
-	Denoised bool    `json:"denoised"`
-	Reason   string  `json:"reason,omitempty"` // why it was copied unchanged, or left out
-	Detail   string  `json:"detail,omitempty"`
-	Error    string  `json:"error,omitempty"`
-	Slices   int     `json:"slices,omitempty"`
-	Sigma    float64 `json:"sigma,omitempty"` // median noise over the slices, stored units
+	In        string  `json:"in"`
+	Out       string  `json:"out,omitempty"`
+	Denoised  bool    `json:"denoised"`
+	Reason    string  `json:"reason,omitempty"` // why it was copied unchanged, or left out
+	Detail    string  `json:"detail,omitempty"`
+	Error     string  `json:"error,omitempty"`
+	Slices    int     `json:"slices,omitempty"`
+	Untouched int     `json:"untouched,omitempty"` // of Slices
+	Sigma     float64 `json:"sigma,omitempty"`     // median noise over the slices, stored units
 }
 
 func newDenoiseCmd() *cobra.Command {
@@ -199,6 +202,7 @@ func (d *denoiseRun) add(f denoisedFile) {
 	case f.Denoised:
 		d.report.Denoised++
 		d.report.Slices += f.Slices
+		d.report.Untouched += f.Untouched
 	default:
 		d.report.Unchanged++
 	}
@@ -305,7 +309,7 @@ func (d *denoiseRun) object(ctx context.Context, in, out string) denoisedFile {
 		line.Denoised = true
 		return line
 	}
-	line.Slices, line.Sigma = 0, 0
+	line.Slices, line.Untouched, line.Sigma = 0, 0, 0
 	line.Reason, line.Detail = string(verdict.Reason), verdict.Detail
 	if err != nil {
 		line.Error = err.Error()
@@ -355,28 +359,30 @@ func (d *denoiseRun) derive(ctx context.Context, in, out string, line *denoisedF
 		}
 		return derive.Verify(o, made)
 	})
-	line.Slices, line.Sigma = len(frames.sigmas), median(frames.sigmas)
+	line.Slices, line.Untouched, line.Sigma = len(frames.sigmas), frames.untouched, median(frames.sigmas)
 	return derive.Verdict{}, err
 }
 
 // frameQueue denoises the frames of an object ahead of whoever takes them in
 // order: at most one per core is held.
 type frameQueue struct {
-	d      *denoiseRun
-	o      *dcm.Object
-	ctx    context.Context
-	cancel context.CancelFunc
-	ahead  []chan frameResult // of frames next … next+len-1
-	sigmas []float64
-	start  int // first frame that nobody works on
-	frames int
-	work   sync.WaitGroup
+	d         *denoiseRun
+	o         *dcm.Object
+	ctx       context.Context
+	cancel    context.CancelFunc
+	ahead     []chan frameResult // of frames next … next+len-1
+	sigmas    []float64
+	untouched int
+	start     int // first frame that nobody works on
+	frames    int
+	work      sync.WaitGroup
 }
 
 type frameResult struct {
-	pixels []float32
-	sigma  float64
-	err    error
+	pixels    []float32
+	sigma     float64
+	untouched bool
+	err       error
 }
 
 func newFrameQueue(ctx context.Context, d *denoiseRun, o *dcm.Object) *frameQueue {
@@ -401,6 +407,9 @@ func (q *frameQueue) next(i int) ([]float32, error) {
 		return nil, fmt.Errorf("frame %d: %w", i, r.err)
 	}
 	q.sigmas = append(q.sigmas, r.sigma)
+	if r.untouched {
+		q.untouched++
+	}
 	return r.pixels, nil
 }
 
@@ -413,7 +422,7 @@ func (q *frameQueue) frame(i int) frameResult {
 	if err != nil {
 		return frameResult{err: err}
 	}
-	return frameResult{pixels: r.Pixels, sigma: r.Sigma}
+	return frameResult{pixels: r.Pixels, sigma: r.Sigma, untouched: r.Untouched != ""}
 }
 
 // stop ends what is still being worked on.
@@ -447,6 +456,7 @@ func (d *denoiseRun) volume(ctx context.Context, in, out string) error {
 	}
 	n := v.Slices()
 	sigmas := make([]float64, n)
+	var untouched atomic.Int64
 	bar := newDenoiseProgress(d.cmd.ErrOrStderr(), n, "slices")
 	defer bar.done()
 	g, ctx := errgroup.WithContext(ctx)
@@ -470,6 +480,9 @@ func (d *denoiseRun) volume(ctx context.Context, in, out string) error {
 				return fmt.Errorf("slice %d of volume %d: %w", k%v.Depth, k/v.Depth, err)
 			}
 			sigmas[k] = r.Sigma
+			if r.Untouched != "" {
+				untouched.Add(1)
+			}
 			bar.step()
 			return v.SetSlice(k, r.Pixels)
 		})
@@ -480,7 +493,7 @@ func (d *denoiseRun) volume(ctx context.Context, in, out string) error {
 	if err := nifti.Write(out, v); err != nil {
 		return err
 	}
-	d.add(denoisedFile{In: in, Out: out, Denoised: true, Slices: n, Sigma: median(sigmas)})
+	d.add(denoisedFile{In: in, Out: out, Denoised: true, Slices: n, Untouched: int(untouched.Load()), Sigma: median(sigmas)})
 	return nil
 }
 
@@ -553,7 +566,7 @@ func (d *denoiseRun) print(asJSON bool) error {
 		return err
 	}
 	r := &d.report
-	_, err := fmt.Fprintf(out, "%d files denoised (%d slices), %d unchanged, %d failed, %.1f s\n", r.Denoised, r.Slices, r.Unchanged, r.Failed, r.Seconds)
+	_, err := fmt.Fprintf(out, "%d files denoised (%d slices, %d of them without noise that can be treated: copies), %d unchanged, %d failed, %.1f s\n", r.Denoised, r.Slices, r.Untouched, r.Unchanged, r.Failed, r.Seconds)
 	return err
 }
 

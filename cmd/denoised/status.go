@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -180,8 +181,12 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 			}
 			forwarded = append(forwarded, text)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", r.LastAt.Local().Format("01-02 15:04:05"), plain(r.Calling), r.State, r.Quality,
-			r.Received, r.Denoised, r.Passed, r.Failed+r.Lost+r.Conflict, strings.Join(forwarded, ", "), plain(r.UID))
+		denoised := strconv.FormatInt(r.Denoised, 10)
+		if n := r.Reasons["unchanged"]; n > 0 {
+			denoised += fmt.Sprintf(" (%d unchanged)", n)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%s\t%s\n", r.LastAt.Local().Format("01-02 15:04:05"), plain(r.Calling), r.State, r.Quality,
+			r.Received, denoised, r.Passed, r.Failed+r.Lost+r.Conflict, strings.Join(forwarded, ", "), plain(r.UID))
 	}
 	if len(series) == 0 {
 		fmt.Fprintln(t, "(none)")

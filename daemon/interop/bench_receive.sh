@@ -17,7 +17,7 @@ if [ "${1:-}" = --serve ]; then # called by the benchmark: --serve PORT AET DIR,
 		  listen: "127.0.0.1:$port"
 		  ae_titles: {$aet: "off"}
 		destinations: []
-		http: {listen: ""}
+		http: {listen: "127.0.0.1:0"}
 		log: {level: warn}
 	END
 	exec bin/denoised serve --config "$dir/denoised.yaml"

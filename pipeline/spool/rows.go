@@ -310,8 +310,8 @@ func (j *Journal) NextRetry(ctx context.Context) (time.Time, error) {
 	return fromNanos(at.Int64), nil
 }
 
-// AddDerived records a derived object, marks its original as denoised and
-// queues the deliveries, all at once.
+// AddDerived records a derived object, marks its original as denoised, with d's
+// reason, and queues the deliveries, all at once.
 func (j *Journal) AddDerived(original int64, d Instance, dests []string) error {
 	return j.change("record derived object", func(t *tx) error {
 		var series int64
@@ -325,7 +325,7 @@ func (j *Journal) AddDerived(original int64, d Instance, dests []string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := t.exec(`UPDATE instance SET stage='denoised', reason='', detail='', sigma=? WHERE id=?`, d.Sigma, original); err != nil {
+		if _, err := t.exec(`UPDATE instance SET stage='denoised', reason=?, detail='', sigma=? WHERE id=?`, d.Reason, d.Sigma, original); err != nil {
 			return err
 		}
 		for _, dest := range dests {
