@@ -163,11 +163,41 @@ func (d *denoiseRun) run(ctx context.Context, in, out string) error {
 	if err := notSame(in, out); err != nil {
 		return err
 	}
+	if dir := filepath.Dir(out); !isFolder(dir) {
+		return fmt.Errorf("the folder %s of the output is not there; make it first", dir)
+	}
+	if ok, err := isPart10(in); err != nil {
+		return err
+	} else if !ok {
+		return fmt.Errorf("%s is neither a DICOM file (no DICM at byte 128) nor a NIfTI volume (.nii, .nii.gz)", in)
+	}
 	bar := newDenoiseProgress(d.cmd.ErrOrStderr(), 1, "files")
 	defer bar.done()
 	d.add(d.object(ctx, in, out))
 	bar.step()
 	return ctx.Err()
+}
+
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// isPart10 looks for the prefix of PS3.10 7.1.
+func isPart10(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var b [132]byte
+	if _, err := io.ReadFull(f, b[:]); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = nil
+		}
+		return false, err
+	}
+	return string(b[128:]) == "DICM", nil
 }
 
 // notSame refuses an output that is the input.
