@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/term"
 
+	"github.com/diffdenoise/denoised/internal/atomicfile"
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/internal/nifti"
 	"github.com/diffdenoise/denoised/models"
@@ -378,7 +379,7 @@ func (d *denoiseRun) derive(ctx context.Context, in, out string, line *denoisedF
 	defer frames.stop()
 	params := derive.Params{Model: d.report.Model, Strength: d.strength, Quality: d.report.Quality,
 		Version: d.cmd.Root().Version, Now: d.started}
-	err = writeFile(out, func(w *os.File) error {
+	err = atomicfile.Write(out, 0o644, func(w *os.File) error {
 		written, err := derive.Write(w, o, params, frames.next)
 		if err != nil {
 			return err
@@ -542,38 +543,10 @@ func copyFile(in, out string) error {
 		return err
 	}
 	defer f.Close()
-	return writeFile(out, func(w *os.File) error {
+	return atomicfile.Write(out, 0o644, func(w *os.File) error {
 		_, err := io.Copy(w, f)
 		return err
 	})
-}
-
-// writeFile lets write fill a temporary file beside path, then syncs and
-// renames it.
-func writeFile(path string, write func(*os.File) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".denoised-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if err = write(f); err != nil {
-		return err
-	}
-	if err = f.Chmod(0o644); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
 
 func (d *denoiseRun) print(asJSON bool) error {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/diffdenoise/denoised/internal/atomicfile"
 	"github.com/diffdenoise/denoised/packaging"
 )
 
@@ -177,19 +178,10 @@ func (s *serviceInstaller) writeFile(target string, data []byte, mode fs.FileMod
 	if err := makeFolder(filepath.Dir(target)); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(target), ".denoised-*")
-	if err != nil {
+	return atomicfile.Write(target, mode, func(f *os.File) error {
+		_, err := f.Write(data)
 		return err
-	}
-	defer os.Remove(tmp.Name()) // after the rename there is nothing to remove
-	if _, err := tmp.Write(data); err != nil {
-		tmp.Close()
-		return fmt.Errorf("write %s: %w", target, err)
-	}
-	if err := errors.Join(tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", target, err)
-	}
-	return os.Rename(tmp.Name(), target)
+	})
 }
 
 // makeFolder makes a folder and those above it that everybody may enter,

@@ -16,8 +16,9 @@ import (
 	"io"
 	"math"
 	"os"
-	"path/filepath"
 	"strings"
+
+	"github.com/diffdenoise/denoised/internal/atomicfile"
 )
 
 // Limits of what is read.
@@ -394,37 +395,15 @@ func (v *Volume) Encode(w io.Writer) error {
 // Write writes v to path, compressed if the name ends in .gz: into a temporary
 // file of the same folder, synced, then renamed, so that path never holds half
 // a volume. The same volume gives the same bytes.
-func Write(path string, v *Volume) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".denoised-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-			err = fmt.Errorf("write %s: %w", path, err)
+func Write(path string, v *Volume) error {
+	return atomicfile.Write(path, 0o644, func(f *os.File) error {
+		if !strings.HasSuffix(strings.ToLower(path), ".gz") {
+			return v.Encode(f)
 		}
-	}()
-	if strings.HasSuffix(strings.ToLower(path), ".gz") {
 		gz := gzip.NewWriter(f)
-		if err = v.Encode(gz); err == nil {
-			err = gz.Close()
+		if err := v.Encode(gz); err != nil {
+			return err
 		}
-	} else {
-		err = v.Encode(f)
-	}
-	if err != nil {
-		return err
-	}
-	if err = f.Chmod(0o644); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+		return gz.Close()
+	})
 }
