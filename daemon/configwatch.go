@@ -22,6 +22,7 @@ const configDebounce = 200 * time.Millisecond
 type configWatch struct {
 	path    string
 	last    string // fingerprint of what is in force
+	gone    bool   // it could not be read at the last look
 	changed func()
 	log     *zap.Logger
 }
@@ -54,8 +55,14 @@ func (w *configWatch) run(ctx context.Context) error {
 			w.log.Warn("watch the configuration", zap.Error(err))
 			timer.Reset(configDebounce) // events may have been lost
 		case <-timer.C:
-			if now := w.look(fs); now != "" && now != w.last {
-				w.last = now
+			// A file that is gone is a reason too: reading it fails, and that is told.
+			now := w.look(fs)
+			gone := now == ""
+			if gone != w.gone || !gone && now != w.last {
+				w.gone = gone
+				if !gone {
+					w.last = now
+				}
 				w.changed()
 			}
 		}

@@ -87,7 +87,6 @@ func TestReload(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	d.Reload() // as SIGHUP does
 	eventually(t, "the missing file is told", func() error {
 		if s := d.Status(); !strings.Contains(strings.Join(s.Problems, " "), "no such file") {
 			return fmt.Errorf("%q", s.Problems)
@@ -97,7 +96,7 @@ func TestReload(t *testing.T) {
 	if err := answersTo(t, d, "FOUR"); err != nil {
 		t.Error(err)
 	}
-	// The same content again, put in place without a rename: SIGHUP or notice, both do.
+	// Another content, put in place without a rename: SIGHUP or notice, both do.
 	if err := os.WriteFile(path, []byte(configText(base, "FIVE", "")), 0o644); err != nil {
 		t.Fatal(err)
 	}
