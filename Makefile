@@ -31,8 +31,8 @@ kernels: ## regenerate the assembly; fail if it differs from what is committed
 	@test -z "$$(git ls-files --others --exclude-standard kernels)" || \
 		{ echo "generated but not committed:"; git ls-files --others --exclude-standard kernels; exit 1; }
 
-fuzz: ## every fuzz target for FUZZTIME
-	GO="$(GO)" packaging/fuzz.sh $(FUZZTIME)
+fuzz: ## every fuzz target for FUZZTIME; FUZZ names packages
+	GO="$(GO)" packaging/fuzz.sh $(FUZZTIME) $(FUZZ)
 
 bench: ## all benchmarks, in the form that benchstat reads
 	$(GO) test -run '^$$' -bench . -benchmem -count 6 ./...
