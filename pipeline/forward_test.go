@@ -284,8 +284,13 @@ func TestImageThatIsNeverTaken(t *testing.T) {
 		}
 		return ended()
 	})
-	for i, want := range []string{"A700", ""} {
-		d := status(t, p, slice(1, 1).series).Instances[i].Deliveries[0]
+	for uid, want := range map[string]string{full: "A700", breaks: ""} {
+		list := status(t, p, slice(1, 1).series).Instances
+		i := slices.IndexFunc(list, func(in InstanceStatus) bool { return in.SOPInstanceUID == uid })
+		if i < 0 || len(list[i].Deliveries) != 1 {
+			t.Fatalf("%s is not among %+v", uid, list)
+		}
+		d := list[i].Deliveries[0]
 		if d.State != spool.DeliveryRefused || d.Status != want || !strings.Contains(d.Detail, "given up after") || d.Attempts < giveUpAfter {
 			t.Errorf("%+v", d)
 		}
