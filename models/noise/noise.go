@@ -29,6 +29,9 @@ type Map struct {
 	Sigma []float32
 	// Median is the median of Sigma over pixels that are neither skipped nor blank.
 	Median float64
+	// Correlation is how the noise of neighbouring pixels goes together. It is the
+	// same all over the image.
+	Correlation Correlation
 }
 
 type buffers struct {
@@ -84,7 +87,7 @@ func (m *Map) Estimate(img []float32, w, h int, skip []bool) error {
 		}
 	}
 	n := w * h
-	m.Width, m.Height, m.Median, m.Sigma = w, h, 0, grow(m.Sigma, n)
+	m.Width, m.Height, m.Median, m.Sigma, m.Correlation = w, h, 0, grow(m.Sigma, n), White()
 	b := pool.Get().(*buffers)
 	defer pool.Put(b)
 	b.mean, b.a, b.blank = grow(b.mean, n), grow(b.a, n), grow(b.blank, n)
