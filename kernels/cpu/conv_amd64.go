@@ -5,39 +5,71 @@
 package cpu
 
 // convRow8AVX2 computes n pixels of 8 output channels, 6 pixels at a time.
-// x holds the three input rows at the first tap, taps the contiguous floats per row and
-// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [3*taps][channels].
-// y = max(floor, bias + sum) + res; res may be nil and has the stride of y.
+// x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and
+// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].
+// y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
+// may be nil and has the stride of y.
 //
 //go:noescape
-func convRow8AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32)
+func convRow8AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
+
+// gradRows8AVX2 adds x[r*xrow+p*xs+t] * dy[r*yrow+p*ys+o] over h rows r and n pixels p to
+// dw[t*dws+o] for every tap t and 8 channels o. taps is a multiple of 4; xs, xrow, ys, yrow
+// and dws are in bytes.
+//
+//go:noescape
+func gradRows8AVX2(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
 
 // convRow16AVX2 computes n pixels of 16 output channels, 6 pixels at a time.
-// x holds the three input rows at the first tap, taps the contiguous floats per row and
-// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [3*taps][channels].
-// y = max(floor, bias + sum) + res; res may be nil and has the stride of y.
+// x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and
+// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].
+// y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
+// may be nil and has the stride of y.
 //
 //go:noescape
-func convRow16AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32)
+func convRow16AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
+
+// gradRows16AVX2 adds x[r*xrow+p*xs+t] * dy[r*yrow+p*ys+o] over h rows r and n pixels p to
+// dw[t*dws+o] for every tap t and 16 channels o. taps is a multiple of 4; xs, xrow, ys, yrow
+// and dws are in bytes.
+//
+//go:noescape
+func gradRows16AVX2(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
 
 // peakAVX2 runs n times 12 independent multiply-adds of 8 floats.
 func peakAVX2(n uintptr)
 
 // convRow16AVX512 computes n pixels of 16 output channels, 8 pixels at a time.
-// x holds the three input rows at the first tap, taps the contiguous floats per row and
-// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [3*taps][channels].
-// y = max(floor, bias + sum) + res; res may be nil and has the stride of y.
+// x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and
+// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].
+// y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
+// may be nil and has the stride of y.
 //
 //go:noescape
-func convRow16AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32)
+func convRow16AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
+
+// gradRows16AVX512 adds x[r*xrow+p*xs+t] * dy[r*yrow+p*ys+o] over h rows r and n pixels p to
+// dw[t*dws+o] for every tap t and 16 channels o. taps is a multiple of 4; xs, xrow, ys, yrow
+// and dws are in bytes.
+//
+//go:noescape
+func gradRows16AVX512(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
 
 // convRow32AVX512 computes n pixels of 32 output channels, 8 pixels at a time.
-// x holds the three input rows at the first tap, taps the contiguous floats per row and
-// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [3*taps][channels].
-// y = max(floor, bias + sum) + res; res may be nil and has the stride of y.
+// x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and
+// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].
+// y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
+// may be nil and has the stride of y.
 //
 //go:noescape
-func convRow32AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32)
+func convRow32AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
+
+// gradRows32AVX512 adds x[r*xrow+p*xs+t] * dy[r*yrow+p*ys+o] over h rows r and n pixels p to
+// dw[t*dws+o] for every tap t and 32 channels o. taps is a multiple of 4; xs, xrow, ys, yrow
+// and dws are in bytes.
+//
+//go:noescape
+func gradRows32AVX512(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
 
 // peakAVX512 runs n times 12 independent multiply-adds of 16 floats.
 func peakAVX512(n uintptr)

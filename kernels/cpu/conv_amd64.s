@@ -4,10 +4,10 @@
 
 #include "textflag.h"
 
-// func convRow8AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32)
+// func convRow8AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
 // Requires: AVX, FMA3
-TEXT ·convRow8AVX2(SB), NOSPLIT, $0-76
-	MOVQ xs+56(FP), BX
+TEXT ·convRow8AVX2(SB), NOSPLIT, $0-88
+	MOVQ xs+64(FP), BX
 	LEAQ (BX)(BX*2), SI
 	LEAQ (BX)(BX*4), DI
 	MOVQ n+40(FP), DX
@@ -26,12 +26,12 @@ convRow8AVX2_wide:
 	VMOVAPS Y0, Y5
 	MOVQ    w+16(FP), R8
 	MOVQ    x+32(FP), R9
-	MOVQ    $0x00000003, R10
+	MOVQ    rows+48(FP), R10
 
 convRow8AVX2_p6_row:
 	MOVQ (R9), R11
 	ADDQ AX, R11
-	MOVQ taps+48(FP), R12
+	MOVQ taps+56(FP), R12
 
 convRow8AVX2_p6_tap:
 	VMOVUPS      (R8), Y6
@@ -93,29 +93,47 @@ convRow8AVX2_p6_tap:
 	ADDQ         $0x08, R9
 	DECQ         R10
 	JNZ          convRow8AVX2_p6_row
-	VBROADCASTSS floor+72(FP), Y6
+	VBROADCASTSS floor+80(FP), Y6
 	VMAXPS       Y0, Y6, Y0
 	VMAXPS       Y1, Y6, Y1
 	VMAXPS       Y2, Y6, Y2
 	VMAXPS       Y3, Y6, Y3
 	VMAXPS       Y4, Y6, Y4
 	VMAXPS       Y5, Y6, Y5
-	MOVQ         ys+64(FP), R9
-	MOVQ         res+8(FP), R8
-	TESTQ        R8, R8
-	JZ           convRow8AVX2_p6_store
-	ADDQ         CX, R8
-	VADDPS       (R8), Y0, Y0
-	ADDQ         R9, R8
-	VADDPS       (R8), Y1, Y1
-	ADDQ         R9, R8
-	VADDPS       (R8), Y2, Y2
-	ADDQ         R9, R8
-	VADDPS       (R8), Y3, Y3
-	ADDQ         R9, R8
-	VADDPS       (R8), Y4, Y4
-	ADDQ         R9, R8
-	VADDPS       (R8), Y5, Y5
+	MOVL         slope+84(FP), R8
+	TESTL        R8, R8
+	JZ           convRow8AVX2_p6_linear
+	VBROADCASTSS slope+84(FP), Y6
+	VMULPS       Y6, Y0, Y7
+	VMAXPS       Y0, Y7, Y0
+	VMULPS       Y6, Y1, Y7
+	VMAXPS       Y1, Y7, Y1
+	VMULPS       Y6, Y2, Y7
+	VMAXPS       Y2, Y7, Y2
+	VMULPS       Y6, Y3, Y7
+	VMAXPS       Y3, Y7, Y3
+	VMULPS       Y6, Y4, Y7
+	VMAXPS       Y4, Y7, Y4
+	VMULPS       Y6, Y5, Y7
+	VMAXPS       Y5, Y7, Y5
+
+convRow8AVX2_p6_linear:
+	MOVQ   ys+72(FP), R9
+	MOVQ   res+8(FP), R8
+	TESTQ  R8, R8
+	JZ     convRow8AVX2_p6_store
+	ADDQ   CX, R8
+	VADDPS (R8), Y0, Y0
+	ADDQ   R9, R8
+	VADDPS (R8), Y1, Y1
+	ADDQ   R9, R8
+	VADDPS (R8), Y2, Y2
+	ADDQ   R9, R8
+	VADDPS (R8), Y3, Y3
+	ADDQ   R9, R8
+	VADDPS (R8), Y4, Y4
+	ADDQ   R9, R8
+	VADDPS (R8), Y5, Y5
 
 convRow8AVX2_p6_store:
 	MOVQ    y+0(FP), R8
@@ -131,10 +149,10 @@ convRow8AVX2_p6_store:
 	VMOVUPS Y4, (R8)
 	ADDQ    R9, R8
 	VMOVUPS Y5, (R8)
-	MOVQ    xs+56(FP), R8
+	MOVQ    xs+64(FP), R8
 	IMUL3Q  $0x06, R8, R8
 	ADDQ    R8, AX
-	MOVQ    ys+64(FP), R8
+	MOVQ    ys+72(FP), R8
 	IMUL3Q  $0x06, R8, R8
 	ADDQ    R8, CX
 	SUBQ    $0x06, DX
@@ -162,12 +180,12 @@ convRow8AVX2_tail5:
 	VMOVAPS Y0, Y4
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), DI
-	MOVQ    $0x00000003, R8
+	MOVQ    rows+48(FP), R8
 
 convRow8AVX2_p5_row:
 	MOVQ (DI), R9
 	ADDQ AX, R9
-	MOVQ taps+48(FP), R10
+	MOVQ taps+56(FP), R10
 
 convRow8AVX2_p5_tap:
 	VMOVUPS      (DX), Y5
@@ -199,26 +217,42 @@ convRow8AVX2_p5_tap:
 	ADDQ         $0x08, DI
 	DECQ         R8
 	JNZ          convRow8AVX2_p5_row
-	VBROADCASTSS floor+72(FP), Y5
+	VBROADCASTSS floor+80(FP), Y5
 	VMAXPS       Y0, Y5, Y0
 	VMAXPS       Y1, Y5, Y1
 	VMAXPS       Y2, Y5, Y2
 	VMAXPS       Y3, Y5, Y3
 	VMAXPS       Y4, Y5, Y4
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow8AVX2_p5_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Y0, Y0
-	ADDQ         DX, AX
-	VADDPS       (AX), Y1, Y1
-	ADDQ         DX, AX
-	VADDPS       (AX), Y2, Y2
-	ADDQ         DX, AX
-	VADDPS       (AX), Y3, Y3
-	ADDQ         DX, AX
-	VADDPS       (AX), Y4, Y4
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow8AVX2_p5_linear
+	VBROADCASTSS slope+84(FP), Y5
+	VMULPS       Y5, Y0, Y6
+	VMAXPS       Y0, Y6, Y0
+	VMULPS       Y5, Y1, Y6
+	VMAXPS       Y1, Y6, Y1
+	VMULPS       Y5, Y2, Y6
+	VMAXPS       Y2, Y6, Y2
+	VMULPS       Y5, Y3, Y6
+	VMAXPS       Y3, Y6, Y3
+	VMULPS       Y5, Y4, Y6
+	VMAXPS       Y4, Y6, Y4
+
+convRow8AVX2_p5_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow8AVX2_p5_store
+	ADDQ   CX, AX
+	VADDPS (AX), Y0, Y0
+	ADDQ   DX, AX
+	VADDPS (AX), Y1, Y1
+	ADDQ   DX, AX
+	VADDPS (AX), Y2, Y2
+	ADDQ   DX, AX
+	VADDPS (AX), Y3, Y3
+	ADDQ   DX, AX
+	VADDPS (AX), Y4, Y4
 
 convRow8AVX2_p5_store:
 	MOVQ    y+0(FP), AX
@@ -242,12 +276,12 @@ convRow8AVX2_tail4:
 	VMOVAPS Y0, Y3
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), DI
-	MOVQ    $0x00000003, R8
+	MOVQ    rows+48(FP), R8
 
 convRow8AVX2_p4_row:
 	MOVQ (DI), R9
 	ADDQ AX, R9
-	MOVQ taps+48(FP), R10
+	MOVQ taps+56(FP), R10
 
 convRow8AVX2_p4_tap:
 	VMOVUPS      (DX), Y4
@@ -275,23 +309,37 @@ convRow8AVX2_p4_tap:
 	ADDQ         $0x08, DI
 	DECQ         R8
 	JNZ          convRow8AVX2_p4_row
-	VBROADCASTSS floor+72(FP), Y4
+	VBROADCASTSS floor+80(FP), Y4
 	VMAXPS       Y0, Y4, Y0
 	VMAXPS       Y1, Y4, Y1
 	VMAXPS       Y2, Y4, Y2
 	VMAXPS       Y3, Y4, Y3
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow8AVX2_p4_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Y0, Y0
-	ADDQ         DX, AX
-	VADDPS       (AX), Y1, Y1
-	ADDQ         DX, AX
-	VADDPS       (AX), Y2, Y2
-	ADDQ         DX, AX
-	VADDPS       (AX), Y3, Y3
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow8AVX2_p4_linear
+	VBROADCASTSS slope+84(FP), Y4
+	VMULPS       Y4, Y0, Y5
+	VMAXPS       Y0, Y5, Y0
+	VMULPS       Y4, Y1, Y5
+	VMAXPS       Y1, Y5, Y1
+	VMULPS       Y4, Y2, Y5
+	VMAXPS       Y2, Y5, Y2
+	VMULPS       Y4, Y3, Y5
+	VMAXPS       Y3, Y5, Y3
+
+convRow8AVX2_p4_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow8AVX2_p4_store
+	ADDQ   CX, AX
+	VADDPS (AX), Y0, Y0
+	ADDQ   DX, AX
+	VADDPS (AX), Y1, Y1
+	ADDQ   DX, AX
+	VADDPS (AX), Y2, Y2
+	ADDQ   DX, AX
+	VADDPS (AX), Y3, Y3
 
 convRow8AVX2_p4_store:
 	MOVQ    y+0(FP), AX
@@ -312,12 +360,12 @@ convRow8AVX2_tail3:
 	VMOVAPS Y0, Y2
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), SI
-	MOVQ    $0x00000003, DI
+	MOVQ    rows+48(FP), DI
 
 convRow8AVX2_p3_row:
 	MOVQ (SI), R8
 	ADDQ AX, R8
-	MOVQ taps+48(FP), R9
+	MOVQ taps+56(FP), R9
 
 convRow8AVX2_p3_tap:
 	VMOVUPS      (DX), Y3
@@ -341,20 +389,32 @@ convRow8AVX2_p3_tap:
 	ADDQ         $0x08, SI
 	DECQ         DI
 	JNZ          convRow8AVX2_p3_row
-	VBROADCASTSS floor+72(FP), Y3
+	VBROADCASTSS floor+80(FP), Y3
 	VMAXPS       Y0, Y3, Y0
 	VMAXPS       Y1, Y3, Y1
 	VMAXPS       Y2, Y3, Y2
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow8AVX2_p3_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Y0, Y0
-	ADDQ         DX, AX
-	VADDPS       (AX), Y1, Y1
-	ADDQ         DX, AX
-	VADDPS       (AX), Y2, Y2
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow8AVX2_p3_linear
+	VBROADCASTSS slope+84(FP), Y3
+	VMULPS       Y3, Y0, Y4
+	VMAXPS       Y0, Y4, Y0
+	VMULPS       Y3, Y1, Y4
+	VMAXPS       Y1, Y4, Y1
+	VMULPS       Y3, Y2, Y4
+	VMAXPS       Y2, Y4, Y2
+
+convRow8AVX2_p3_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow8AVX2_p3_store
+	ADDQ   CX, AX
+	VADDPS (AX), Y0, Y0
+	ADDQ   DX, AX
+	VADDPS (AX), Y1, Y1
+	ADDQ   DX, AX
+	VADDPS (AX), Y2, Y2
 
 convRow8AVX2_p3_store:
 	MOVQ    y+0(FP), AX
@@ -372,12 +432,12 @@ convRow8AVX2_tail2:
 	VMOVAPS Y0, Y1
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), SI
-	MOVQ    $0x00000003, DI
+	MOVQ    rows+48(FP), DI
 
 convRow8AVX2_p2_row:
 	MOVQ (SI), R8
 	ADDQ AX, R8
-	MOVQ taps+48(FP), R9
+	MOVQ taps+56(FP), R9
 
 convRow8AVX2_p2_tap:
 	VMOVUPS      (DX), Y2
@@ -397,17 +457,27 @@ convRow8AVX2_p2_tap:
 	ADDQ         $0x08, SI
 	DECQ         DI
 	JNZ          convRow8AVX2_p2_row
-	VBROADCASTSS floor+72(FP), Y2
+	VBROADCASTSS floor+80(FP), Y2
 	VMAXPS       Y0, Y2, Y0
 	VMAXPS       Y1, Y2, Y1
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow8AVX2_p2_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Y0, Y0
-	ADDQ         DX, AX
-	VADDPS       (AX), Y1, Y1
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow8AVX2_p2_linear
+	VBROADCASTSS slope+84(FP), Y2
+	VMULPS       Y2, Y0, Y3
+	VMAXPS       Y0, Y3, Y0
+	VMULPS       Y2, Y1, Y3
+	VMAXPS       Y1, Y3, Y1
+
+convRow8AVX2_p2_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow8AVX2_p2_store
+	ADDQ   CX, AX
+	VADDPS (AX), Y0, Y0
+	ADDQ   DX, AX
+	VADDPS (AX), Y1, Y1
 
 convRow8AVX2_p2_store:
 	MOVQ    y+0(FP), AX
@@ -422,12 +492,12 @@ convRow8AVX2_tail1:
 	VMOVUPS (DX), Y0
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), BX
-	MOVQ    $0x00000003, SI
+	MOVQ    rows+48(FP), SI
 
 convRow8AVX2_p1_row:
 	MOVQ (BX), DI
 	ADDQ AX, DI
-	MOVQ taps+48(FP), R8
+	MOVQ taps+56(FP), R8
 
 convRow8AVX2_p1_tap:
 	VMOVUPS      (DX), Y1
@@ -443,14 +513,22 @@ convRow8AVX2_p1_tap:
 	ADDQ         $0x08, BX
 	DECQ         SI
 	JNZ          convRow8AVX2_p1_row
-	VBROADCASTSS floor+72(FP), Y1
+	VBROADCASTSS floor+80(FP), Y1
 	VMAXPS       Y0, Y1, Y0
-	MOVQ         ys+64(FP), AX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow8AVX2_p1_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Y0, Y0
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow8AVX2_p1_linear
+	VBROADCASTSS slope+84(FP), Y1
+	VMULPS       Y1, Y0, Y1
+	VMAXPS       Y0, Y1, Y0
+
+convRow8AVX2_p1_linear:
+	MOVQ   ys+72(FP), AX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow8AVX2_p1_store
+	ADDQ   CX, AX
+	VADDPS (AX), Y0, Y0
 
 convRow8AVX2_p1_store:
 	MOVQ    y+0(FP), AX
@@ -461,10 +539,76 @@ convRow8AVX2_done:
 	VZEROUPPER
 	RET
 
-// func convRow16AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32)
+// func gradRows8AVX2(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
 // Requires: AVX, FMA3
-TEXT ·convRow16AVX2(SB), NOSPLIT, $0-76
-	MOVQ xs+56(FP), BX
+TEXT ·gradRows8AVX2(SB), NOSPLIT, $0-88
+	MOVQ dw+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ taps+40(FP), DX
+	MOVQ xs+48(FP), BX
+	MOVQ ys+64(FP), SI
+
+gradRows8AVX2_wide:
+	CMPQ   DX, $0x04
+	JB     gradRows8AVX2_rest
+	VXORPS X0, X0, X0
+	VXORPS X1, X1, X1
+	VXORPS X2, X2, X2
+	VXORPS X3, X3, X3
+	MOVQ   dy+16(FP), R8
+	MOVQ   h+32(FP), R9
+	MOVQ   CX, DI
+
+gradRows8AVX2_t4_row:
+	MOVQ n+24(FP), R12
+	MOVQ DI, R10
+	MOVQ R8, R11
+
+gradRows8AVX2_t4_pixel:
+	VMOVUPS      (R11), Y4
+	VBROADCASTSS (R10), Y5
+	VFMADD231PS  Y4, Y5, Y0
+	VBROADCASTSS 4(R10), Y5
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS 8(R10), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS 12(R10), Y5
+	VFMADD231PS  Y4, Y5, Y3
+	ADDQ         BX, R10
+	ADDQ         SI, R11
+	DECQ         R12
+	JNZ          gradRows8AVX2_t4_pixel
+	MOVQ         xrow+56(FP), R10
+	ADDQ         R10, DI
+	MOVQ         yrow+72(FP), R10
+	ADDQ         R10, R8
+	DECQ         R9
+	JNZ          gradRows8AVX2_t4_row
+	MOVQ         dws+80(FP), R10
+	VADDPS       (AX), Y0, Y0
+	VMOVUPS      Y0, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Y1, Y1
+	VMOVUPS      Y1, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Y2, Y2
+	VMOVUPS      Y2, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Y3, Y3
+	VMOVUPS      Y3, (AX)
+	ADDQ         R10, AX
+	ADDQ         $0x10, CX
+	SUBQ         $0x04, DX
+	JMP          gradRows8AVX2_wide
+
+gradRows8AVX2_rest:
+	VZEROUPPER
+	RET
+
+// func convRow16AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
+// Requires: AVX, FMA3
+TEXT ·convRow16AVX2(SB), NOSPLIT, $0-88
+	MOVQ xs+64(FP), BX
 	LEAQ (BX)(BX*2), SI
 	LEAQ (BX)(BX*4), DI
 	MOVQ n+40(FP), DX
@@ -489,12 +633,12 @@ convRow16AVX2_wide:
 	VMOVAPS Y1, Y11
 	MOVQ    w+16(FP), R8
 	MOVQ    x+32(FP), R9
-	MOVQ    $0x00000003, R10
+	MOVQ    rows+48(FP), R10
 
 convRow16AVX2_p6_row:
 	MOVQ (R9), R11
 	ADDQ AX, R11
-	MOVQ taps+48(FP), R12
+	MOVQ taps+56(FP), R12
 
 convRow16AVX2_p6_tap:
 	VMOVUPS      (R8), Y12
@@ -584,7 +728,7 @@ convRow16AVX2_p6_tap:
 	ADDQ         $0x08, R9
 	DECQ         R10
 	JNZ          convRow16AVX2_p6_row
-	VBROADCASTSS floor+72(FP), Y12
+	VBROADCASTSS floor+80(FP), Y12
 	VMAXPS       Y0, Y12, Y0
 	VMAXPS       Y1, Y12, Y1
 	VMAXPS       Y2, Y12, Y2
@@ -597,28 +741,58 @@ convRow16AVX2_p6_tap:
 	VMAXPS       Y9, Y12, Y9
 	VMAXPS       Y10, Y12, Y10
 	VMAXPS       Y11, Y12, Y11
-	MOVQ         ys+64(FP), R9
-	MOVQ         res+8(FP), R8
-	TESTQ        R8, R8
-	JZ           convRow16AVX2_p6_store
-	ADDQ         CX, R8
-	VADDPS       (R8), Y0, Y0
-	VADDPS       32(R8), Y1, Y1
-	ADDQ         R9, R8
-	VADDPS       (R8), Y2, Y2
-	VADDPS       32(R8), Y3, Y3
-	ADDQ         R9, R8
-	VADDPS       (R8), Y4, Y4
-	VADDPS       32(R8), Y5, Y5
-	ADDQ         R9, R8
-	VADDPS       (R8), Y6, Y6
-	VADDPS       32(R8), Y7, Y7
-	ADDQ         R9, R8
-	VADDPS       (R8), Y8, Y8
-	VADDPS       32(R8), Y9, Y9
-	ADDQ         R9, R8
-	VADDPS       (R8), Y10, Y10
-	VADDPS       32(R8), Y11, Y11
+	MOVL         slope+84(FP), R8
+	TESTL        R8, R8
+	JZ           convRow16AVX2_p6_linear
+	VBROADCASTSS slope+84(FP), Y12
+	VMULPS       Y12, Y0, Y13
+	VMAXPS       Y0, Y13, Y0
+	VMULPS       Y12, Y1, Y13
+	VMAXPS       Y1, Y13, Y1
+	VMULPS       Y12, Y2, Y13
+	VMAXPS       Y2, Y13, Y2
+	VMULPS       Y12, Y3, Y13
+	VMAXPS       Y3, Y13, Y3
+	VMULPS       Y12, Y4, Y13
+	VMAXPS       Y4, Y13, Y4
+	VMULPS       Y12, Y5, Y13
+	VMAXPS       Y5, Y13, Y5
+	VMULPS       Y12, Y6, Y13
+	VMAXPS       Y6, Y13, Y6
+	VMULPS       Y12, Y7, Y13
+	VMAXPS       Y7, Y13, Y7
+	VMULPS       Y12, Y8, Y13
+	VMAXPS       Y8, Y13, Y8
+	VMULPS       Y12, Y9, Y13
+	VMAXPS       Y9, Y13, Y9
+	VMULPS       Y12, Y10, Y13
+	VMAXPS       Y10, Y13, Y10
+	VMULPS       Y12, Y11, Y13
+	VMAXPS       Y11, Y13, Y11
+
+convRow16AVX2_p6_linear:
+	MOVQ   ys+72(FP), R9
+	MOVQ   res+8(FP), R8
+	TESTQ  R8, R8
+	JZ     convRow16AVX2_p6_store
+	ADDQ   CX, R8
+	VADDPS (R8), Y0, Y0
+	VADDPS 32(R8), Y1, Y1
+	ADDQ   R9, R8
+	VADDPS (R8), Y2, Y2
+	VADDPS 32(R8), Y3, Y3
+	ADDQ   R9, R8
+	VADDPS (R8), Y4, Y4
+	VADDPS 32(R8), Y5, Y5
+	ADDQ   R9, R8
+	VADDPS (R8), Y6, Y6
+	VADDPS 32(R8), Y7, Y7
+	ADDQ   R9, R8
+	VADDPS (R8), Y8, Y8
+	VADDPS 32(R8), Y9, Y9
+	ADDQ   R9, R8
+	VADDPS (R8), Y10, Y10
+	VADDPS 32(R8), Y11, Y11
 
 convRow16AVX2_p6_store:
 	MOVQ    y+0(FP), R8
@@ -640,10 +814,10 @@ convRow16AVX2_p6_store:
 	ADDQ    R9, R8
 	VMOVUPS Y10, (R8)
 	VMOVUPS Y11, 32(R8)
-	MOVQ    xs+56(FP), R8
+	MOVQ    xs+64(FP), R8
 	IMUL3Q  $0x06, R8, R8
 	ADDQ    R8, AX
-	MOVQ    ys+64(FP), R8
+	MOVQ    ys+72(FP), R8
 	IMUL3Q  $0x06, R8, R8
 	ADDQ    R8, CX
 	SUBQ    $0x06, DX
@@ -676,12 +850,12 @@ convRow16AVX2_tail5:
 	VMOVAPS Y1, Y9
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), DI
-	MOVQ    $0x00000003, R8
+	MOVQ    rows+48(FP), R8
 
 convRow16AVX2_p5_row:
 	MOVQ (DI), R9
 	ADDQ AX, R9
-	MOVQ taps+48(FP), R10
+	MOVQ taps+56(FP), R10
 
 convRow16AVX2_p5_tap:
 	VMOVUPS      (DX), Y10
@@ -725,7 +899,7 @@ convRow16AVX2_p5_tap:
 	ADDQ         $0x08, DI
 	DECQ         R8
 	JNZ          convRow16AVX2_p5_row
-	VBROADCASTSS floor+72(FP), Y10
+	VBROADCASTSS floor+80(FP), Y10
 	VMAXPS       Y0, Y10, Y0
 	VMAXPS       Y1, Y10, Y1
 	VMAXPS       Y2, Y10, Y2
@@ -736,25 +910,51 @@ convRow16AVX2_p5_tap:
 	VMAXPS       Y7, Y10, Y7
 	VMAXPS       Y8, Y10, Y8
 	VMAXPS       Y9, Y10, Y9
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX2_p5_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Y0, Y0
-	VADDPS       32(AX), Y1, Y1
-	ADDQ         DX, AX
-	VADDPS       (AX), Y2, Y2
-	VADDPS       32(AX), Y3, Y3
-	ADDQ         DX, AX
-	VADDPS       (AX), Y4, Y4
-	VADDPS       32(AX), Y5, Y5
-	ADDQ         DX, AX
-	VADDPS       (AX), Y6, Y6
-	VADDPS       32(AX), Y7, Y7
-	ADDQ         DX, AX
-	VADDPS       (AX), Y8, Y8
-	VADDPS       32(AX), Y9, Y9
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX2_p5_linear
+	VBROADCASTSS slope+84(FP), Y10
+	VMULPS       Y10, Y0, Y11
+	VMAXPS       Y0, Y11, Y0
+	VMULPS       Y10, Y1, Y11
+	VMAXPS       Y1, Y11, Y1
+	VMULPS       Y10, Y2, Y11
+	VMAXPS       Y2, Y11, Y2
+	VMULPS       Y10, Y3, Y11
+	VMAXPS       Y3, Y11, Y3
+	VMULPS       Y10, Y4, Y11
+	VMAXPS       Y4, Y11, Y4
+	VMULPS       Y10, Y5, Y11
+	VMAXPS       Y5, Y11, Y5
+	VMULPS       Y10, Y6, Y11
+	VMAXPS       Y6, Y11, Y6
+	VMULPS       Y10, Y7, Y11
+	VMAXPS       Y7, Y11, Y7
+	VMULPS       Y10, Y8, Y11
+	VMAXPS       Y8, Y11, Y8
+	VMULPS       Y10, Y9, Y11
+	VMAXPS       Y9, Y11, Y9
+
+convRow16AVX2_p5_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX2_p5_store
+	ADDQ   CX, AX
+	VADDPS (AX), Y0, Y0
+	VADDPS 32(AX), Y1, Y1
+	ADDQ   DX, AX
+	VADDPS (AX), Y2, Y2
+	VADDPS 32(AX), Y3, Y3
+	ADDQ   DX, AX
+	VADDPS (AX), Y4, Y4
+	VADDPS 32(AX), Y5, Y5
+	ADDQ   DX, AX
+	VADDPS (AX), Y6, Y6
+	VADDPS 32(AX), Y7, Y7
+	ADDQ   DX, AX
+	VADDPS (AX), Y8, Y8
+	VADDPS 32(AX), Y9, Y9
 
 convRow16AVX2_p5_store:
 	MOVQ    y+0(FP), AX
@@ -787,12 +987,12 @@ convRow16AVX2_tail4:
 	VMOVAPS Y1, Y7
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), DI
-	MOVQ    $0x00000003, R8
+	MOVQ    rows+48(FP), R8
 
 convRow16AVX2_p4_row:
 	MOVQ (DI), R9
 	ADDQ AX, R9
-	MOVQ taps+48(FP), R10
+	MOVQ taps+56(FP), R10
 
 convRow16AVX2_p4_tap:
 	VMOVUPS      (DX), Y8
@@ -830,7 +1030,7 @@ convRow16AVX2_p4_tap:
 	ADDQ         $0x08, DI
 	DECQ         R8
 	JNZ          convRow16AVX2_p4_row
-	VBROADCASTSS floor+72(FP), Y8
+	VBROADCASTSS floor+80(FP), Y8
 	VMAXPS       Y0, Y8, Y0
 	VMAXPS       Y1, Y8, Y1
 	VMAXPS       Y2, Y8, Y2
@@ -839,22 +1039,44 @@ convRow16AVX2_p4_tap:
 	VMAXPS       Y5, Y8, Y5
 	VMAXPS       Y6, Y8, Y6
 	VMAXPS       Y7, Y8, Y7
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX2_p4_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Y0, Y0
-	VADDPS       32(AX), Y1, Y1
-	ADDQ         DX, AX
-	VADDPS       (AX), Y2, Y2
-	VADDPS       32(AX), Y3, Y3
-	ADDQ         DX, AX
-	VADDPS       (AX), Y4, Y4
-	VADDPS       32(AX), Y5, Y5
-	ADDQ         DX, AX
-	VADDPS       (AX), Y6, Y6
-	VADDPS       32(AX), Y7, Y7
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX2_p4_linear
+	VBROADCASTSS slope+84(FP), Y8
+	VMULPS       Y8, Y0, Y9
+	VMAXPS       Y0, Y9, Y0
+	VMULPS       Y8, Y1, Y9
+	VMAXPS       Y1, Y9, Y1
+	VMULPS       Y8, Y2, Y9
+	VMAXPS       Y2, Y9, Y2
+	VMULPS       Y8, Y3, Y9
+	VMAXPS       Y3, Y9, Y3
+	VMULPS       Y8, Y4, Y9
+	VMAXPS       Y4, Y9, Y4
+	VMULPS       Y8, Y5, Y9
+	VMAXPS       Y5, Y9, Y5
+	VMULPS       Y8, Y6, Y9
+	VMAXPS       Y6, Y9, Y6
+	VMULPS       Y8, Y7, Y9
+	VMAXPS       Y7, Y9, Y7
+
+convRow16AVX2_p4_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX2_p4_store
+	ADDQ   CX, AX
+	VADDPS (AX), Y0, Y0
+	VADDPS 32(AX), Y1, Y1
+	ADDQ   DX, AX
+	VADDPS (AX), Y2, Y2
+	VADDPS 32(AX), Y3, Y3
+	ADDQ   DX, AX
+	VADDPS (AX), Y4, Y4
+	VADDPS 32(AX), Y5, Y5
+	ADDQ   DX, AX
+	VADDPS (AX), Y6, Y6
+	VADDPS 32(AX), Y7, Y7
 
 convRow16AVX2_p4_store:
 	MOVQ    y+0(FP), AX
@@ -882,12 +1104,12 @@ convRow16AVX2_tail3:
 	VMOVAPS Y1, Y5
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), SI
-	MOVQ    $0x00000003, DI
+	MOVQ    rows+48(FP), DI
 
 convRow16AVX2_p3_row:
 	MOVQ (SI), R8
 	ADDQ AX, R8
-	MOVQ taps+48(FP), R9
+	MOVQ taps+56(FP), R9
 
 convRow16AVX2_p3_tap:
 	VMOVUPS      (DX), Y6
@@ -919,26 +1141,44 @@ convRow16AVX2_p3_tap:
 	ADDQ         $0x08, SI
 	DECQ         DI
 	JNZ          convRow16AVX2_p3_row
-	VBROADCASTSS floor+72(FP), Y6
+	VBROADCASTSS floor+80(FP), Y6
 	VMAXPS       Y0, Y6, Y0
 	VMAXPS       Y1, Y6, Y1
 	VMAXPS       Y2, Y6, Y2
 	VMAXPS       Y3, Y6, Y3
 	VMAXPS       Y4, Y6, Y4
 	VMAXPS       Y5, Y6, Y5
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX2_p3_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Y0, Y0
-	VADDPS       32(AX), Y1, Y1
-	ADDQ         DX, AX
-	VADDPS       (AX), Y2, Y2
-	VADDPS       32(AX), Y3, Y3
-	ADDQ         DX, AX
-	VADDPS       (AX), Y4, Y4
-	VADDPS       32(AX), Y5, Y5
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX2_p3_linear
+	VBROADCASTSS slope+84(FP), Y6
+	VMULPS       Y6, Y0, Y7
+	VMAXPS       Y0, Y7, Y0
+	VMULPS       Y6, Y1, Y7
+	VMAXPS       Y1, Y7, Y1
+	VMULPS       Y6, Y2, Y7
+	VMAXPS       Y2, Y7, Y2
+	VMULPS       Y6, Y3, Y7
+	VMAXPS       Y3, Y7, Y3
+	VMULPS       Y6, Y4, Y7
+	VMAXPS       Y4, Y7, Y4
+	VMULPS       Y6, Y5, Y7
+	VMAXPS       Y5, Y7, Y5
+
+convRow16AVX2_p3_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX2_p3_store
+	ADDQ   CX, AX
+	VADDPS (AX), Y0, Y0
+	VADDPS 32(AX), Y1, Y1
+	ADDQ   DX, AX
+	VADDPS (AX), Y2, Y2
+	VADDPS 32(AX), Y3, Y3
+	ADDQ   DX, AX
+	VADDPS (AX), Y4, Y4
+	VADDPS 32(AX), Y5, Y5
 
 convRow16AVX2_p3_store:
 	MOVQ    y+0(FP), AX
@@ -961,12 +1201,12 @@ convRow16AVX2_tail2:
 	VMOVAPS Y1, Y3
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), SI
-	MOVQ    $0x00000003, DI
+	MOVQ    rows+48(FP), DI
 
 convRow16AVX2_p2_row:
 	MOVQ (SI), R8
 	ADDQ AX, R8
-	MOVQ taps+48(FP), R9
+	MOVQ taps+56(FP), R9
 
 convRow16AVX2_p2_tap:
 	VMOVUPS      (DX), Y4
@@ -992,21 +1232,35 @@ convRow16AVX2_p2_tap:
 	ADDQ         $0x08, SI
 	DECQ         DI
 	JNZ          convRow16AVX2_p2_row
-	VBROADCASTSS floor+72(FP), Y4
+	VBROADCASTSS floor+80(FP), Y4
 	VMAXPS       Y0, Y4, Y0
 	VMAXPS       Y1, Y4, Y1
 	VMAXPS       Y2, Y4, Y2
 	VMAXPS       Y3, Y4, Y3
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX2_p2_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Y0, Y0
-	VADDPS       32(AX), Y1, Y1
-	ADDQ         DX, AX
-	VADDPS       (AX), Y2, Y2
-	VADDPS       32(AX), Y3, Y3
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX2_p2_linear
+	VBROADCASTSS slope+84(FP), Y4
+	VMULPS       Y4, Y0, Y5
+	VMAXPS       Y0, Y5, Y0
+	VMULPS       Y4, Y1, Y5
+	VMAXPS       Y1, Y5, Y1
+	VMULPS       Y4, Y2, Y5
+	VMAXPS       Y2, Y5, Y2
+	VMULPS       Y4, Y3, Y5
+	VMAXPS       Y3, Y5, Y3
+
+convRow16AVX2_p2_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX2_p2_store
+	ADDQ   CX, AX
+	VADDPS (AX), Y0, Y0
+	VADDPS 32(AX), Y1, Y1
+	ADDQ   DX, AX
+	VADDPS (AX), Y2, Y2
+	VADDPS 32(AX), Y3, Y3
 
 convRow16AVX2_p2_store:
 	MOVQ    y+0(FP), AX
@@ -1024,12 +1278,12 @@ convRow16AVX2_tail1:
 	VMOVUPS 32(DX), Y1
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), BX
-	MOVQ    $0x00000003, SI
+	MOVQ    rows+48(FP), SI
 
 convRow16AVX2_p1_row:
 	MOVQ (BX), DI
 	ADDQ AX, DI
-	MOVQ taps+48(FP), R8
+	MOVQ taps+56(FP), R8
 
 convRow16AVX2_p1_tap:
 	VMOVUPS      (DX), Y2
@@ -1049,16 +1303,26 @@ convRow16AVX2_p1_tap:
 	ADDQ         $0x08, BX
 	DECQ         SI
 	JNZ          convRow16AVX2_p1_row
-	VBROADCASTSS floor+72(FP), Y2
+	VBROADCASTSS floor+80(FP), Y2
 	VMAXPS       Y0, Y2, Y0
 	VMAXPS       Y1, Y2, Y1
-	MOVQ         ys+64(FP), AX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX2_p1_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Y0, Y0
-	VADDPS       32(AX), Y1, Y1
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX2_p1_linear
+	VBROADCASTSS slope+84(FP), Y2
+	VMULPS       Y2, Y0, Y3
+	VMAXPS       Y0, Y3, Y0
+	VMULPS       Y2, Y1, Y3
+	VMAXPS       Y1, Y3, Y1
+
+convRow16AVX2_p1_linear:
+	MOVQ   ys+72(FP), AX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX2_p1_store
+	ADDQ   CX, AX
+	VADDPS (AX), Y0, Y0
+	VADDPS 32(AX), Y1, Y1
 
 convRow16AVX2_p1_store:
 	MOVQ    y+0(FP), AX
@@ -1067,6 +1331,89 @@ convRow16AVX2_p1_store:
 	VMOVUPS Y1, 32(AX)
 
 convRow16AVX2_done:
+	VZEROUPPER
+	RET
+
+// func gradRows16AVX2(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
+// Requires: AVX, FMA3
+TEXT ·gradRows16AVX2(SB), NOSPLIT, $0-88
+	MOVQ dw+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ taps+40(FP), DX
+	MOVQ xs+48(FP), BX
+	MOVQ ys+64(FP), SI
+
+gradRows16AVX2_wide:
+	CMPQ   DX, $0x04
+	JB     gradRows16AVX2_rest
+	VXORPS X0, X0, X0
+	VXORPS X1, X1, X1
+	VXORPS X2, X2, X2
+	VXORPS X3, X3, X3
+	VXORPS X4, X4, X4
+	VXORPS X5, X5, X5
+	VXORPS X6, X6, X6
+	VXORPS X7, X7, X7
+	MOVQ   dy+16(FP), R8
+	MOVQ   h+32(FP), R9
+	MOVQ   CX, DI
+
+gradRows16AVX2_t4_row:
+	MOVQ n+24(FP), R12
+	MOVQ DI, R10
+	MOVQ R8, R11
+
+gradRows16AVX2_t4_pixel:
+	VMOVUPS      (R11), Y8
+	VMOVUPS      32(R11), Y9
+	VBROADCASTSS (R10), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(R10), Y10
+	VFMADD231PS  Y8, Y10, Y2
+	VFMADD231PS  Y9, Y10, Y3
+	VBROADCASTSS 8(R10), Y10
+	VFMADD231PS  Y8, Y10, Y4
+	VFMADD231PS  Y9, Y10, Y5
+	VBROADCASTSS 12(R10), Y10
+	VFMADD231PS  Y8, Y10, Y6
+	VFMADD231PS  Y9, Y10, Y7
+	ADDQ         BX, R10
+	ADDQ         SI, R11
+	DECQ         R12
+	JNZ          gradRows16AVX2_t4_pixel
+	MOVQ         xrow+56(FP), R10
+	ADDQ         R10, DI
+	MOVQ         yrow+72(FP), R10
+	ADDQ         R10, R8
+	DECQ         R9
+	JNZ          gradRows16AVX2_t4_row
+	MOVQ         dws+80(FP), R10
+	VADDPS       (AX), Y0, Y0
+	VMOVUPS      Y0, (AX)
+	VADDPS       32(AX), Y1, Y1
+	VMOVUPS      Y1, 32(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Y2, Y2
+	VMOVUPS      Y2, (AX)
+	VADDPS       32(AX), Y3, Y3
+	VMOVUPS      Y3, 32(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Y4, Y4
+	VMOVUPS      Y4, (AX)
+	VADDPS       32(AX), Y5, Y5
+	VMOVUPS      Y5, 32(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Y6, Y6
+	VMOVUPS      Y6, (AX)
+	VADDPS       32(AX), Y7, Y7
+	VMOVUPS      Y7, 32(AX)
+	ADDQ         R10, AX
+	ADDQ         $0x10, CX
+	SUBQ         $0x04, DX
+	JMP          gradRows16AVX2_wide
+
+gradRows16AVX2_rest:
 	VZEROUPPER
 	RET
 
@@ -1106,10 +1453,10 @@ peakAVX2_loop:
 	VZEROUPPER
 	RET
 
-// func convRow16AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32)
+// func convRow16AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
 // Requires: AVX, AVX512F
-TEXT ·convRow16AVX512(SB), NOSPLIT, $0-76
-	MOVQ xs+56(FP), BX
+TEXT ·convRow16AVX512(SB), NOSPLIT, $0-88
+	MOVQ xs+64(FP), BX
 	LEAQ (BX)(BX*2), SI
 	LEAQ (BX)(BX*4), DI
 	LEAQ (SI)(BX*4), R8
@@ -1131,12 +1478,12 @@ convRow16AVX512_wide:
 	VMOVAPS Z0, Z7
 	MOVQ    w+16(FP), R9
 	MOVQ    x+32(FP), R10
-	MOVQ    $0x00000003, R11
+	MOVQ    rows+48(FP), R11
 
 convRow16AVX512_p8_row:
 	MOVQ (R10), R12
 	ADDQ AX, R12
-	MOVQ taps+48(FP), R13
+	MOVQ taps+56(FP), R13
 
 convRow16AVX512_p8_tap:
 	VMOVUPS      (R9), Z8
@@ -1214,7 +1561,7 @@ convRow16AVX512_p8_tap:
 	ADDQ         $0x08, R10
 	DECQ         R11
 	JNZ          convRow16AVX512_p8_row
-	VBROADCASTSS floor+72(FP), Z8
+	VBROADCASTSS floor+80(FP), Z8
 	VMAXPS       Z0, Z8, Z0
 	VMAXPS       Z1, Z8, Z1
 	VMAXPS       Z2, Z8, Z2
@@ -1223,26 +1570,48 @@ convRow16AVX512_p8_tap:
 	VMAXPS       Z5, Z8, Z5
 	VMAXPS       Z6, Z8, Z6
 	VMAXPS       Z7, Z8, Z7
-	MOVQ         ys+64(FP), R10
-	MOVQ         res+8(FP), R9
-	TESTQ        R9, R9
-	JZ           convRow16AVX512_p8_store
-	ADDQ         CX, R9
-	VADDPS       (R9), Z0, Z0
-	ADDQ         R10, R9
-	VADDPS       (R9), Z1, Z1
-	ADDQ         R10, R9
-	VADDPS       (R9), Z2, Z2
-	ADDQ         R10, R9
-	VADDPS       (R9), Z3, Z3
-	ADDQ         R10, R9
-	VADDPS       (R9), Z4, Z4
-	ADDQ         R10, R9
-	VADDPS       (R9), Z5, Z5
-	ADDQ         R10, R9
-	VADDPS       (R9), Z6, Z6
-	ADDQ         R10, R9
-	VADDPS       (R9), Z7, Z7
+	MOVL         slope+84(FP), R9
+	TESTL        R9, R9
+	JZ           convRow16AVX512_p8_linear
+	VBROADCASTSS slope+84(FP), Z8
+	VMULPS       Z8, Z0, Z9
+	VMAXPS       Z0, Z9, Z0
+	VMULPS       Z8, Z1, Z9
+	VMAXPS       Z1, Z9, Z1
+	VMULPS       Z8, Z2, Z9
+	VMAXPS       Z2, Z9, Z2
+	VMULPS       Z8, Z3, Z9
+	VMAXPS       Z3, Z9, Z3
+	VMULPS       Z8, Z4, Z9
+	VMAXPS       Z4, Z9, Z4
+	VMULPS       Z8, Z5, Z9
+	VMAXPS       Z5, Z9, Z5
+	VMULPS       Z8, Z6, Z9
+	VMAXPS       Z6, Z9, Z6
+	VMULPS       Z8, Z7, Z9
+	VMAXPS       Z7, Z9, Z7
+
+convRow16AVX512_p8_linear:
+	MOVQ   ys+72(FP), R10
+	MOVQ   res+8(FP), R9
+	TESTQ  R9, R9
+	JZ     convRow16AVX512_p8_store
+	ADDQ   CX, R9
+	VADDPS (R9), Z0, Z0
+	ADDQ   R10, R9
+	VADDPS (R9), Z1, Z1
+	ADDQ   R10, R9
+	VADDPS (R9), Z2, Z2
+	ADDQ   R10, R9
+	VADDPS (R9), Z3, Z3
+	ADDQ   R10, R9
+	VADDPS (R9), Z4, Z4
+	ADDQ   R10, R9
+	VADDPS (R9), Z5, Z5
+	ADDQ   R10, R9
+	VADDPS (R9), Z6, Z6
+	ADDQ   R10, R9
+	VADDPS (R9), Z7, Z7
 
 convRow16AVX512_p8_store:
 	MOVQ    y+0(FP), R9
@@ -1262,10 +1631,10 @@ convRow16AVX512_p8_store:
 	VMOVUPS Z6, (R9)
 	ADDQ    R10, R9
 	VMOVUPS Z7, (R9)
-	MOVQ    xs+56(FP), R9
+	MOVQ    xs+64(FP), R9
 	IMUL3Q  $0x08, R9, R9
 	ADDQ    R9, AX
-	MOVQ    ys+64(FP), R9
+	MOVQ    ys+72(FP), R9
 	IMUL3Q  $0x08, R9, R9
 	ADDQ    R9, CX
 	SUBQ    $0x08, DX
@@ -1299,12 +1668,12 @@ convRow16AVX512_tail7:
 	VMOVAPS Z0, Z6
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), R8
-	MOVQ    $0x00000003, R9
+	MOVQ    rows+48(FP), R9
 
 convRow16AVX512_p7_row:
 	MOVQ (R8), R10
 	ADDQ AX, R10
-	MOVQ taps+48(FP), R11
+	MOVQ taps+56(FP), R11
 
 convRow16AVX512_p7_tap:
 	VMOVUPS      (DX), Z7
@@ -1344,7 +1713,7 @@ convRow16AVX512_p7_tap:
 	ADDQ         $0x08, R8
 	DECQ         R9
 	JNZ          convRow16AVX512_p7_row
-	VBROADCASTSS floor+72(FP), Z7
+	VBROADCASTSS floor+80(FP), Z7
 	VMAXPS       Z0, Z7, Z0
 	VMAXPS       Z1, Z7, Z1
 	VMAXPS       Z2, Z7, Z2
@@ -1352,24 +1721,44 @@ convRow16AVX512_p7_tap:
 	VMAXPS       Z4, Z7, Z4
 	VMAXPS       Z5, Z7, Z5
 	VMAXPS       Z6, Z7, Z6
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX512_p7_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	ADDQ         DX, AX
-	VADDPS       (AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
-	ADDQ         DX, AX
-	VADDPS       (AX), Z3, Z3
-	ADDQ         DX, AX
-	VADDPS       (AX), Z4, Z4
-	ADDQ         DX, AX
-	VADDPS       (AX), Z5, Z5
-	ADDQ         DX, AX
-	VADDPS       (AX), Z6, Z6
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX512_p7_linear
+	VBROADCASTSS slope+84(FP), Z7
+	VMULPS       Z7, Z0, Z8
+	VMAXPS       Z0, Z8, Z0
+	VMULPS       Z7, Z1, Z8
+	VMAXPS       Z1, Z8, Z1
+	VMULPS       Z7, Z2, Z8
+	VMAXPS       Z2, Z8, Z2
+	VMULPS       Z7, Z3, Z8
+	VMAXPS       Z3, Z8, Z3
+	VMULPS       Z7, Z4, Z8
+	VMAXPS       Z4, Z8, Z4
+	VMULPS       Z7, Z5, Z8
+	VMAXPS       Z5, Z8, Z5
+	VMULPS       Z7, Z6, Z8
+	VMAXPS       Z6, Z8, Z6
+
+convRow16AVX512_p7_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX512_p7_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	ADDQ   DX, AX
+	VADDPS (AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	ADDQ   DX, AX
+	VADDPS (AX), Z5, Z5
+	ADDQ   DX, AX
+	VADDPS (AX), Z6, Z6
 
 convRow16AVX512_p7_store:
 	MOVQ    y+0(FP), AX
@@ -1399,12 +1788,12 @@ convRow16AVX512_tail6:
 	VMOVAPS Z0, Z5
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), R8
-	MOVQ    $0x00000003, R9
+	MOVQ    rows+48(FP), R9
 
 convRow16AVX512_p6_row:
 	MOVQ (R8), R10
 	ADDQ AX, R10
-	MOVQ taps+48(FP), R11
+	MOVQ taps+56(FP), R11
 
 convRow16AVX512_p6_tap:
 	VMOVUPS      (DX), Z6
@@ -1440,29 +1829,47 @@ convRow16AVX512_p6_tap:
 	ADDQ         $0x08, R8
 	DECQ         R9
 	JNZ          convRow16AVX512_p6_row
-	VBROADCASTSS floor+72(FP), Z6
+	VBROADCASTSS floor+80(FP), Z6
 	VMAXPS       Z0, Z6, Z0
 	VMAXPS       Z1, Z6, Z1
 	VMAXPS       Z2, Z6, Z2
 	VMAXPS       Z3, Z6, Z3
 	VMAXPS       Z4, Z6, Z4
 	VMAXPS       Z5, Z6, Z5
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX512_p6_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	ADDQ         DX, AX
-	VADDPS       (AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
-	ADDQ         DX, AX
-	VADDPS       (AX), Z3, Z3
-	ADDQ         DX, AX
-	VADDPS       (AX), Z4, Z4
-	ADDQ         DX, AX
-	VADDPS       (AX), Z5, Z5
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX512_p6_linear
+	VBROADCASTSS slope+84(FP), Z6
+	VMULPS       Z6, Z0, Z7
+	VMAXPS       Z0, Z7, Z0
+	VMULPS       Z6, Z1, Z7
+	VMAXPS       Z1, Z7, Z1
+	VMULPS       Z6, Z2, Z7
+	VMAXPS       Z2, Z7, Z2
+	VMULPS       Z6, Z3, Z7
+	VMAXPS       Z3, Z7, Z3
+	VMULPS       Z6, Z4, Z7
+	VMAXPS       Z4, Z7, Z4
+	VMULPS       Z6, Z5, Z7
+	VMAXPS       Z5, Z7, Z5
+
+convRow16AVX512_p6_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX512_p6_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	ADDQ   DX, AX
+	VADDPS (AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	ADDQ   DX, AX
+	VADDPS (AX), Z5, Z5
 
 convRow16AVX512_p6_store:
 	MOVQ    y+0(FP), AX
@@ -1489,12 +1896,12 @@ convRow16AVX512_tail5:
 	VMOVAPS Z0, Z4
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), DI
-	MOVQ    $0x00000003, R8
+	MOVQ    rows+48(FP), R8
 
 convRow16AVX512_p5_row:
 	MOVQ (DI), R9
 	ADDQ AX, R9
-	MOVQ taps+48(FP), R10
+	MOVQ taps+56(FP), R10
 
 convRow16AVX512_p5_tap:
 	VMOVUPS      (DX), Z5
@@ -1526,26 +1933,42 @@ convRow16AVX512_p5_tap:
 	ADDQ         $0x08, DI
 	DECQ         R8
 	JNZ          convRow16AVX512_p5_row
-	VBROADCASTSS floor+72(FP), Z5
+	VBROADCASTSS floor+80(FP), Z5
 	VMAXPS       Z0, Z5, Z0
 	VMAXPS       Z1, Z5, Z1
 	VMAXPS       Z2, Z5, Z2
 	VMAXPS       Z3, Z5, Z3
 	VMAXPS       Z4, Z5, Z4
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX512_p5_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	ADDQ         DX, AX
-	VADDPS       (AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
-	ADDQ         DX, AX
-	VADDPS       (AX), Z3, Z3
-	ADDQ         DX, AX
-	VADDPS       (AX), Z4, Z4
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX512_p5_linear
+	VBROADCASTSS slope+84(FP), Z5
+	VMULPS       Z5, Z0, Z6
+	VMAXPS       Z0, Z6, Z0
+	VMULPS       Z5, Z1, Z6
+	VMAXPS       Z1, Z6, Z1
+	VMULPS       Z5, Z2, Z6
+	VMAXPS       Z2, Z6, Z2
+	VMULPS       Z5, Z3, Z6
+	VMAXPS       Z3, Z6, Z3
+	VMULPS       Z5, Z4, Z6
+	VMAXPS       Z4, Z6, Z4
+
+convRow16AVX512_p5_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX512_p5_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	ADDQ   DX, AX
+	VADDPS (AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
 
 convRow16AVX512_p5_store:
 	MOVQ    y+0(FP), AX
@@ -1569,12 +1992,12 @@ convRow16AVX512_tail4:
 	VMOVAPS Z0, Z3
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), DI
-	MOVQ    $0x00000003, R8
+	MOVQ    rows+48(FP), R8
 
 convRow16AVX512_p4_row:
 	MOVQ (DI), R9
 	ADDQ AX, R9
-	MOVQ taps+48(FP), R10
+	MOVQ taps+56(FP), R10
 
 convRow16AVX512_p4_tap:
 	VMOVUPS      (DX), Z4
@@ -1602,23 +2025,37 @@ convRow16AVX512_p4_tap:
 	ADDQ         $0x08, DI
 	DECQ         R8
 	JNZ          convRow16AVX512_p4_row
-	VBROADCASTSS floor+72(FP), Z4
+	VBROADCASTSS floor+80(FP), Z4
 	VMAXPS       Z0, Z4, Z0
 	VMAXPS       Z1, Z4, Z1
 	VMAXPS       Z2, Z4, Z2
 	VMAXPS       Z3, Z4, Z3
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX512_p4_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	ADDQ         DX, AX
-	VADDPS       (AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
-	ADDQ         DX, AX
-	VADDPS       (AX), Z3, Z3
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX512_p4_linear
+	VBROADCASTSS slope+84(FP), Z4
+	VMULPS       Z4, Z0, Z5
+	VMAXPS       Z0, Z5, Z0
+	VMULPS       Z4, Z1, Z5
+	VMAXPS       Z1, Z5, Z1
+	VMULPS       Z4, Z2, Z5
+	VMAXPS       Z2, Z5, Z2
+	VMULPS       Z4, Z3, Z5
+	VMAXPS       Z3, Z5, Z3
+
+convRow16AVX512_p4_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX512_p4_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	ADDQ   DX, AX
+	VADDPS (AX), Z3, Z3
 
 convRow16AVX512_p4_store:
 	MOVQ    y+0(FP), AX
@@ -1639,12 +2076,12 @@ convRow16AVX512_tail3:
 	VMOVAPS Z0, Z2
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), SI
-	MOVQ    $0x00000003, DI
+	MOVQ    rows+48(FP), DI
 
 convRow16AVX512_p3_row:
 	MOVQ (SI), R8
 	ADDQ AX, R8
-	MOVQ taps+48(FP), R9
+	MOVQ taps+56(FP), R9
 
 convRow16AVX512_p3_tap:
 	VMOVUPS      (DX), Z3
@@ -1668,20 +2105,32 @@ convRow16AVX512_p3_tap:
 	ADDQ         $0x08, SI
 	DECQ         DI
 	JNZ          convRow16AVX512_p3_row
-	VBROADCASTSS floor+72(FP), Z3
+	VBROADCASTSS floor+80(FP), Z3
 	VMAXPS       Z0, Z3, Z0
 	VMAXPS       Z1, Z3, Z1
 	VMAXPS       Z2, Z3, Z2
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX512_p3_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	ADDQ         DX, AX
-	VADDPS       (AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX512_p3_linear
+	VBROADCASTSS slope+84(FP), Z3
+	VMULPS       Z3, Z0, Z4
+	VMAXPS       Z0, Z4, Z0
+	VMULPS       Z3, Z1, Z4
+	VMAXPS       Z1, Z4, Z1
+	VMULPS       Z3, Z2, Z4
+	VMAXPS       Z2, Z4, Z2
+
+convRow16AVX512_p3_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX512_p3_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
 
 convRow16AVX512_p3_store:
 	MOVQ    y+0(FP), AX
@@ -1699,12 +2148,12 @@ convRow16AVX512_tail2:
 	VMOVAPS Z0, Z1
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), SI
-	MOVQ    $0x00000003, DI
+	MOVQ    rows+48(FP), DI
 
 convRow16AVX512_p2_row:
 	MOVQ (SI), R8
 	ADDQ AX, R8
-	MOVQ taps+48(FP), R9
+	MOVQ taps+56(FP), R9
 
 convRow16AVX512_p2_tap:
 	VMOVUPS      (DX), Z2
@@ -1724,17 +2173,27 @@ convRow16AVX512_p2_tap:
 	ADDQ         $0x08, SI
 	DECQ         DI
 	JNZ          convRow16AVX512_p2_row
-	VBROADCASTSS floor+72(FP), Z2
+	VBROADCASTSS floor+80(FP), Z2
 	VMAXPS       Z0, Z2, Z0
 	VMAXPS       Z1, Z2, Z1
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX512_p2_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	ADDQ         DX, AX
-	VADDPS       (AX), Z1, Z1
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX512_p2_linear
+	VBROADCASTSS slope+84(FP), Z2
+	VMULPS       Z2, Z0, Z3
+	VMAXPS       Z0, Z3, Z0
+	VMULPS       Z2, Z1, Z3
+	VMAXPS       Z1, Z3, Z1
+
+convRow16AVX512_p2_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX512_p2_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
 
 convRow16AVX512_p2_store:
 	MOVQ    y+0(FP), AX
@@ -1749,12 +2208,12 @@ convRow16AVX512_tail1:
 	VMOVUPS (DX), Z0
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), BX
-	MOVQ    $0x00000003, SI
+	MOVQ    rows+48(FP), SI
 
 convRow16AVX512_p1_row:
 	MOVQ (BX), DI
 	ADDQ AX, DI
-	MOVQ taps+48(FP), R8
+	MOVQ taps+56(FP), R8
 
 convRow16AVX512_p1_tap:
 	VMOVUPS      (DX), Z1
@@ -1770,14 +2229,22 @@ convRow16AVX512_p1_tap:
 	ADDQ         $0x08, BX
 	DECQ         SI
 	JNZ          convRow16AVX512_p1_row
-	VBROADCASTSS floor+72(FP), Z1
+	VBROADCASTSS floor+80(FP), Z1
 	VMAXPS       Z0, Z1, Z0
-	MOVQ         ys+64(FP), AX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow16AVX512_p1_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16AVX512_p1_linear
+	VBROADCASTSS slope+84(FP), Z1
+	VMULPS       Z1, Z0, Z1
+	VMAXPS       Z0, Z1, Z0
+
+convRow16AVX512_p1_linear:
+	MOVQ   ys+72(FP), AX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16AVX512_p1_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
 
 convRow16AVX512_p1_store:
 	MOVQ    y+0(FP), AX
@@ -1788,10 +2255,152 @@ convRow16AVX512_done:
 	VZEROUPPER
 	RET
 
-// func convRow32AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32)
+// func gradRows16AVX512(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
 // Requires: AVX, AVX512F
-TEXT ·convRow32AVX512(SB), NOSPLIT, $0-76
-	MOVQ xs+56(FP), BX
+TEXT ·gradRows16AVX512(SB), NOSPLIT, $0-88
+	MOVQ dw+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ taps+40(FP), DX
+	MOVQ xs+48(FP), BX
+	MOVQ ys+64(FP), SI
+
+gradRows16AVX512_wide:
+	CMPQ   DX, $0x08
+	JB     gradRows16AVX512_rest
+	VXORPS X0, X0, X0
+	VXORPS X1, X1, X1
+	VXORPS X2, X2, X2
+	VXORPS X3, X3, X3
+	VXORPS X4, X4, X4
+	VXORPS X5, X5, X5
+	VXORPS X6, X6, X6
+	VXORPS X7, X7, X7
+	MOVQ   dy+16(FP), R8
+	MOVQ   h+32(FP), R9
+	MOVQ   CX, DI
+
+gradRows16AVX512_t8_row:
+	MOVQ n+24(FP), R12
+	MOVQ DI, R10
+	MOVQ R8, R11
+
+gradRows16AVX512_t8_pixel:
+	VMOVUPS      (R11), Z8
+	VBROADCASTSS (R10), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 4(R10), Z9
+	VFMADD231PS  Z8, Z9, Z1
+	VBROADCASTSS 8(R10), Z9
+	VFMADD231PS  Z8, Z9, Z2
+	VBROADCASTSS 12(R10), Z9
+	VFMADD231PS  Z8, Z9, Z3
+	VBROADCASTSS 16(R10), Z9
+	VFMADD231PS  Z8, Z9, Z4
+	VBROADCASTSS 20(R10), Z9
+	VFMADD231PS  Z8, Z9, Z5
+	VBROADCASTSS 24(R10), Z9
+	VFMADD231PS  Z8, Z9, Z6
+	VBROADCASTSS 28(R10), Z9
+	VFMADD231PS  Z8, Z9, Z7
+	ADDQ         BX, R10
+	ADDQ         SI, R11
+	DECQ         R12
+	JNZ          gradRows16AVX512_t8_pixel
+	MOVQ         xrow+56(FP), R10
+	ADDQ         R10, DI
+	MOVQ         yrow+72(FP), R10
+	ADDQ         R10, R8
+	DECQ         R9
+	JNZ          gradRows16AVX512_t8_row
+	MOVQ         dws+80(FP), R10
+	VADDPS       (AX), Z0, Z0
+	VMOVUPS      Z0, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z1, Z1
+	VMOVUPS      Z1, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z2, Z2
+	VMOVUPS      Z2, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z3, Z3
+	VMOVUPS      Z3, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z4, Z4
+	VMOVUPS      Z4, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z5, Z5
+	VMOVUPS      Z5, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z6, Z6
+	VMOVUPS      Z6, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z7, Z7
+	VMOVUPS      Z7, (AX)
+	ADDQ         R10, AX
+	ADDQ         $0x20, CX
+	SUBQ         $0x08, DX
+	JMP          gradRows16AVX512_wide
+
+gradRows16AVX512_rest:
+	TESTQ  DX, DX
+	JZ     gradRows16AVX512_done
+	VXORPS X10, X10, X10
+	VXORPS X11, X11, X11
+	VXORPS X12, X12, X12
+	VXORPS X13, X13, X13
+	MOVQ   dy+16(FP), R8
+	MOVQ   h+32(FP), R9
+	MOVQ   CX, DI
+
+gradRows16AVX512_t4_row:
+	MOVQ n+24(FP), R12
+	MOVQ DI, R10
+	MOVQ R8, R11
+
+gradRows16AVX512_t4_pixel:
+	VMOVUPS      (R11), Z0
+	VBROADCASTSS (R10), Z1
+	VFMADD231PS  Z0, Z1, Z10
+	VBROADCASTSS 4(R10), Z1
+	VFMADD231PS  Z0, Z1, Z11
+	VBROADCASTSS 8(R10), Z1
+	VFMADD231PS  Z0, Z1, Z12
+	VBROADCASTSS 12(R10), Z1
+	VFMADD231PS  Z0, Z1, Z13
+	ADDQ         BX, R10
+	ADDQ         SI, R11
+	DECQ         R12
+	JNZ          gradRows16AVX512_t4_pixel
+	MOVQ         xrow+56(FP), R10
+	ADDQ         R10, DI
+	MOVQ         yrow+72(FP), R10
+	ADDQ         R10, R8
+	DECQ         R9
+	JNZ          gradRows16AVX512_t4_row
+	MOVQ         dws+80(FP), R10
+	VADDPS       (AX), Z10, Z10
+	VMOVUPS      Z10, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z11, Z11
+	VMOVUPS      Z11, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z12, Z12
+	VMOVUPS      Z12, (AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z13, Z13
+	VMOVUPS      Z13, (AX)
+	ADDQ         R10, AX
+	ADDQ         $0x10, CX
+	SUBQ         $0x04, DX
+
+gradRows16AVX512_done:
+	VZEROUPPER
+	RET
+
+// func convRow32AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
+// Requires: AVX, AVX512F
+TEXT ·convRow32AVX512(SB), NOSPLIT, $0-88
+	MOVQ xs+64(FP), BX
 	LEAQ (BX)(BX*2), SI
 	LEAQ (BX)(BX*4), DI
 	LEAQ (SI)(BX*4), R8
@@ -1821,12 +2430,12 @@ convRow32AVX512_wide:
 	VMOVAPS Z1, Z15
 	MOVQ    w+16(FP), R9
 	MOVQ    x+32(FP), R10
-	MOVQ    $0x00000003, R11
+	MOVQ    rows+48(FP), R11
 
 convRow32AVX512_p8_row:
 	MOVQ (R10), R12
 	ADDQ AX, R12
-	MOVQ taps+48(FP), R13
+	MOVQ taps+56(FP), R13
 
 convRow32AVX512_p8_tap:
 	VMOVUPS      (R9), Z16
@@ -1940,7 +2549,7 @@ convRow32AVX512_p8_tap:
 	ADDQ         $0x08, R10
 	DECQ         R11
 	JNZ          convRow32AVX512_p8_row
-	VBROADCASTSS floor+72(FP), Z16
+	VBROADCASTSS floor+80(FP), Z16
 	VMAXPS       Z0, Z16, Z0
 	VMAXPS       Z1, Z16, Z1
 	VMAXPS       Z2, Z16, Z2
@@ -1957,34 +2566,72 @@ convRow32AVX512_p8_tap:
 	VMAXPS       Z13, Z16, Z13
 	VMAXPS       Z14, Z16, Z14
 	VMAXPS       Z15, Z16, Z15
-	MOVQ         ys+64(FP), R10
-	MOVQ         res+8(FP), R9
-	TESTQ        R9, R9
-	JZ           convRow32AVX512_p8_store
-	ADDQ         CX, R9
-	VADDPS       (R9), Z0, Z0
-	VADDPS       64(R9), Z1, Z1
-	ADDQ         R10, R9
-	VADDPS       (R9), Z2, Z2
-	VADDPS       64(R9), Z3, Z3
-	ADDQ         R10, R9
-	VADDPS       (R9), Z4, Z4
-	VADDPS       64(R9), Z5, Z5
-	ADDQ         R10, R9
-	VADDPS       (R9), Z6, Z6
-	VADDPS       64(R9), Z7, Z7
-	ADDQ         R10, R9
-	VADDPS       (R9), Z8, Z8
-	VADDPS       64(R9), Z9, Z9
-	ADDQ         R10, R9
-	VADDPS       (R9), Z10, Z10
-	VADDPS       64(R9), Z11, Z11
-	ADDQ         R10, R9
-	VADDPS       (R9), Z12, Z12
-	VADDPS       64(R9), Z13, Z13
-	ADDQ         R10, R9
-	VADDPS       (R9), Z14, Z14
-	VADDPS       64(R9), Z15, Z15
+	MOVL         slope+84(FP), R9
+	TESTL        R9, R9
+	JZ           convRow32AVX512_p8_linear
+	VBROADCASTSS slope+84(FP), Z16
+	VMULPS       Z16, Z0, Z17
+	VMAXPS       Z0, Z17, Z0
+	VMULPS       Z16, Z1, Z17
+	VMAXPS       Z1, Z17, Z1
+	VMULPS       Z16, Z2, Z17
+	VMAXPS       Z2, Z17, Z2
+	VMULPS       Z16, Z3, Z17
+	VMAXPS       Z3, Z17, Z3
+	VMULPS       Z16, Z4, Z17
+	VMAXPS       Z4, Z17, Z4
+	VMULPS       Z16, Z5, Z17
+	VMAXPS       Z5, Z17, Z5
+	VMULPS       Z16, Z6, Z17
+	VMAXPS       Z6, Z17, Z6
+	VMULPS       Z16, Z7, Z17
+	VMAXPS       Z7, Z17, Z7
+	VMULPS       Z16, Z8, Z17
+	VMAXPS       Z8, Z17, Z8
+	VMULPS       Z16, Z9, Z17
+	VMAXPS       Z9, Z17, Z9
+	VMULPS       Z16, Z10, Z17
+	VMAXPS       Z10, Z17, Z10
+	VMULPS       Z16, Z11, Z17
+	VMAXPS       Z11, Z17, Z11
+	VMULPS       Z16, Z12, Z17
+	VMAXPS       Z12, Z17, Z12
+	VMULPS       Z16, Z13, Z17
+	VMAXPS       Z13, Z17, Z13
+	VMULPS       Z16, Z14, Z17
+	VMAXPS       Z14, Z17, Z14
+	VMULPS       Z16, Z15, Z17
+	VMAXPS       Z15, Z17, Z15
+
+convRow32AVX512_p8_linear:
+	MOVQ   ys+72(FP), R10
+	MOVQ   res+8(FP), R9
+	TESTQ  R9, R9
+	JZ     convRow32AVX512_p8_store
+	ADDQ   CX, R9
+	VADDPS (R9), Z0, Z0
+	VADDPS 64(R9), Z1, Z1
+	ADDQ   R10, R9
+	VADDPS (R9), Z2, Z2
+	VADDPS 64(R9), Z3, Z3
+	ADDQ   R10, R9
+	VADDPS (R9), Z4, Z4
+	VADDPS 64(R9), Z5, Z5
+	ADDQ   R10, R9
+	VADDPS (R9), Z6, Z6
+	VADDPS 64(R9), Z7, Z7
+	ADDQ   R10, R9
+	VADDPS (R9), Z8, Z8
+	VADDPS 64(R9), Z9, Z9
+	ADDQ   R10, R9
+	VADDPS (R9), Z10, Z10
+	VADDPS 64(R9), Z11, Z11
+	ADDQ   R10, R9
+	VADDPS (R9), Z12, Z12
+	VADDPS 64(R9), Z13, Z13
+	ADDQ   R10, R9
+	VADDPS (R9), Z14, Z14
+	VADDPS 64(R9), Z15, Z15
 
 convRow32AVX512_p8_store:
 	MOVQ    y+0(FP), R9
@@ -2012,10 +2659,10 @@ convRow32AVX512_p8_store:
 	ADDQ    R10, R9
 	VMOVUPS Z14, (R9)
 	VMOVUPS Z15, 64(R9)
-	MOVQ    xs+56(FP), R9
+	MOVQ    xs+64(FP), R9
 	IMUL3Q  $0x08, R9, R9
 	ADDQ    R9, AX
-	MOVQ    ys+64(FP), R9
+	MOVQ    ys+72(FP), R9
 	IMUL3Q  $0x08, R9, R9
 	ADDQ    R9, CX
 	SUBQ    $0x08, DX
@@ -2056,12 +2703,12 @@ convRow32AVX512_tail7:
 	VMOVAPS Z1, Z13
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), R8
-	MOVQ    $0x00000003, R9
+	MOVQ    rows+48(FP), R9
 
 convRow32AVX512_p7_row:
 	MOVQ (R8), R10
 	ADDQ AX, R10
-	MOVQ taps+48(FP), R11
+	MOVQ taps+56(FP), R11
 
 convRow32AVX512_p7_tap:
 	VMOVUPS      (DX), Z14
@@ -2117,7 +2764,7 @@ convRow32AVX512_p7_tap:
 	ADDQ         $0x08, R8
 	DECQ         R9
 	JNZ          convRow32AVX512_p7_row
-	VBROADCASTSS floor+72(FP), Z14
+	VBROADCASTSS floor+80(FP), Z14
 	VMAXPS       Z0, Z14, Z0
 	VMAXPS       Z1, Z14, Z1
 	VMAXPS       Z2, Z14, Z2
@@ -2132,31 +2779,65 @@ convRow32AVX512_p7_tap:
 	VMAXPS       Z11, Z14, Z11
 	VMAXPS       Z12, Z14, Z12
 	VMAXPS       Z13, Z14, Z13
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow32AVX512_p7_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	VADDPS       64(AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
-	VADDPS       64(AX), Z3, Z3
-	ADDQ         DX, AX
-	VADDPS       (AX), Z4, Z4
-	VADDPS       64(AX), Z5, Z5
-	ADDQ         DX, AX
-	VADDPS       (AX), Z6, Z6
-	VADDPS       64(AX), Z7, Z7
-	ADDQ         DX, AX
-	VADDPS       (AX), Z8, Z8
-	VADDPS       64(AX), Z9, Z9
-	ADDQ         DX, AX
-	VADDPS       (AX), Z10, Z10
-	VADDPS       64(AX), Z11, Z11
-	ADDQ         DX, AX
-	VADDPS       (AX), Z12, Z12
-	VADDPS       64(AX), Z13, Z13
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32AVX512_p7_linear
+	VBROADCASTSS slope+84(FP), Z14
+	VMULPS       Z14, Z0, Z15
+	VMAXPS       Z0, Z15, Z0
+	VMULPS       Z14, Z1, Z15
+	VMAXPS       Z1, Z15, Z1
+	VMULPS       Z14, Z2, Z15
+	VMAXPS       Z2, Z15, Z2
+	VMULPS       Z14, Z3, Z15
+	VMAXPS       Z3, Z15, Z3
+	VMULPS       Z14, Z4, Z15
+	VMAXPS       Z4, Z15, Z4
+	VMULPS       Z14, Z5, Z15
+	VMAXPS       Z5, Z15, Z5
+	VMULPS       Z14, Z6, Z15
+	VMAXPS       Z6, Z15, Z6
+	VMULPS       Z14, Z7, Z15
+	VMAXPS       Z7, Z15, Z7
+	VMULPS       Z14, Z8, Z15
+	VMAXPS       Z8, Z15, Z8
+	VMULPS       Z14, Z9, Z15
+	VMAXPS       Z9, Z15, Z9
+	VMULPS       Z14, Z10, Z15
+	VMAXPS       Z10, Z15, Z10
+	VMULPS       Z14, Z11, Z15
+	VMAXPS       Z11, Z15, Z11
+	VMULPS       Z14, Z12, Z15
+	VMAXPS       Z12, Z15, Z12
+	VMULPS       Z14, Z13, Z15
+	VMAXPS       Z13, Z15, Z13
+
+convRow32AVX512_p7_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32AVX512_p7_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	VADDPS 64(AX), Z5, Z5
+	ADDQ   DX, AX
+	VADDPS (AX), Z6, Z6
+	VADDPS 64(AX), Z7, Z7
+	ADDQ   DX, AX
+	VADDPS (AX), Z8, Z8
+	VADDPS 64(AX), Z9, Z9
+	ADDQ   DX, AX
+	VADDPS (AX), Z10, Z10
+	VADDPS 64(AX), Z11, Z11
+	ADDQ   DX, AX
+	VADDPS (AX), Z12, Z12
+	VADDPS 64(AX), Z13, Z13
 
 convRow32AVX512_p7_store:
 	MOVQ    y+0(FP), AX
@@ -2199,12 +2880,12 @@ convRow32AVX512_tail6:
 	VMOVAPS Z1, Z11
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), R8
-	MOVQ    $0x00000003, R9
+	MOVQ    rows+48(FP), R9
 
 convRow32AVX512_p6_row:
 	MOVQ (R8), R10
 	ADDQ AX, R10
-	MOVQ taps+48(FP), R11
+	MOVQ taps+56(FP), R11
 
 convRow32AVX512_p6_tap:
 	VMOVUPS      (DX), Z12
@@ -2254,7 +2935,7 @@ convRow32AVX512_p6_tap:
 	ADDQ         $0x08, R8
 	DECQ         R9
 	JNZ          convRow32AVX512_p6_row
-	VBROADCASTSS floor+72(FP), Z12
+	VBROADCASTSS floor+80(FP), Z12
 	VMAXPS       Z0, Z12, Z0
 	VMAXPS       Z1, Z12, Z1
 	VMAXPS       Z2, Z12, Z2
@@ -2267,28 +2948,58 @@ convRow32AVX512_p6_tap:
 	VMAXPS       Z9, Z12, Z9
 	VMAXPS       Z10, Z12, Z10
 	VMAXPS       Z11, Z12, Z11
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow32AVX512_p6_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	VADDPS       64(AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
-	VADDPS       64(AX), Z3, Z3
-	ADDQ         DX, AX
-	VADDPS       (AX), Z4, Z4
-	VADDPS       64(AX), Z5, Z5
-	ADDQ         DX, AX
-	VADDPS       (AX), Z6, Z6
-	VADDPS       64(AX), Z7, Z7
-	ADDQ         DX, AX
-	VADDPS       (AX), Z8, Z8
-	VADDPS       64(AX), Z9, Z9
-	ADDQ         DX, AX
-	VADDPS       (AX), Z10, Z10
-	VADDPS       64(AX), Z11, Z11
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32AVX512_p6_linear
+	VBROADCASTSS slope+84(FP), Z12
+	VMULPS       Z12, Z0, Z13
+	VMAXPS       Z0, Z13, Z0
+	VMULPS       Z12, Z1, Z13
+	VMAXPS       Z1, Z13, Z1
+	VMULPS       Z12, Z2, Z13
+	VMAXPS       Z2, Z13, Z2
+	VMULPS       Z12, Z3, Z13
+	VMAXPS       Z3, Z13, Z3
+	VMULPS       Z12, Z4, Z13
+	VMAXPS       Z4, Z13, Z4
+	VMULPS       Z12, Z5, Z13
+	VMAXPS       Z5, Z13, Z5
+	VMULPS       Z12, Z6, Z13
+	VMAXPS       Z6, Z13, Z6
+	VMULPS       Z12, Z7, Z13
+	VMAXPS       Z7, Z13, Z7
+	VMULPS       Z12, Z8, Z13
+	VMAXPS       Z8, Z13, Z8
+	VMULPS       Z12, Z9, Z13
+	VMAXPS       Z9, Z13, Z9
+	VMULPS       Z12, Z10, Z13
+	VMAXPS       Z10, Z13, Z10
+	VMULPS       Z12, Z11, Z13
+	VMAXPS       Z11, Z13, Z11
+
+convRow32AVX512_p6_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32AVX512_p6_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	VADDPS 64(AX), Z5, Z5
+	ADDQ   DX, AX
+	VADDPS (AX), Z6, Z6
+	VADDPS 64(AX), Z7, Z7
+	ADDQ   DX, AX
+	VADDPS (AX), Z8, Z8
+	VADDPS 64(AX), Z9, Z9
+	ADDQ   DX, AX
+	VADDPS (AX), Z10, Z10
+	VADDPS 64(AX), Z11, Z11
 
 convRow32AVX512_p6_store:
 	MOVQ    y+0(FP), AX
@@ -2326,12 +3037,12 @@ convRow32AVX512_tail5:
 	VMOVAPS Z1, Z9
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), DI
-	MOVQ    $0x00000003, R8
+	MOVQ    rows+48(FP), R8
 
 convRow32AVX512_p5_row:
 	MOVQ (DI), R9
 	ADDQ AX, R9
-	MOVQ taps+48(FP), R10
+	MOVQ taps+56(FP), R10
 
 convRow32AVX512_p5_tap:
 	VMOVUPS      (DX), Z10
@@ -2375,7 +3086,7 @@ convRow32AVX512_p5_tap:
 	ADDQ         $0x08, DI
 	DECQ         R8
 	JNZ          convRow32AVX512_p5_row
-	VBROADCASTSS floor+72(FP), Z10
+	VBROADCASTSS floor+80(FP), Z10
 	VMAXPS       Z0, Z10, Z0
 	VMAXPS       Z1, Z10, Z1
 	VMAXPS       Z2, Z10, Z2
@@ -2386,25 +3097,51 @@ convRow32AVX512_p5_tap:
 	VMAXPS       Z7, Z10, Z7
 	VMAXPS       Z8, Z10, Z8
 	VMAXPS       Z9, Z10, Z9
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow32AVX512_p5_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	VADDPS       64(AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
-	VADDPS       64(AX), Z3, Z3
-	ADDQ         DX, AX
-	VADDPS       (AX), Z4, Z4
-	VADDPS       64(AX), Z5, Z5
-	ADDQ         DX, AX
-	VADDPS       (AX), Z6, Z6
-	VADDPS       64(AX), Z7, Z7
-	ADDQ         DX, AX
-	VADDPS       (AX), Z8, Z8
-	VADDPS       64(AX), Z9, Z9
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32AVX512_p5_linear
+	VBROADCASTSS slope+84(FP), Z10
+	VMULPS       Z10, Z0, Z11
+	VMAXPS       Z0, Z11, Z0
+	VMULPS       Z10, Z1, Z11
+	VMAXPS       Z1, Z11, Z1
+	VMULPS       Z10, Z2, Z11
+	VMAXPS       Z2, Z11, Z2
+	VMULPS       Z10, Z3, Z11
+	VMAXPS       Z3, Z11, Z3
+	VMULPS       Z10, Z4, Z11
+	VMAXPS       Z4, Z11, Z4
+	VMULPS       Z10, Z5, Z11
+	VMAXPS       Z5, Z11, Z5
+	VMULPS       Z10, Z6, Z11
+	VMAXPS       Z6, Z11, Z6
+	VMULPS       Z10, Z7, Z11
+	VMAXPS       Z7, Z11, Z7
+	VMULPS       Z10, Z8, Z11
+	VMAXPS       Z8, Z11, Z8
+	VMULPS       Z10, Z9, Z11
+	VMAXPS       Z9, Z11, Z9
+
+convRow32AVX512_p5_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32AVX512_p5_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	VADDPS 64(AX), Z5, Z5
+	ADDQ   DX, AX
+	VADDPS (AX), Z6, Z6
+	VADDPS 64(AX), Z7, Z7
+	ADDQ   DX, AX
+	VADDPS (AX), Z8, Z8
+	VADDPS 64(AX), Z9, Z9
 
 convRow32AVX512_p5_store:
 	MOVQ    y+0(FP), AX
@@ -2437,12 +3174,12 @@ convRow32AVX512_tail4:
 	VMOVAPS Z1, Z7
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), DI
-	MOVQ    $0x00000003, R8
+	MOVQ    rows+48(FP), R8
 
 convRow32AVX512_p4_row:
 	MOVQ (DI), R9
 	ADDQ AX, R9
-	MOVQ taps+48(FP), R10
+	MOVQ taps+56(FP), R10
 
 convRow32AVX512_p4_tap:
 	VMOVUPS      (DX), Z8
@@ -2480,7 +3217,7 @@ convRow32AVX512_p4_tap:
 	ADDQ         $0x08, DI
 	DECQ         R8
 	JNZ          convRow32AVX512_p4_row
-	VBROADCASTSS floor+72(FP), Z8
+	VBROADCASTSS floor+80(FP), Z8
 	VMAXPS       Z0, Z8, Z0
 	VMAXPS       Z1, Z8, Z1
 	VMAXPS       Z2, Z8, Z2
@@ -2489,22 +3226,44 @@ convRow32AVX512_p4_tap:
 	VMAXPS       Z5, Z8, Z5
 	VMAXPS       Z6, Z8, Z6
 	VMAXPS       Z7, Z8, Z7
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow32AVX512_p4_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	VADDPS       64(AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
-	VADDPS       64(AX), Z3, Z3
-	ADDQ         DX, AX
-	VADDPS       (AX), Z4, Z4
-	VADDPS       64(AX), Z5, Z5
-	ADDQ         DX, AX
-	VADDPS       (AX), Z6, Z6
-	VADDPS       64(AX), Z7, Z7
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32AVX512_p4_linear
+	VBROADCASTSS slope+84(FP), Z8
+	VMULPS       Z8, Z0, Z9
+	VMAXPS       Z0, Z9, Z0
+	VMULPS       Z8, Z1, Z9
+	VMAXPS       Z1, Z9, Z1
+	VMULPS       Z8, Z2, Z9
+	VMAXPS       Z2, Z9, Z2
+	VMULPS       Z8, Z3, Z9
+	VMAXPS       Z3, Z9, Z3
+	VMULPS       Z8, Z4, Z9
+	VMAXPS       Z4, Z9, Z4
+	VMULPS       Z8, Z5, Z9
+	VMAXPS       Z5, Z9, Z5
+	VMULPS       Z8, Z6, Z9
+	VMAXPS       Z6, Z9, Z6
+	VMULPS       Z8, Z7, Z9
+	VMAXPS       Z7, Z9, Z7
+
+convRow32AVX512_p4_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32AVX512_p4_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	VADDPS 64(AX), Z5, Z5
+	ADDQ   DX, AX
+	VADDPS (AX), Z6, Z6
+	VADDPS 64(AX), Z7, Z7
 
 convRow32AVX512_p4_store:
 	MOVQ    y+0(FP), AX
@@ -2532,12 +3291,12 @@ convRow32AVX512_tail3:
 	VMOVAPS Z1, Z5
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), SI
-	MOVQ    $0x00000003, DI
+	MOVQ    rows+48(FP), DI
 
 convRow32AVX512_p3_row:
 	MOVQ (SI), R8
 	ADDQ AX, R8
-	MOVQ taps+48(FP), R9
+	MOVQ taps+56(FP), R9
 
 convRow32AVX512_p3_tap:
 	VMOVUPS      (DX), Z6
@@ -2569,26 +3328,44 @@ convRow32AVX512_p3_tap:
 	ADDQ         $0x08, SI
 	DECQ         DI
 	JNZ          convRow32AVX512_p3_row
-	VBROADCASTSS floor+72(FP), Z6
+	VBROADCASTSS floor+80(FP), Z6
 	VMAXPS       Z0, Z6, Z0
 	VMAXPS       Z1, Z6, Z1
 	VMAXPS       Z2, Z6, Z2
 	VMAXPS       Z3, Z6, Z3
 	VMAXPS       Z4, Z6, Z4
 	VMAXPS       Z5, Z6, Z5
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow32AVX512_p3_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	VADDPS       64(AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
-	VADDPS       64(AX), Z3, Z3
-	ADDQ         DX, AX
-	VADDPS       (AX), Z4, Z4
-	VADDPS       64(AX), Z5, Z5
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32AVX512_p3_linear
+	VBROADCASTSS slope+84(FP), Z6
+	VMULPS       Z6, Z0, Z7
+	VMAXPS       Z0, Z7, Z0
+	VMULPS       Z6, Z1, Z7
+	VMAXPS       Z1, Z7, Z1
+	VMULPS       Z6, Z2, Z7
+	VMAXPS       Z2, Z7, Z2
+	VMULPS       Z6, Z3, Z7
+	VMAXPS       Z3, Z7, Z3
+	VMULPS       Z6, Z4, Z7
+	VMAXPS       Z4, Z7, Z4
+	VMULPS       Z6, Z5, Z7
+	VMAXPS       Z5, Z7, Z5
+
+convRow32AVX512_p3_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32AVX512_p3_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	VADDPS 64(AX), Z5, Z5
 
 convRow32AVX512_p3_store:
 	MOVQ    y+0(FP), AX
@@ -2611,12 +3388,12 @@ convRow32AVX512_tail2:
 	VMOVAPS Z1, Z3
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), SI
-	MOVQ    $0x00000003, DI
+	MOVQ    rows+48(FP), DI
 
 convRow32AVX512_p2_row:
 	MOVQ (SI), R8
 	ADDQ AX, R8
-	MOVQ taps+48(FP), R9
+	MOVQ taps+56(FP), R9
 
 convRow32AVX512_p2_tap:
 	VMOVUPS      (DX), Z4
@@ -2642,21 +3419,35 @@ convRow32AVX512_p2_tap:
 	ADDQ         $0x08, SI
 	DECQ         DI
 	JNZ          convRow32AVX512_p2_row
-	VBROADCASTSS floor+72(FP), Z4
+	VBROADCASTSS floor+80(FP), Z4
 	VMAXPS       Z0, Z4, Z0
 	VMAXPS       Z1, Z4, Z1
 	VMAXPS       Z2, Z4, Z2
 	VMAXPS       Z3, Z4, Z3
-	MOVQ         ys+64(FP), DX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow32AVX512_p2_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	VADDPS       64(AX), Z1, Z1
-	ADDQ         DX, AX
-	VADDPS       (AX), Z2, Z2
-	VADDPS       64(AX), Z3, Z3
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32AVX512_p2_linear
+	VBROADCASTSS slope+84(FP), Z4
+	VMULPS       Z4, Z0, Z5
+	VMAXPS       Z0, Z5, Z0
+	VMULPS       Z4, Z1, Z5
+	VMAXPS       Z1, Z5, Z1
+	VMULPS       Z4, Z2, Z5
+	VMAXPS       Z2, Z5, Z2
+	VMULPS       Z4, Z3, Z5
+	VMAXPS       Z3, Z5, Z3
+
+convRow32AVX512_p2_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32AVX512_p2_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
 
 convRow32AVX512_p2_store:
 	MOVQ    y+0(FP), AX
@@ -2674,12 +3465,12 @@ convRow32AVX512_tail1:
 	VMOVUPS 64(DX), Z1
 	MOVQ    w+16(FP), DX
 	MOVQ    x+32(FP), BX
-	MOVQ    $0x00000003, SI
+	MOVQ    rows+48(FP), SI
 
 convRow32AVX512_p1_row:
 	MOVQ (BX), DI
 	ADDQ AX, DI
-	MOVQ taps+48(FP), R8
+	MOVQ taps+56(FP), R8
 
 convRow32AVX512_p1_tap:
 	VMOVUPS      (DX), Z2
@@ -2699,16 +3490,26 @@ convRow32AVX512_p1_tap:
 	ADDQ         $0x08, BX
 	DECQ         SI
 	JNZ          convRow32AVX512_p1_row
-	VBROADCASTSS floor+72(FP), Z2
+	VBROADCASTSS floor+80(FP), Z2
 	VMAXPS       Z0, Z2, Z0
 	VMAXPS       Z1, Z2, Z1
-	MOVQ         ys+64(FP), AX
-	MOVQ         res+8(FP), AX
-	TESTQ        AX, AX
-	JZ           convRow32AVX512_p1_store
-	ADDQ         CX, AX
-	VADDPS       (AX), Z0, Z0
-	VADDPS       64(AX), Z1, Z1
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32AVX512_p1_linear
+	VBROADCASTSS slope+84(FP), Z2
+	VMULPS       Z2, Z0, Z3
+	VMAXPS       Z0, Z3, Z0
+	VMULPS       Z2, Z1, Z3
+	VMAXPS       Z1, Z3, Z1
+
+convRow32AVX512_p1_linear:
+	MOVQ   ys+72(FP), AX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32AVX512_p1_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
 
 convRow32AVX512_p1_store:
 	MOVQ    y+0(FP), AX
@@ -2717,6 +3518,198 @@ convRow32AVX512_p1_store:
 	VMOVUPS Z1, 64(AX)
 
 convRow32AVX512_done:
+	VZEROUPPER
+	RET
+
+// func gradRows32AVX512(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
+// Requires: AVX, AVX512F
+TEXT ·gradRows32AVX512(SB), NOSPLIT, $0-88
+	MOVQ dw+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ taps+40(FP), DX
+	MOVQ xs+48(FP), BX
+	MOVQ ys+64(FP), SI
+
+gradRows32AVX512_wide:
+	CMPQ   DX, $0x08
+	JB     gradRows32AVX512_rest
+	VXORPS X0, X0, X0
+	VXORPS X1, X1, X1
+	VXORPS X2, X2, X2
+	VXORPS X3, X3, X3
+	VXORPS X4, X4, X4
+	VXORPS X5, X5, X5
+	VXORPS X6, X6, X6
+	VXORPS X7, X7, X7
+	VXORPS X8, X8, X8
+	VXORPS X9, X9, X9
+	VXORPS X10, X10, X10
+	VXORPS X11, X11, X11
+	VXORPS X12, X12, X12
+	VXORPS X13, X13, X13
+	VXORPS X14, X14, X14
+	VXORPS X15, X15, X15
+	MOVQ   dy+16(FP), R8
+	MOVQ   h+32(FP), R9
+	MOVQ   CX, DI
+
+gradRows32AVX512_t8_row:
+	MOVQ n+24(FP), R12
+	MOVQ DI, R10
+	MOVQ R8, R11
+
+gradRows32AVX512_t8_pixel:
+	VMOVUPS      (R11), Z16
+	VMOVUPS      64(R11), Z17
+	VBROADCASTSS (R10), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 4(R10), Z18
+	VFMADD231PS  Z16, Z18, Z2
+	VFMADD231PS  Z17, Z18, Z3
+	VBROADCASTSS 8(R10), Z18
+	VFMADD231PS  Z16, Z18, Z4
+	VFMADD231PS  Z17, Z18, Z5
+	VBROADCASTSS 12(R10), Z18
+	VFMADD231PS  Z16, Z18, Z6
+	VFMADD231PS  Z17, Z18, Z7
+	VBROADCASTSS 16(R10), Z18
+	VFMADD231PS  Z16, Z18, Z8
+	VFMADD231PS  Z17, Z18, Z9
+	VBROADCASTSS 20(R10), Z18
+	VFMADD231PS  Z16, Z18, Z10
+	VFMADD231PS  Z17, Z18, Z11
+	VBROADCASTSS 24(R10), Z18
+	VFMADD231PS  Z16, Z18, Z12
+	VFMADD231PS  Z17, Z18, Z13
+	VBROADCASTSS 28(R10), Z18
+	VFMADD231PS  Z16, Z18, Z14
+	VFMADD231PS  Z17, Z18, Z15
+	ADDQ         BX, R10
+	ADDQ         SI, R11
+	DECQ         R12
+	JNZ          gradRows32AVX512_t8_pixel
+	MOVQ         xrow+56(FP), R10
+	ADDQ         R10, DI
+	MOVQ         yrow+72(FP), R10
+	ADDQ         R10, R8
+	DECQ         R9
+	JNZ          gradRows32AVX512_t8_row
+	MOVQ         dws+80(FP), R10
+	VADDPS       (AX), Z0, Z0
+	VMOVUPS      Z0, (AX)
+	VADDPS       64(AX), Z1, Z1
+	VMOVUPS      Z1, 64(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z2, Z2
+	VMOVUPS      Z2, (AX)
+	VADDPS       64(AX), Z3, Z3
+	VMOVUPS      Z3, 64(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z4, Z4
+	VMOVUPS      Z4, (AX)
+	VADDPS       64(AX), Z5, Z5
+	VMOVUPS      Z5, 64(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z6, Z6
+	VMOVUPS      Z6, (AX)
+	VADDPS       64(AX), Z7, Z7
+	VMOVUPS      Z7, 64(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z8, Z8
+	VMOVUPS      Z8, (AX)
+	VADDPS       64(AX), Z9, Z9
+	VMOVUPS      Z9, 64(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z10, Z10
+	VMOVUPS      Z10, (AX)
+	VADDPS       64(AX), Z11, Z11
+	VMOVUPS      Z11, 64(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z12, Z12
+	VMOVUPS      Z12, (AX)
+	VADDPS       64(AX), Z13, Z13
+	VMOVUPS      Z13, 64(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z14, Z14
+	VMOVUPS      Z14, (AX)
+	VADDPS       64(AX), Z15, Z15
+	VMOVUPS      Z15, 64(AX)
+	ADDQ         R10, AX
+	ADDQ         $0x20, CX
+	SUBQ         $0x08, DX
+	JMP          gradRows32AVX512_wide
+
+gradRows32AVX512_rest:
+	TESTQ  DX, DX
+	JZ     gradRows32AVX512_done
+	VXORPS X19, X19, X19
+	VXORPS X20, X20, X20
+	VXORPS X21, X21, X21
+	VXORPS X22, X22, X22
+	VXORPS X23, X23, X23
+	VXORPS X24, X24, X24
+	VXORPS X25, X25, X25
+	VXORPS X26, X26, X26
+	MOVQ   dy+16(FP), R8
+	MOVQ   h+32(FP), R9
+	MOVQ   CX, DI
+
+gradRows32AVX512_t4_row:
+	MOVQ n+24(FP), R12
+	MOVQ DI, R10
+	MOVQ R8, R11
+
+gradRows32AVX512_t4_pixel:
+	VMOVUPS      (R11), Z0
+	VMOVUPS      64(R11), Z1
+	VBROADCASTSS (R10), Z2
+	VFMADD231PS  Z0, Z2, Z19
+	VFMADD231PS  Z1, Z2, Z20
+	VBROADCASTSS 4(R10), Z2
+	VFMADD231PS  Z0, Z2, Z21
+	VFMADD231PS  Z1, Z2, Z22
+	VBROADCASTSS 8(R10), Z2
+	VFMADD231PS  Z0, Z2, Z23
+	VFMADD231PS  Z1, Z2, Z24
+	VBROADCASTSS 12(R10), Z2
+	VFMADD231PS  Z0, Z2, Z25
+	VFMADD231PS  Z1, Z2, Z26
+	ADDQ         BX, R10
+	ADDQ         SI, R11
+	DECQ         R12
+	JNZ          gradRows32AVX512_t4_pixel
+	MOVQ         xrow+56(FP), R10
+	ADDQ         R10, DI
+	MOVQ         yrow+72(FP), R10
+	ADDQ         R10, R8
+	DECQ         R9
+	JNZ          gradRows32AVX512_t4_row
+	MOVQ         dws+80(FP), R10
+	VADDPS       (AX), Z19, Z19
+	VMOVUPS      Z19, (AX)
+	VADDPS       64(AX), Z20, Z20
+	VMOVUPS      Z20, 64(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z21, Z21
+	VMOVUPS      Z21, (AX)
+	VADDPS       64(AX), Z22, Z22
+	VMOVUPS      Z22, 64(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z23, Z23
+	VMOVUPS      Z23, (AX)
+	VADDPS       64(AX), Z24, Z24
+	VMOVUPS      Z24, 64(AX)
+	ADDQ         R10, AX
+	VADDPS       (AX), Z25, Z25
+	VMOVUPS      Z25, (AX)
+	VADDPS       64(AX), Z26, Z26
+	VMOVUPS      Z26, 64(AX)
+	ADDQ         R10, AX
+	ADDQ         $0x10, CX
+	SUBQ         $0x04, DX
+
+gradRows32AVX512_done:
 	VZEROUPPER
 	RET
 

@@ -44,13 +44,15 @@ type isa struct {
 	peak func(rounds int) float64
 }
 
-// block is a row kernel that computes width output channels.
+// block is a pair of kernels for width output channels: a row of a convolution,
+// and the gradient of its weights.
 type block struct {
 	width int
 	run   func(*row)
+	grad  func(*gradRows)
 }
 
-var plainGo = isa{name: Go, blocks: []block{{goBlock, convRowGo}}}
+var plainGo = isa{name: Go, blocks: []block{{goBlock, convRowGo, gradRowsGo}}}
 
 // available lists what this machine can run, fastest first.
 func available() []isa { return append(native(), plainGo) }
@@ -68,7 +70,7 @@ func ISAs() []ISA {
 // Backend computes with one instruction set. It is a kernels.Backend.
 type Backend struct{ isa isa }
 
-var _ kernels.Backend = (*Backend)(nil)
+var _ kernels.GraphBackend = (*Backend)(nil)
 
 // New returns the backend of one instruction set. An unknown one, or one that
 // this machine lacks, is an error that says what there is.
@@ -141,7 +143,7 @@ func (b *Backend) Conv3x3(dst, src, residual []float32, height, width int, c *ke
 		}
 	}
 
-	p := pack(&b.isa, c, roundUp(c.In, 4))
+	p := packConv(&b.isa, c, roundUp(c.In, 4))
 	rowLen := (width + 2) * p.inStride
 	rows := make([]float32, 4*rowLen) // three rows of input, and one of zeros
 	zero := rows[3*rowLen:]
@@ -172,7 +174,7 @@ func (b *Backend) Conv3x3(dst, src, residual []float32, height, width int, c *ke
 				copy(res[i*p.outStride:], residual[(r*width+i)*c.Out:][:c.Out])
 			}
 		}
-		p.row(job, out, res, input(r-1), input(r), input(r+1), width)
+		p.row(job, out, res, [3][]float32{input(r - 1), input(r), input(r + 1)}, width)
 		for i := range width {
 			copy(dst[(r*width+i)*c.Out:][:c.Out], out[i*p.outStride:])
 		}

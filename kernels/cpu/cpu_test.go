@@ -115,7 +115,7 @@ func TestRowGuards(t *testing.T) {
 						}
 						return all[words:][:length:length], all
 					}
-					r := &row{n: n, taps: taps, xs: stride, ys: ys, floor: 0}
+					r := &row{n: n, rows: 3, taps: taps, xs: stride, ys: ys, floor: 0}
 					for i := range r.x {
 						r.x[i], _ = surround((n-1)*stride+taps, 1)
 					}
@@ -147,7 +147,7 @@ func TestRowGuards(t *testing.T) {
 // TestRowCheck: a slice that is one float short stops in Go, before assembly.
 func TestRowCheck(t *testing.T) {
 	make1 := func() *row {
-		r := &row{n: 3, taps: 12, xs: 4, ys: 8, y: make([]float32, 24), res: make([]float32, 24), w: make([]float32, 36*8), bias: make([]float32, 8)}
+		r := &row{n: 3, rows: 3, taps: 12, xs: 4, ys: 8, y: make([]float32, 24), res: make([]float32, 24), w: make([]float32, 36*8), bias: make([]float32, 8)}
 		for i := range r.x {
 			r.x[i] = make([]float32, 20)
 		}

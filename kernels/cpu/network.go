@@ -51,7 +51,7 @@ func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
 	n := &network{carry: 2, stages: []stage{{channels: kernels.NetIn, stride: inputStride, rows: 3}}}
 	for i := range net.Layers {
 		l := &net.Layers[i]
-		p := pack(&b.isa, &l.Conv, n.stages[i].stride)
+		p := packConv(&b.isa, &l.Conv, n.stages[i].stride)
 		n.stages = append(n.stages, stage{packed: p, channels: l.Out, stride: p.outStride, skip: l.Skip, rows: 3})
 		if l.Skip > 0 {
 			from := &n.stages[i+1-l.Skip]
@@ -137,7 +137,7 @@ func (n *network) forward(dst, y, sigma []float32, width, height, aim int, trace
 					if st.skip > 0 {
 						res = s.line(i-st.skip, r)[(lo-s.lo[i-st.skip]+n.carry)*st.stride:]
 					}
-					st.row(&s.row, body, res, s.lineOrZero(i-1, r-1, h)[at:], s.line(i-1, r)[at:], s.lineOrZero(i-1, r+1, h)[at:], pixels)
+					st.row(&s.row, body, res, [3][]float32{s.lineOrZero(i-1, r-1, h)[at:], s.line(i-1, r)[at:], s.lineOrZero(i-1, r+1, h)[at:]}, pixels)
 					if trace != nil {
 						planes(trace[i-1], body, st.channels, st.stride, w, h, r, lo, lo+pixels)
 					}

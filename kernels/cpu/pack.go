@@ -9,14 +9,15 @@ import (
 
 // packed is a convolution in the layout of one instruction set.
 //
-// A pixel of the input is inStride floats, of which the first In count; a pixel
-// of the output is outStride floats. Both are padded with channels whose weights
-// are zero. The weights are cut into blocks of output channels; within a block
-// they lie in the order in which the kernel consumes them, [ky][kx][in][block],
-// so a row of three pixels of input is one contiguous run of taps.
+// A pixel of the input is inStride floats, of which the first count; a pixel of
+// the output is outStride floats. Both are padded with channels whose weights are
+// zero. The weights are cut into blocks of output channels; within a block they
+// lie in the order in which the kernel consumes them, [ky][kx][in][block], so a
+// row of pixels of input under the window is one contiguous run of taps.
 type packed struct {
+	shape               packShape
 	inStride, outStride int
-	floor               float32 // 0 for ReLU, else -Inf
+	floor, slope        float32 // of the activation
 	blocks              []packedBlock
 }
 
@@ -27,57 +28,127 @@ type packedBlock struct {
 	bias    []float32
 }
 
-// pack lays out the weights of c for pixels of inStride floats.
-func pack(s *isa, c *kernels.Conv, inStride int) *packed {
-	p := &packed{inStride: inStride, floor: float32(math.Inf(-1))}
-	if c.ReLU {
+// packShape says where the weights of a convolution lie: the one of output o,
+// input i, row ky and column kx of the window is at base + o·so + i·si + ky·sy + kx·sx.
+// So the same code packs a convolution and, with other strides, the one that takes
+// the gradient of the output back to the input.
+type packShape struct {
+	in, out, ky, kx      int
+	base, so, si, sy, sx int
+}
+
+// forwardShape is that of weights [out, in, size, size].
+func forwardShape(in, out, size int) packShape {
+	k := size * size
+	return packShape{in: in, out: out, ky: size, kx: size, so: in * k, si: k, sy: size, sx: 1}
+}
+
+// backwardShape is that of the gradient towards the input, for stride 1: the
+// window is turned by half a turn and input and output change places.
+func backwardShape(in, out, size int) packShape {
+	k := size * size
+	return packShape{in: out, out: in, ky: size, kx: size, base: k - 1, so: k, si: in * k, sy: -size, sx: -1}
+}
+
+// newPacked makes room for the weights of s.
+func newPacked(isa *isa, s packShape, inStride int, a kernels.Activation) *packed {
+	p := &packed{shape: s, inStride: inStride, floor: float32(math.Inf(-1))}
+	switch a {
+	case kernels.ReLU:
 		p.floor = 0
+	case kernels.LeakyReLU:
+		p.slope = kernels.LeakySlope
 	}
-	narrowest := s.blocks[len(s.blocks)-1].width
-	for at := 0; at < c.Out; {
-		b := s.blocks[0]
-		for _, next := range s.blocks[1:] {
-			if b.width > roundUp(c.Out-at, narrowest) {
+	narrowest := isa.blocks[len(isa.blocks)-1].width
+	for at := 0; at < s.out; {
+		b := isa.blocks[0]
+		for _, next := range isa.blocks[1:] {
+			if b.width > roundUp(s.out-at, narrowest) {
 				b = next
 			}
 		}
-		pb := packedBlock{b, at, alignedFloats(9 * inStride * b.width), alignedFloats(b.width)}
-		for o := range min(b.width, c.Out-at) {
-			pb.bias[o] = c.Bias[at+o]
-			for i := range c.In {
-				for k := range 9 {
-					pb.weights[(k*inStride+i)*b.width+o] = c.Weights[((at+o)*c.In+i)*9+k]
-				}
-			}
-		}
-		p.blocks = append(p.blocks, pb)
+		p.blocks = append(p.blocks, packedBlock{b, at, alignedFloats(s.ky * s.kx * inStride * b.width), alignedFloats(b.width)})
 		at += b.width
 		p.outStride = at
 	}
 	return p
 }
 
+// set lays out weights and bias; a nil bias is zero. scale, if not nil, multiplies
+// weights and bias of each output, and offset is added to its bias.
+func (p *packed) set(weights, bias, scale, offset []float32) {
+	s := &p.shape
+	for k := range p.blocks {
+		b := &p.blocks[k]
+		n := min(b.width, s.out-b.at)
+		for o := range n {
+			if bias != nil {
+				b.bias[o] = bias[b.at+o]
+			}
+			if scale != nil {
+				b.bias[o] = b.bias[o]*scale[b.at+o] + offset[b.at+o]
+			}
+		}
+		for ky := range s.ky {
+			for kx := range s.kx {
+				from := s.base + b.at*s.so + ky*s.sy + kx*s.sx
+				to := b.weights[(ky*s.kx+kx)*p.inStride*b.width:]
+				for i := range s.in {
+					row, at := to[i*b.width:][:n], from+i*s.si
+					for o := range row {
+						row[o] = weights[at]
+						at += s.so
+					}
+					if scale != nil {
+						for o := range row {
+							row[o] *= scale[b.at+o]
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// packConv lays out the weights of c for pixels of inStride floats.
+func packConv(isa *isa, c *kernels.Conv, inStride int) *packed {
+	a := kernels.Linear
+	if c.ReLU {
+		a = kernels.ReLU
+	}
+	p := newPacked(isa, forwardShape(c.In, c.Out, 3), inStride, a)
+	p.set(c.Weights, c.Bias, nil, nil)
+	return p
+}
+
 // row is the work of one kernel call. It lives in a scratch area so that a call
 // allocates nothing.
 type row struct {
-	y, res     []float32    // res may be nil
-	x          [3][]float32 // the rows above, at and below, from the first tap on
-	w, bias    []float32
-	n          int // pixels
-	taps       int // floats per row and pixel
-	xs, ys     int // floats from one pixel to the next
-	floor      float32
-	rowPointer [3]*float32
+	y, res       []float32    // res may be nil
+	x            [3][]float32 // the rows under the window, from the first tap on
+	w, bias      []float32
+	n            int // pixels
+	rows         int // of the window, 1 to 3
+	taps         int // floats per row and pixel
+	xs, ys       int // floats from one pixel to the next
+	floor, slope float32
+	rowPointer   [3]*float32
 }
 
-// row computes n pixels of output. x0, x1 and x2 start one pixel before the
-// pixel above, at and below y[0]; res, if not nil, is laid out as y.
-func (p *packed) row(r *row, y, res, x0, x1, x2 []float32, n int) {
+// row computes n pixels of output. x are the rows under the window, at the first
+// tap of y[0]; res, if not nil, is laid out as y.
+func (p *packed) row(r *row, y, res []float32, x [3][]float32, n int) {
+	p.strided(r, y, res, x, n, p.inStride, p.outStride)
+}
+
+// strided is row with other distances from one pixel to the next, in floats.
+func (p *packed) strided(r *row, y, res []float32, x [3][]float32, n, xs, ys int) {
 	if n == 0 {
 		return
 	}
-	r.x = [3][]float32{x0, x1, x2}
-	r.n, r.taps, r.xs, r.ys, r.floor = n, 3*p.inStride, p.inStride, p.outStride, p.floor
+	r.x = x
+	r.n, r.rows, r.taps, r.xs, r.ys = n, p.shape.ky, p.shape.kx*p.inStride, xs, ys
+	r.floor, r.slope = p.floor, p.slope
 	for i := range p.blocks {
 		b := &p.blocks[i]
 		r.y, r.res = y[b.at:], nil
@@ -94,12 +165,32 @@ func (p *packed) row(r *row, y, res, x0, x1, x2 []float32, n int) {
 // its slices: assembly has no bounds checks of its own.
 func (r *row) check(width int) {
 	last := (r.n-1)*r.xs + r.taps - 1
-	_, _, _ = r.x[0][last], r.x[1][last], r.x[2][last]
+	for _, x := range r.x[:r.rows] {
+		_ = x[last]
+	}
 	_ = r.y[(r.n-1)*r.ys+width-1]
 	if r.res != nil {
 		_ = r.res[(r.n-1)*r.ys+width-1]
 	}
-	_, _ = r.w[3*r.taps*width-1], r.bias[width-1]
+	_, _ = r.w[r.rows*r.taps*width-1], r.bias[width-1]
+}
+
+// gradRows is the work of one call of a kernel for the gradient of weights: for
+// every tap t and channel o of a block it adds the sum over h rows and n pixels of
+// x[r·xrow+p·xs+t] · dy[r·yrow+p·ys+o] to dw[t·dws+o].
+type gradRows struct {
+	dw, x, dy  []float32
+	n, h, taps int
+	xs, xrow   int // floats
+	ys, yrow   int
+	dws        int
+}
+
+// check is as that of row.
+func (g *gradRows) check(width int) {
+	_ = g.x[(g.h-1)*g.xrow+(g.n-1)*g.xs+g.taps-1]
+	_ = g.dy[(g.h-1)*g.yrow+(g.n-1)*g.ys+width-1]
+	_ = g.dw[(g.taps-1)*g.dws+width-1]
 }
 
 func roundUp(n, multiple int) int { return (n + multiple - 1) / multiple * multiple }

@@ -27,11 +27,11 @@ func BenchmarkRow(b *testing.B) {
 		for _, n := range []int{128, 130, 121} {
 			b.Run(fmt.Sprintf("isa=%s/pixels=%d", name, n), func(b *testing.B) {
 				net := kernelstest.RandomNet(1, 32, 1)
-				p := pack(&be.isa, &net.Layers[2].Conv, 32)
+				p := packConv(&be.isa, &net.Layers[2].Conv, 32)
 				x, y := alignedFloats(3*(n+2)*32), alignedFloats(n*32)
 				r := new(row)
 				for b.Loop() {
-					p.row(r, y, y, x, x[(n+2)*32:], x[2*(n+2)*32:], n)
+					p.row(r, y, y, [3][]float32{x, x[(n+2)*32:], x[2*(n+2)*32:]}, n)
 				}
 				b.ReportMetric(float64(n)*18*32*32*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
 			})

@@ -19,12 +19,13 @@ type isa struct {
 	name   string
 	bytes  int // of one vector
 	pixels int // of the widest tile with two vectors per pixel
+	taps   int // of the widest tile of a gradient, a multiple of 4
 	vec    func() reg.VecVirtual
 }
 
 var isas = []isa{
-	{"AVX2", 32, 6, func() reg.VecVirtual { return YMM() }},
-	{"AVX512", 64, 8, func() reg.VecVirtual { return ZMM() }},
+	{"AVX2", 32, 6, 4, func() reg.VecVirtual { return YMM() }},
+	{"AVX512", 64, 8, 8, func() reg.VecVirtual { return ZMM() }},
 }
 
 func main() {
@@ -33,6 +34,7 @@ func main() {
 	for _, s := range isas {
 		for _, nb := range []int{1, 2} {
 			convRow(s, nb)
+			gradRows(s, nb)
 		}
 		peak(s)
 	}
@@ -44,12 +46,13 @@ func main() {
 // tile of exactly their number, so nothing outside the row is touched.
 func convRow(s isa, nb int) {
 	name := fmt.Sprintf("convRow%d%s", nb*s.bytes/4, s.name)
-	TEXT(name, NOSPLIT, "func(y, res, w, bias *float32, x *[3]*float32, n, taps, xs, ys uintptr, floor float32)")
+	TEXT(name, NOSPLIT, "func(y, res, w, bias *float32, x *[3]*float32, n, rows, taps, xs, ys uintptr, floor, slope float32)")
 	Doc(
 		fmt.Sprintf("%s computes n pixels of %d output channels, %d pixels at a time.", name, nb*s.bytes/4, s.pixels),
-		"x holds the three input rows at the first tap, taps the contiguous floats per row and",
-		"pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [3*taps][channels].",
-		"y = max(floor, bias + sum) + res; res may be nil and has the stride of y.",
+		"x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and",
+		"pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].",
+		"y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res",
+		"may be nil and has the stride of y.",
 	)
 	Pragma("noescape")
 
@@ -148,7 +151,7 @@ func (t *tile) emit(p, unroll int) {
 	w, rows, left := GP64(), GP64(), GP64()
 	Load(Param("w"), w)
 	Load(Param("x"), rows)
-	MOVQ(U32(3), left)
+	Load(Param("rows"), left)
 	weights := make([]reg.VecVirtual, t.nb)
 	for j := range weights {
 		weights[j] = t.vec()
@@ -191,6 +194,22 @@ func (t *tile) emit(p, unroll int) {
 			VMAXPS(acc[i][j], floor, acc[i][j])
 		}
 	}
+	if address, err = Param("slope").Resolve(); err != nil {
+		panic(err)
+	}
+	bits := GP32()
+	MOVL(address.Addr, bits)
+	TESTL(bits, bits)
+	JZ(LabelRef(label + "_linear"))
+	slope, below := t.vec(), t.vec()
+	VBROADCASTSS(address.Addr, slope)
+	for i := range acc {
+		for j := range acc[i] {
+			VMULPS(slope, acc[i][j], below)
+			VMAXPS(acc[i][j], below, acc[i][j])
+		}
+	}
+	Label(label + "_linear")
 	Load(Param("ys"), ys)
 	Load(Param("res"), res)
 	TESTQ(res, res)
@@ -215,6 +234,89 @@ func (t *tile) emit(p, unroll int) {
 			ADDQ(ys, at)
 		}
 	}
+}
+
+// gradRows writes one kernel of the gradient of weights: for h rows of n pixels,
+// the products of every tap of x with nb vectors of channels of dy, added to dw. A
+// tile of taps keeps its sums in registers over all pixels.
+func gradRows(s isa, nb int) {
+	name := fmt.Sprintf("gradRows%d%s", nb*s.bytes/4, s.name)
+	TEXT(name, NOSPLIT, "func(dw, x, dy *float32, n, h, taps, xs, xrow, ys, yrow, dws uintptr)")
+	Doc(
+		fmt.Sprintf("%s adds x[r*xrow+p*xs+t] * dy[r*yrow+p*ys+o] over h rows r and n pixels p to", name),
+		fmt.Sprintf("dw[t*dws+o] for every tap t and %d channels o. taps is a multiple of 4; xs, xrow, ys, yrow", nb*s.bytes/4),
+		"and dws are in bytes.",
+	)
+	Pragma("noescape")
+	dw, x, taps := Load(Param("dw"), GP64()), Load(Param("x"), GP64()), Load(Param("taps"), GP64())
+	xs, ys := Load(Param("xs"), GP64()), Load(Param("ys"), GP64())
+	tile := func(n int) {
+		label := fmt.Sprintf("%s_t%d", name, n)
+		acc := make([][]reg.VecVirtual, n)
+		for i := range acc {
+			for range nb {
+				v := s.vec()
+				acc[i] = append(acc[i], v)
+				VXORPS(v.AsX(), v.AsX(), v.AsX())
+			}
+		}
+		xr, yr, h := GP64(), Load(Param("dy"), GP64()), Load(Param("h"), GP64())
+		MOVQ(x, xr)
+		Label(label + "_row")
+		xp, yp, left := GP64(), GP64(), Load(Param("n"), GP64())
+		MOVQ(xr, xp)
+		MOVQ(yr, yp)
+		values := make([]reg.VecVirtual, nb)
+		for j := range values {
+			values[j] = s.vec()
+		}
+		tap := s.vec()
+		Label(label + "_pixel")
+		for j := range values {
+			VMOVUPS(Mem{Base: yp, Disp: s.bytes * j}, values[j])
+		}
+		for i := range acc {
+			VBROADCASTSS(Mem{Base: xp, Disp: 4 * i}, tap)
+			for j := range values {
+				VFMADD231PS(values[j], tap, acc[i][j])
+			}
+		}
+		ADDQ(xs, xp)
+		ADDQ(ys, yp)
+		DECQ(left)
+		JNZ(LabelRef(label + "_pixel"))
+		step := Load(Param("xrow"), GP64())
+		ADDQ(step, xr)
+		Load(Param("yrow"), step)
+		ADDQ(step, yr)
+		DECQ(h)
+		JNZ(LabelRef(label + "_row"))
+		Load(Param("dws"), step)
+		for i := range acc {
+			for j := range acc[i] {
+				at := Mem{Base: dw, Disp: s.bytes * j}
+				VADDPS(at, acc[i][j], acc[i][j])
+				VMOVUPS(acc[i][j], at)
+			}
+			ADDQ(step, dw)
+		}
+		ADDQ(Imm(uint64(4*n)), x)
+		SUBQ(Imm(uint64(n)), taps)
+	}
+	Label(name + "_wide")
+	CMPQ(taps, Imm(uint64(s.taps)))
+	JB(LabelRef(name + "_rest"))
+	tile(s.taps)
+	JMP(LabelRef(name + "_wide"))
+	Label(name + "_rest")
+	if s.taps > 4 {
+		TESTQ(taps, taps)
+		JZ(LabelRef(name + "_done"))
+		tile(4)
+		Label(name + "_done")
+	}
+	VZEROUPPER()
+	RET()
 }
 
 // peakChains is the number of independent sums in the peak kernels: enough to
