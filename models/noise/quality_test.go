@@ -19,9 +19,9 @@ import (
 	"github.com/diffdenoise/denoised/internal/score"
 	"github.com/diffdenoise/denoised/internal/testdata"
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/simulate"
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"golang.org/x/sync/errgroup"
-	"gonum.org/v1/gonum/dsp/fourier"
 )
 
 // picture is a reference image, 1 = 99.9th percentile of its volume.
@@ -31,165 +31,26 @@ type picture struct {
 	px   []float32
 }
 
-// noiseRow is one kind of noise. make returns the noisy image, the true map of
-// its standard deviation and the reference.
-type noiseRow struct {
-	name string
-	make func(p picture, rng *rand.Rand) (noisy, sigma, ref []float32)
-	gain float64 // floor of the mean gain over the noisy input, dB
-}
-
-const level = 6. / 255
-
-func additive(sd func(v float64, x, y float64) float64) func(picture, *rand.Rand) ([]float32, []float32, []float32) {
-	return func(p picture, rng *rand.Rand) ([]float32, []float32, []float32) {
-		y, s := make([]float32, len(p.px)), make([]float32, len(p.px))
-		for i, v := range p.px {
-			sg := sd(max(float64(v), 0), float64(i%p.w)/float64(p.w), float64(i/p.w)/float64(p.h))
-			y[i], s[i] = v+float32(sg*rng.NormFloat64()), float32(sg)
-		}
-		return y, s, p.px
-	}
-}
-
-func poisson(peak float64) func(picture, *rand.Rand) ([]float32, []float32, []float32) {
-	return func(p picture, rng *rand.Rand) ([]float32, []float32, []float32) {
-		y, s := make([]float32, len(p.px)), make([]float32, len(p.px))
-		for i, v := range p.px {
-			m := max(float64(v), 0) * peak
-			n := 0.0
-			if m < 50 {
-				for q := rng.Float64(); q > math.Exp(-m); n++ {
-					q *= rng.Float64()
-				}
-			} else {
-				n = math.Round(m + math.Sqrt(m)*rng.NormFloat64())
-			}
-			y[i], s[i] = float32(n/peak), float32(math.Sqrt(m)/peak)
-		}
-		return y, s, p.px
-	}
-}
-
-// gamma noise of shape k, mean 1, multiplies; Marsaglia and Tsang 2000.
-func gamma(k float64) func(picture, *rand.Rand) ([]float32, []float32, []float32) {
-	draw := func(rng *rand.Rand) float64 {
-		d := k - 1./3
-		for {
-			x := rng.NormFloat64()
-			t := math.Pow(1+x/math.Sqrt(9*d), 3)
-			if t > 0 && math.Log(rng.Float64()) < x*x/2+d-d*t+d*math.Log(t) {
-				return d * t / k
-			}
-		}
-	}
-	return func(p picture, rng *rand.Rand) ([]float32, []float32, []float32) {
-		y, s := make([]float32, len(p.px)), make([]float32, len(p.px))
-		for i, v := range p.px {
-			y[i], s[i] = v*float32(draw(rng)), v/float32(math.Sqrt(k))
-		}
-		return y, s, p.px
-	}
-}
-
-// correlated noise: white noise smoothed with a Gaussian of the given spread in
-// pixels, then scaled to the level.
-func correlated(spread float64) func(picture, *rand.Rand) ([]float32, []float32, []float32) {
-	return func(p picture, rng *rand.Rand) ([]float32, []float32, []float32) {
-		c := make([]complex128, len(p.px))
-		for i := range c {
-			c[i] = complex(rng.NormFloat64(), 0)
-		}
-		filter(c, p.w, p.h, func(fx, fy float64) float64 {
-			return math.Exp(-2 * math.Pi * math.Pi * spread * spread * (fx*fx + fy*fy))
-		})
-		sum := 0.0
-		for _, v := range c {
-			sum += real(v) * real(v)
-		}
-		a := level / math.Sqrt(sum/float64(len(c)))
-		y, s := make([]float32, len(c)), make([]float32, len(c))
-		for i, v := range c {
-			y[i], s[i] = p.px[i]+float32(a*real(v)), level
-		}
-		return y, s, p.px
-	}
-}
-
-// complexNoise is Rician noise, with k-space zero-filled by the factor fill. The
-// magnitude is taken unless real is set.
-func complexNoise(fill float64, magnitude bool) func(picture, *rand.Rand) ([]float32, []float32, []float32) {
-	return func(p picture, rng *rand.Rand) ([]float32, []float32, []float32) {
-		img, n := make([]complex128, len(p.px)), make([]complex128, len(p.px))
-		for i, v := range p.px {
-			img[i] = complex(float64(v), 0)
-			n[i] = complex(level*fill*rng.NormFloat64(), level*fill*rng.NormFloat64())
-		}
-		if fill > 1 {
-			keep := func(fx, fy float64) float64 {
-				if math.Abs(fx) > 0.5/fill || math.Abs(fy) > 0.5/fill {
-					return 0
-				}
-				return 1
-			}
-			filter(img, p.w, p.h, keep)
-			filter(n, p.w, p.h, keep)
-		}
-		y, s, ref := make([]float32, len(n)), make([]float32, len(n)), make([]float32, len(n))
-		for i := range y {
-			s[i], ref[i] = level, float32(real(img[i]))
-			c := img[i] + n[i]
-			if y[i] = float32(real(c)); magnitude {
-				y[i], ref[i] = float32(math.Hypot(real(c), imag(c))), float32(math.Abs(real(img[i])))
-			}
-		}
-		return y, s, ref
-	}
-}
-
-// filter multiplies the spectrum; frequencies are in cycles per pixel.
-func filter(c []complex128, w, h int, f func(fx, fy float64) float64) {
-	fw, fh := fourier.NewCmplxFFT(w), fourier.NewCmplxFFT(h)
-	for y := range h {
-		fw.Coefficients(c[y*w:][:w], c[y*w:][:w])
-	}
-	col := make([]complex128, h)
-	for x := range w {
-		for y := range h {
-			col[y] = c[y*w+x]
-		}
-		fh.Coefficients(col, col)
-		for y := range h {
-			col[y] *= complex(f(fw.Freq(x), fh.Freq(y))/float64(w*h), 0)
-		}
-		fh.Sequence(col, col)
-		for y := range h {
-			c[y*w+x] = col[y]
-		}
-	}
-	for y := range h {
-		fw.Sequence(c[y*w:][:w], c[y*w:][:w])
-	}
-}
-
-// rows are the kinds of noise of docs/quality.md.
-var rows = []noiseRow{
-	{"Gaussian 6/255", additive(func(_, _, _ float64) float64 { return level }), 2.3},
-	{"Gaussian 2/255", additive(func(_, _, _ float64) float64 { return level / 3 }), 0.8},
-	{"varying 3 to 12/255", additive(func(_, x, y float64) float64 {
-		return level * (0.5 + 1.5*math.Min(1, (x-.3)*(x-.3)*1.6+(y-.6)*(y-.6)*1.6))
-	}), 2.4},
-	{"Poisson 200", poisson(200), 2.4},
-	{"Poisson 700", poisson(700), 1.1},
-	{"gamma 100", gamma(100), 2.8},
-	{"gamma 500", gamma(500), 1.1},
-	{"correlated 0.5", correlated(0.5), 0.4},
-	{"correlated 1.2", correlated(1.2), -0.02},
-	{"Rician 6/255", complexNoise(1, true), 2.2},
-	{"zero-filled 1.31", complexNoise(1.31, false), 1.5},
-	{"zero-filled 2", complexNoise(2, false), 0.9},
-	{"zero-filled 1.31, magnitude", complexNoise(1.31, true), 1},
-	{"zero-filled 2, magnitude", complexNoise(2, true), 0.3},
+// floors are the rows of docs/quality.md (models/simulate makes their noise), each
+// with the floor of its mean gain over the noisy input, dB.
+var floors = []struct {
+	row  string
+	gain float64
+}{
+	{"Gaussian 6/255", 2.3},
+	{"Gaussian 2/255", 0.8},
+	{"varying 3 to 12/255", 2.4},
+	{"Poisson 200", 2.4},
+	{"Poisson 700", 1.1},
+	{"gamma 100", 2.8},
+	{"gamma 500", 1.1},
+	{"correlated 0.5", 0.4},
+	{"correlated 1.2", -0.02},
+	{"Rician 6/255", 2.2},
+	{"zero-filled 1.31", 1.5},
+	{"zero-filled 2", 0.9},
+	{"zero-filled 1.31, magnitude", 1},
+	{"zero-filled 2, magnitude", 0.3},
 }
 
 // worstLoss is how much a single image may lose against the noisy input, dB.
@@ -385,15 +246,19 @@ func runRows(t *testing.T, pics []picture, seed uint64, held bool) {
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "row\tnoisy\tdenoised\ttrue map\tmedian gain\tworst gain\ttissue noisy\ttissue denoised\tworst in tissue\tSSIM noisy\tSSIM denoised\tworst on")
-	for _, r := range rows {
-		n := len(pics)
+	for _, floor := range floors {
+		found, err := simulate.Find(floor.row)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, n := found[0], len(pics)
 		noisy, ours, bound, gains := make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n)
 		tn, to, sn, so := make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n)
 		var g errgroup.Group
 		g.SetLimit(runtime.GOMAXPROCS(0))
 		for i, p := range pics {
 			g.Go(func() error {
-				y, s, ref := r.make(p, rand.New(rand.NewPCG(uint64(i), seed)))
+				y, s, ref := r.Noise(p.px, p.w, p.h, rand.New(rand.NewPCG(uint64(i), seed)))
 				res, err := m.Denoise(context.Background(), models.Image{Width: p.w, Height: p.h, Pixels: y}, models.Options{Strength: 1})
 				if err != nil {
 					return err
@@ -420,19 +285,19 @@ func runRows(t *testing.T, pics []picture, seed uint64, held bool) {
 		for i, gain := range gains {
 			least = min(least, to[i]-tn[i])
 			if held && gain < -worstLoss {
-				t.Errorf("%s on %s: %.2f dB, the noisy input has %.2f", r.name, pics[i].name, ours[i], noisy[i])
+				t.Errorf("%s on %s: %.2f dB, the noisy input has %.2f", floor.row, pics[i].name, ours[i], noisy[i])
 			}
 			if gain < gains[worst] {
 				worst = i
 			}
 		}
-		if g := mean(gains); held && g < r.gain {
-			t.Errorf("%s: mean gain %.2f dB, want at least %.2f", r.name, g, r.gain)
+		if g := mean(gains); held && g < floor.gain {
+			t.Errorf("%s: mean gain %.2f dB, want at least %.2f", floor.row, g, floor.gain)
 		}
 		if loss := mean(tn) - mean(to); held && loss > tissueLoss {
-			t.Errorf("%s: tissue loses %.2f dB in the mean", r.name, loss)
+			t.Errorf("%s: tissue loses %.2f dB in the mean", floor.row, loss)
 		}
-		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%+.2f\t%+.2f\t%.2f\t%.2f\t%+.2f\t%.3f\t%.3f\t%s\n", r.name, mean(noisy), mean(ours), mean(bound),
+		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%+.2f\t%+.2f\t%.2f\t%.2f\t%+.2f\t%.3f\t%.3f\t%s\n", floor.row, mean(noisy), mean(ours), mean(bound),
 			middle(gains), gains[worst], mean(tn), mean(to), least, mean(sn), mean(so), pics[worst].name)
 	}
 	w.Flush()
