@@ -7,109 +7,28 @@ import (
 	"sync"
 )
 
-// Lags is the largest lag of a Correlation, in pixels.
-const Lags = 4
-
-// Correlation is the autocorrelation of the noise on the native grid. It is the
-// product of one along x and one along y, which is what filters, interpolation
-// and zero-filling along the two axes of k-space make of white noise.
-//
-// The zero value is white noise of which nothing is known.
-type Correlation struct {
-	// X and Y are the autocorrelation along a row and along a column at lags 0 to
-	// Lags; the one at (dx, dy) is X[|dx|]·Y[|dy|]. X[0] and Y[0] are 1.
-	X, Y [Lags + 1]float64
-	// Trust says how well it is known: 1 well, 0 not at all, and then the noise is
-	// taken to be white.
-	Trust float64
-}
-
-// White is the correlation of white noise.
-func White() Correlation {
-	c := Correlation{Trust: 1}
-	c.X[0], c.Y[0] = 1, 1
-	return c
-}
-
-// At returns the autocorrelation at the lag (dx, dy) of either sign.
-func (c Correlation) At(dx, dy int) float64 { return at(&c.X, dx) * at(&c.Y, dy) }
-
-func at(rho *[Lags + 1]float64, d int) float64 {
-	if d = max(d, -d); d == 0 {
-		return 1
-	} else if d > Lags {
-		return 0
-	}
-	return rho[d]
-}
-
-// holeCorrelation is what may be left between a pixel and the nearest one that a
-// blind-spot network looks at.
-const holeCorrelation = 0.15
-
-// Holes returns the width along x and the height along y of the hole that a
-// blind-spot network needs so that what it sees hardly knows the noise of the
-// pixel it predicts: 1, 3 or 5 pixels, the pixel itself in the middle. A network
-// whose branches are shifted by s hides 2s−1 of them. Noise whose correlation
-// reaches beyond 2 pixels would need more than 5, and gets 5.
-func (c Correlation) Holes() (sx, sy int) { return hole(&c.X), hole(&c.Y) }
-
-func hole(rho *[Lags + 1]float64) int {
-	for half := 2; half > 0; half-- {
-		if math.Abs(rho[half]) > holeCorrelation {
-			return 2*half + 1
-		}
-	}
-	return 1
-}
-
-// Kernel returns a kernel that makes noise of this correlation.
-func (c Correlation) Kernel() *Kernel {
-	return NewKernel(taps(&c.X), taps(&c.Y))
-}
-
-// taps returns the symmetric taps whose autocorrelation comes closest to rho: the
-// inverse transform of the square root of its power spectrum.
-func taps(rho *[Lags + 1]float64) []float64 {
-	return inverse(func(f float64) float64 {
-		s := 1.0
-		for k := 1; k <= Lags; k++ {
-			s += 2 * rho[k] * math.Cos(2*math.Pi*f*float64(k))
-		}
-		return math.Sqrt(max(s, 0))
-	})
-}
-
 // radius is how far kernels reach to either side, pixels.
 const radius = 5
 
-// inverse returns the values at -radius to radius of the inverse transform of a
-// real and even amplitude, given from 0 to half a cycle per pixel.
-func inverse(amplitude func(f float64) float64) []float64 {
-	const n = 64 // frequencies
-	var out [2*radius + 1]float64
-	for j := range n {
-		f := (float64(j) + 0.5) / (2 * n)
-		a := amplitude(f)
-		for k := range out {
-			out[k] += a * math.Cos(2*math.Pi*f*float64(k-radius)) / n
-		}
-	}
-	return out[:]
-}
+// side is how many taps they have along an axis.
+const side = 2*radius + 1
 
-// Kernel makes noise: it is a separable filter of unit energy. Noise that is white
-// and of unit variance keeps its variance and becomes correlated. A Kernel never
+// Kernel makes noise: it is a filter of unit energy, so that noise which is white
+// and of variance 1 keeps its variance and becomes correlated. A Kernel never
 // changes and is safe for concurrent use.
-type Kernel struct{ x, y []float32 }
+type Kernel struct {
+	x, y  []float32 // of a separable one; nil otherwise
+	taps  []float32 // [len][len], of one that is not
+	reach int       // len = 2·reach + 1
+}
 
 // MaxTaps is the most taps of a kernel along one axis.
 const MaxTaps = 31
 
-// NewKernel returns the kernel of the given taps along x and along y, of any
-// scale. It panics if an axis has more than MaxTaps, an even number of them, or
+// NewKernel returns the separable kernel of the given taps along x and along y, of
+// any scale. It panics if an axis has more than MaxTaps, an even number of them, or
 // no energy: kernels are not made of input.
-func NewKernel(x, y []float64) *Kernel { return &Kernel{unit(x), unit(y)} }
+func NewKernel(x, y []float64) *Kernel { return &Kernel{x: unit(x), y: unit(y)} }
 
 func unit(taps []float64) []float32 {
 	e := 0.0
@@ -130,32 +49,125 @@ func unit(taps []float64) []float32 {
 	return out
 }
 
+// MaxSpread is the largest spread of a Gaussian kernel, pixels.
+const MaxSpread = 1.4
+
 // Gaussian returns the kernel of white noise that was smoothed with Gaussians of
 // spread sx and sy pixels; 0 leaves an axis white. Spreads beyond MaxSpread are
 // cut to it.
 func Gaussian(sx, sy float64) *Kernel {
 	axis := func(s float64) []float64 {
 		s = min(max(s, 0), MaxSpread)
-		return inverse(func(f float64) float64 { return math.Exp(-2 * math.Pi * math.Pi * s * s * f * f) })
+		var taps [side]float64
+		for j := range freqs {
+			a := math.Exp(-2 * math.Pi * math.Pi * s * s * freq(j) * freq(j))
+			for k := range taps {
+				taps[k] += a * cosine(j, k-radius)
+			}
+		}
+		return taps[:]
 	}
 	return NewKernel(axis(sx), axis(sy))
 }
 
-// MaxSpread is the largest spread of a Gaussian kernel, pixels.
-const MaxSpread = 1.4
+// freqs is the number of frequencies, from 0 to half a cycle per pixel, that the
+// transforms of kernels are computed with.
+const freqs = 32
+
+func freq(j int) float64 { return (float64(j) + 0.5) / (2 * freqs) }
+
+func cosine(j, d int) float64 { return math.Cos(2 * math.Pi * freq(j) * float64(d)) }
+
+// Kernel returns a kernel that makes noise of this correlation: the inverse
+// transform of the square root of its power spectrum.
+func (c Correlation) Kernel() *Kernel {
+	// both transforms are separable: columns, then rows
+	var half [Lags + 1][freqs]float64
+	for dy := range half {
+		for j := range freqs {
+			for dx := range Lags + 1 {
+				a := c.At(dx, dy) * cosine(j, dx)
+				if dx > 0 {
+					a *= 2
+				}
+				half[dy][j] += a
+			}
+		}
+	}
+	var amplitude [freqs][side]float64
+	for i := range freqs {
+		for j := range freqs {
+			s := half[0][j]
+			for dy := 1; dy <= Lags; dy++ {
+				s += 2 * half[dy][j] * cosine(i, dy)
+			}
+			// a table that was cut off at Lags may dip below 0
+			s = math.Sqrt(max(s, 0))
+			for k := range side {
+				amplitude[i][k] += s * cosine(j, k-radius)
+			}
+		}
+	}
+	var taps [side][side]float64
+	e := 0.0
+	for l := range side {
+		for k := range side {
+			for i := range freqs {
+				taps[l][k] += amplitude[i][k] * cosine(i, l-radius)
+			}
+			e += taps[l][k] * taps[l][k]
+		}
+	}
+	// separable ones are drawn several times as fast
+	x, y, off := taps[radius][:], make([]float64, side), 0.0
+	for l := range side {
+		y[l] = taps[l][radius] / taps[radius][radius]
+		for k := range side {
+			off += (taps[l][k] - x[k]*y[l]) * (taps[l][k] - x[k]*y[l])
+		}
+	}
+	if off < 1e-4*e {
+		return NewKernel(x, y)
+	}
+	k := &Kernel{reach: radius, taps: make([]float32, 0, side*side)}
+	for l := range side {
+		for _, v := range taps[l] {
+			k.taps = append(k.taps, float32(v/math.Sqrt(e)))
+		}
+	}
+	return k
+}
+
+// size returns the taps along the axes.
+func (k *Kernel) size() (nx, ny int) {
+	if k.taps != nil {
+		return 2*k.reach + 1, 2*k.reach + 1
+	}
+	return len(k.x), len(k.y)
+}
+
+func (k *Kernel) at(x, y int) float64 {
+	if nx, ny := k.size(); x < 0 || y < 0 || x >= nx || y >= ny {
+		return 0
+	} else if k.taps != nil {
+		return float64(k.taps[y*nx+x])
+	}
+	return float64(k.x[x]) * float64(k.y[y])
+}
 
 // Correlation returns the autocorrelation of the noise that k makes.
 func (k *Kernel) Correlation() Correlation {
 	c := Correlation{Trust: 1}
-	axis := func(rho *[Lags + 1]float64, taps []float32) {
-		for d := range rho {
-			for i := d; i < len(taps); i++ {
-				rho[d] += float64(taps[i]) * float64(taps[i-d])
+	nx, ny := k.size()
+	for dy := range c.Rho {
+		for dx := range c.Rho[dy] {
+			for y := range ny {
+				for x := range nx {
+					c.Rho[dy][dx] += k.at(x, y) * (k.at(x+dx, y+dy) + k.at(x-dx, y+dy)) / 2
+				}
 			}
 		}
 	}
-	axis(&c.X, k.x)
-	axis(&c.Y, k.y)
 	return c
 }
 
@@ -166,39 +178,59 @@ var drawing = sync.Pool{New: func() any { return new([]float32) }}
 // by row, so the same generator gives the same values.
 func (k *Kernel) Draw(dst []float32, w, h int, rng *rand.Rand) {
 	dst = dst[:w*h]
-	if len(k.x) == 1 && len(k.y) == 1 {
+	nx, ny := k.size()
+	if nx == 1 && ny == 1 {
 		for i := range dst {
-			dst[i] = k.x[0] * k.y[0] * float32(rng.NormFloat64())
+			dst[i] = float32(k.at(0, 0)) * float32(rng.NormFloat64())
 		}
 		return
 	}
-	// rows are filtered as they are drawn, the last len(k.y) of them are kept
-	n := len(k.y)
-	white := w + len(k.x) - 1
+	// the last ny rows are kept, filtered along x if the kernel is separable
+	white := w + nx - 1
+	width := white
+	if k.taps == nil {
+		width = w
+	}
 	p := drawing.Get().(*[]float32)
 	defer drawing.Put(p)
-	*p = grow(*p, white+n*w)
+	*p = grow(*p, white+ny*width)
 	line, ring := (*p)[:white], (*p)[white:]
-	for y := range h + n - 1 {
-		for i := range line {
-			line[i] = float32(rng.NormFloat64())
+	for y := range h + ny - 1 {
+		row := ring[y%ny*width:][:width]
+		if k.taps == nil {
+			normal(line, rng)
+			clear(row)
+			filter(row, line, k.x)
+		} else {
+			normal(row, rng)
 		}
-		row := ring[y%n*w:][:w]
-		clear(row)
-		for j, t := range k.x {
-			for i, v := range line[j:][:w] {
-				row[i] += t * v
-			}
-		}
-		if y < n-1 {
+		if y < ny-1 {
 			continue
 		}
-		out := dst[(y-n+1)*w:][:w]
+		out := dst[(y-ny+1)*w:][:w]
 		clear(out)
-		for j, t := range k.y {
-			for i, v := range ring[(y-n+1+j)%n*w:][:w] {
-				out[i] += t * v
+		for j := range ny {
+			row := ring[(y-ny+1+j)%ny*width:][:width]
+			if k.taps == nil {
+				filter(out, row, k.y[j:j+1])
+			} else {
+				filter(out, row, k.taps[j*nx:][:nx])
 			}
+		}
+	}
+}
+
+func normal(v []float32, rng *rand.Rand) {
+	for i := range v {
+		v[i] = float32(rng.NormFloat64())
+	}
+}
+
+// filter adds src, filtered, to dst; src is longer by the taps but one.
+func filter(dst, src, taps []float32) {
+	for j, t := range taps {
+		for i, v := range src[j:][:len(dst)] {
+			dst[i] += t * v
 		}
 	}
 }

@@ -58,13 +58,13 @@ func TestDraw(t *testing.T) {
 func TestGaussian(t *testing.T) {
 	for _, s := range []float64{0.8, 1.2, 1.4} {
 		c := noise.Gaussian(s, 0).Correlation()
-		for d, got := range c.X {
+		for d, got := range c.Rho[0] {
 			if want := math.Exp(-float64(d*d) / (4 * s * s)); math.Abs(got-want) > 0.01 {
 				t.Errorf("spread %g: %.4f at lag %d, want %.4f", s, got, d, want)
 			}
 		}
-		if c.Y != noise.White().Y {
-			t.Errorf("spread %g along x: correlation %v along y", s, c.Y)
+		if got := c.At(0, 1); math.Abs(got) > 1e-6 {
+			t.Errorf("spread %g along x: correlation %g along y", s, got)
 		}
 	}
 }
@@ -88,8 +88,33 @@ func TestHoles(t *testing.T) {
 		rho  [noise.Lags + 1]float64
 		want int
 	}{{[...]float64{1, .284, -.208, .109, 0}, 5}, {[...]float64{1, .413, -.207, 0, .1}, 5}, {[...]float64{1, .637, 0, -.212, 0}, 3}} {
-		if x, _ := (noise.Correlation{X: c.rho, Y: noise.White().Y}).Holes(); x != c.want {
-			t.Errorf("%v: hole %d, want %d", c.rho, x, c.want)
+		n := noise.White()
+		n.Rho[0] = c.rho
+		if x, y := n.Holes(); x != c.want || y != 1 {
+			t.Errorf("%v: hole %d×%d, want %d×1", c.rho, x, y, c.want)
+		}
+	}
+}
+
+// TestDisc: the noise of a circular k-space filter is not separable. Its correlation
+// is 2·J1(πd)/(πd).
+func TestDisc(t *testing.T) {
+	const w, h = 700, 600
+	want := noise.White()
+	for dy := range want.Rho {
+		for dx := range want.Rho[dy] {
+			if d := math.Pi * math.Hypot(float64(dx), float64(dy)); d > 0 {
+				want.Rho[dy][dx] = 2 * math.J1(d) / d
+			}
+		}
+	}
+	dst := make([]float32, w*h)
+	want.Kernel().Draw(dst, w, h, rand.New(rand.NewPCG(5, 6)))
+	for dy := range noise.Lags + 1 {
+		for dx := range noise.Lags + 1 {
+			if got, want := measured(dst, w, h, dx, dy), want.At(dx, dy); math.Abs(got-want) > 0.03 {
+				t.Errorf("correlation %.3f at (%d, %d), want %.3f", got, dx, dy, want)
+			}
 		}
 	}
 }
