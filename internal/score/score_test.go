@@ -63,6 +63,40 @@ func TestSSIMDirect(t *testing.T) {
 	}
 }
 
+// TestMarked holds the scores of a part to those of that part alone.
+func TestMarked(t *testing.T) {
+	const w, h = 40, 30
+	rng := rand.New(rand.NewPCG(2, 2))
+	a, b, mask := make([]float32, w*h), make([]float32, w*h), make([]bool, w*h)
+	var pa, pb, left, leftB []float32
+	for i := range a {
+		a[i], b[i] = rng.Float32(), rng.Float32()
+		mask[i] = i%w >= 5 && i%w < 15 // the middles of windows within the left 20 columns
+		if mask[i] {
+			pa, pb = append(pa, a[i]), append(pb, b[i])
+		}
+		if i%w < 20 {
+			left, leftB = append(left, a[i]), append(leftB, b[i])
+		}
+	}
+	if got, want := score.PSNRIn(a, b, mask, 1), score.PSNR(pa, pb, 1); math.Abs(got-want) > 1e-12 {
+		t.Errorf("PSNR of the part %g, want %g", got, want)
+	}
+	whole, in := score.SSIMIn(a, b, mask, w, h, 1)
+	if want := score.SSIM(left, leftB, 20, h, 1); math.Abs(in-want) > 1e-12 || whole != score.SSIM(a, b, w, h, 1) {
+		t.Errorf("SSIM of the part %g, want %g", in, want)
+	}
+	if _, in := score.SSIMIn(a, b, make([]bool, w*h), w, h, 1); !math.IsNaN(in) || !math.IsNaN(score.MSEIn(a, b, make([]bool, w*h))) {
+		t.Error("a part without pixels has a score")
+	}
+	if !math.IsNaN(score.PSNRIn(a, b, mask[1:], 1)) {
+		t.Error("a mask of another size gives a number")
+	}
+	if whole, _ := score.SSIMIn(a, b, mask[1:], w, h, 1); !math.IsNaN(whole) {
+		t.Error("a mask of another size gives a number")
+	}
+}
+
 func ExamplePSNR() {
 	fmt.Printf("%.1f dB\n", score.PSNR([]float32{0, 1}, []float32{0.01, 0.99}, 1))
 	// Output: 40.0 dB
