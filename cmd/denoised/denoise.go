@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -494,17 +493,9 @@ func (d *denoiseRun) volume(ctx context.Context, in, out string) error {
 	g.SetLimit(cap(d.slots))
 	for k := range n {
 		g.Go(func() error {
-			img := models.Image{Width: v.Width, Height: v.Height, Pixels: make([]float32, v.Width*v.Height)}
-			if err := v.Slice(img.Pixels, k); err != nil {
+			img, err := niftiSlice(v, k)
+			if err != nil {
 				return err
-			}
-			for i, p := range img.Pixels {
-				if f := float64(p); math.IsNaN(f) || math.IsInf(f, 0) {
-					if img.Skip == nil {
-						img.Skip = make([]bool, len(img.Pixels))
-					}
-					img.Skip[i] = true
-				}
 			}
 			r, err := d.slice(ctx, img)
 			if err != nil {

@@ -81,12 +81,22 @@ func (d Datatype) String() string {
 func (d Datatype) Integer() bool { return d != Float32 && d != Float64 }
 
 // FormatError says what is wrong with a file.
-type FormatError struct{ Problem string }
+type FormatError struct {
+	Problem string
+	Colour  bool // its voxels are colours
+	Size    bool // it is larger than what may be read
+}
 
 // Error implements error.
 func (e *FormatError) Error() string { return "not a readable NIfTI-1 file: " + e.Problem }
 
-func bad(format string, args ...any) error { return &FormatError{fmt.Sprintf(format, args...)} }
+func bad(format string, args ...any) error {
+	return &FormatError{Problem: fmt.Sprintf(format, args...)}
+}
+
+func large(format string, args ...any) error {
+	return &FormatError{Problem: fmt.Sprintf(format, args...), Size: true}
+}
 
 // Volume is one file in memory. Methods that read may be called at the same
 // time; SetSlice may be called at the same time for different slices.
@@ -134,7 +144,7 @@ func New(width, height, depth, repeats int, typ Datatype) (*Volume, error) {
 	p[123] = 2                                            // millimetres
 	copy(p[344:], "n+1\x00")
 	v.prefix = p
-	n, err := v.bytes()
+	n, err := v.bytes(MaxBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -142,13 +152,13 @@ func New(width, height, depth, repeats int, typ Datatype) (*Volume, error) {
 	return v, nil
 }
 
-// bytes is the size of the voxels, checked against MaxBytes.
-func (v *Volume) bytes() (int64, error) {
+// bytes is the size of the voxels, checked against a limit.
+func (v *Volume) bytes(limit int64) (int64, error) {
 	n := int64(types[v.Type].size)
 	for _, d := range []int{v.Width, v.Height, v.Depth, v.Repeats} {
 		n *= int64(d)
-		if n > MaxBytes {
-			return 0, bad("%d×%d×%d×%d voxels of %v are more than %d bytes", v.Width, v.Height, v.Depth, v.Repeats, v.Type, int64(MaxBytes))
+		if n > limit {
+			return 0, large("%d×%d×%d×%d voxels of %v are more than %d bytes", v.Width, v.Height, v.Depth, v.Repeats, v.Type, limit)
 		}
 	}
 	return n, nil
@@ -162,13 +172,17 @@ func IsName(name string) bool {
 
 // Read reads a file; it is decompressed if its first bytes are gzip's, whatever
 // its name. A *FormatError says what is wrong with the content.
-func Read(path string) (*Volume, error) {
+func Read(path string) (*Volume, error) { return ReadLimit(path, MaxBytes) }
+
+// ReadLimit is Read for files of at most limit bytes, uncompressed; limit is at
+// most MaxBytes. A larger one is refused as soon as its header is read.
+func ReadLimit(path string, limit int64) (*Volume, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	v, err := Decode(f)
+	v, err := decode(f, min(limit, MaxBytes))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
@@ -177,7 +191,9 @@ func Read(path string) (*Volume, error) {
 
 // Decode reads a volume from r, plain or gzip. Memory grows with what r
 // delivers, never with what the header promises.
-func Decode(r io.Reader) (*Volume, error) {
+func Decode(r io.Reader) (*Volume, error) { return decode(r, MaxBytes) }
+
+func decode(r io.Reader, limit int64) (*Volume, error) {
 	br := bufio.NewReaderSize(r, 1<<16)
 	r = br
 	if head, err := br.Peek(2); err == nil && head[0] == 0x1f && head[1] == 0x8b {
@@ -196,7 +212,7 @@ func Decode(r io.Reader) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	want, err := v.bytes()
+	want, err := v.bytes(limit)
 	if err != nil {
 		return nil, err
 	}
@@ -208,11 +224,11 @@ func Decode(r io.Reader) (*Volume, error) {
 	if v.voxels, err = take(r, want); err != nil {
 		return nil, bad("%d×%d×%d×%d voxels of %v: %v", v.Width, v.Height, v.Depth, v.Repeats, v.Type, err)
 	}
-	if v.suffix, err = io.ReadAll(io.LimitReader(r, MaxBytes-want+1)); err != nil {
+	if v.suffix, err = io.ReadAll(io.LimitReader(r, limit-want+1)); err != nil {
 		return nil, bad("after the voxels: %v", err)
 	}
-	if int64(len(v.suffix)) > MaxBytes-want {
-		return nil, bad("more than %d bytes", int64(MaxBytes))
+	if int64(len(v.suffix)) > limit-want {
+		return nil, large("more than %d bytes", limit)
 	}
 	return v, nil
 }
@@ -276,7 +292,8 @@ func parse(h []byte) (*Volume, int64, error) {
 	v.Type = Datatype(v.order.Uint16(h[70:]))
 	t, ok := types[v.Type]
 	if !ok {
-		return nil, 0, bad("voxels of type %v are not supported (int8/16/32, uint8/16, float32/64 are)", v.Type)
+		return nil, 0, &FormatError{Problem: fmt.Sprintf("voxels of type %v are not supported (int8/16/32, uint8/16, float32/64 are)", v.Type),
+			Colour: v.Type == 128 || v.Type == 2304}
 	}
 	if bits := int(v.order.Uint16(h[72:])); bits != 8*t.size {
 		return nil, 0, bad("%d bits per voxel of type %v", bits, v.Type)
