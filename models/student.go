@@ -148,3 +148,29 @@ func shaped(t safetensors.Tensor, want ...int) bool {
 	}
 	return true
 }
+
+// StudentConfig is the size of a Student.
+type StudentConfig struct{ Channels, Blocks int }
+
+// Graph returns the network of a Student for training, at half resolution: input 0
+// is what the head sees [H/2, W/2, 7], the output is the noise [H/2, W/2, 4], both
+// pixel-unshuffled. The names of its parameters are those of a weights file.
+func (c StudentConfig) Graph() *kernels.Graph {
+	g := new(kernels.Graph)
+	h := g.Conv(kernels.Conv3("head", c.Channels, kernels.Linear), g.Input(StudentIn))
+	for i := range c.Blocks {
+		name := "blocks." + strconv.Itoa(i)
+		a := g.Conv(kernels.Conv3(name+".a", c.Channels, kernels.ReLU), h)
+		b := kernels.Conv3(name+".b", c.Channels, kernels.Linear)
+		b.Residual, b.Start = h, 0.2
+		h = g.Conv(b, a)
+	}
+	tail := kernels.Conv3("tail", kernels.NetOut, kernels.Linear)
+	tail.Start = 0.1
+	g.Conv(tail, h)
+	return g
+}
+
+// StudentIn is the number of channels that the head of a student sees: four pixels,
+// the noise, and its correlation along x and y.
+const StudentIn = 7
