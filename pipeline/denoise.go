@@ -35,12 +35,14 @@ const (
 	reasonDamaged = "damaged"
 	// A derived object was made and is a copy: no noise was found that the model can treat.
 	reasonUnchanged = "unchanged"
-	gateSize        = "gate-size"
-	gateNotNumber   = "gate-nan"
-	gateRange       = "gate-range"
-	gateConstant    = "gate-constant"
-	productName     = "denoised"
-	slicePauseUnit  = 2 * time.Second
+	// A derived object was made of what the model's own check let through.
+	reasonGate     = "gate"
+	gateSize       = "gate-size"
+	gateNotNumber  = "gate-nan"
+	gateRange      = "gate-range"
+	gateConstant   = "gate-constant"
+	productName    = "denoised"
+	slicePauseUnit = 2 * time.Second
 )
 
 // denoiseAll is the denoise stage. It owns the stage of each original: queued
@@ -68,7 +70,9 @@ func (p *Pipeline) denoiseAll(ctx context.Context) {
 				mu.Lock()
 				delete(hand, in.ID)
 				mu.Unlock()
+				p.fast.leave()
 				p.wakeDenoise.fire()
+				p.wakeHigh.fire()
 			}
 		}()
 	}
@@ -99,9 +103,11 @@ func (p *Pipeline) denoiseAll(ctx context.Context) {
 		mu.Lock()
 		hand[next.ID] = true
 		mu.Unlock()
+		p.fast.enter()
 		select {
 		case jobs <- *next:
 		case <-ctx.Done():
+			p.fast.leave()
 			return
 		}
 	}
@@ -170,7 +176,7 @@ func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan str
 	reason, stage := reasonError, spool.StageFailed
 	if errors.As(err, &perm) {
 		reason = perm.Reason
-		if slices.Contains([]string{gateSize, gateNotNumber, gateRange, gateConstant}, reason) {
+		if gated(reason) {
 			stage = spool.StagePassed
 		}
 	}
@@ -193,111 +199,162 @@ func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan str
 
 var errJournal = errors.New("journal")
 
-// params are the same for the same original, model, strength and program
-// version, so that the derived object is the same, byte for byte, however often
-// it is made. Its creation time is therefore the time the original was received,
-// and its series time stays the source's: when the series was first seen would
-// not survive a rebuild of the journal.
-func params(cfg *config, in spool.Instance) derive.Params {
-	return derive.Params{Model: cfg.Denoiser.Model(), Strength: cfg.Strength, Quality: string(Fast), Product: productName, Version: cfg.Version, Now: in.Received}
+// gated: the result was there and could not be right.
+func gated(reason string) bool {
+	return slices.Contains([]string{gateSize, gateNotNumber, gateRange, gateConstant}, reason)
 }
 
-// derive makes the derived object of one original durable. Errors that are not
-// *PermanentError may be tried again.
-func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, tokens chan struct{}) (err error) {
+// params are the same for the same original, model, strength, quality and
+// program version, so that the derived object is the same, byte for byte,
+// however often it is made. Its creation time is therefore the time the original
+// was received, and its series time stays the source's: when the series was
+// first seen would not survive a rebuild of the journal.
+func params(cfg *config, in spool.Instance, q Quality) derive.Params {
+	return derive.Params{Model: cfg.Denoiser.Model(), Strength: cfg.Strength, Quality: string(q), Product: productName, Version: cfg.Version, Now: in.Received}
+}
+
+// work is what is to be made of one original.
+type work struct {
+	in      spool.Instance
+	quality Quality
+	tokens  chan struct{} // one for each frame at a time
+	frame   func(ctx context.Context, f *derive.Frame) (*Denoised, error)
+	related *derive.Related
+	// fill: a copy, because of this reason.
+	fill string
+}
+
+// step names the durable step for tests.
+func (w *work) step() string {
+	if w.quality == High {
+		return "high"
+	}
+	return "derive"
+}
+
+// derive makes the derived object of the fast lane.
+func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, tokens chan struct{}) error {
+	row, err := p.make(ctx, cfg, work{in: in, quality: Fast, tokens: tokens, frame: func(ctx context.Context, f *derive.Frame) (*Denoised, error) {
+		return p.callDenoiser(context.WithoutCancel(ctx), cfg, f)
+	}})
+	if err != nil {
+		return err
+	}
+	if err := p.jrnl.AddDerived(in.ID, row, cfg.dests(spool.Derived)); err != nil {
+		return fmt.Errorf("%w: %w", errJournal, err)
+	}
+	if row.Sigma > 0 {
+		p.met.sigma.Observe(row.Sigma)
+	}
+	return nil
+}
+
+// make makes the derived object of one original durable and returns the row
+// that the journal is to have of it. Errors that are not *PermanentError may be
+// tried again.
+func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Instance, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("panic: %v", v)}
 		}
 	}()
+	in := w.in
 	f, err := p.store.Open(in.File)
 	if err != nil {
-		return err
+		return row, err
 	}
 	defer f.Close()
 	if err := spool.Verify(in.File, f, in.Offset, in.Size, in.CRC); err != nil {
 		var corrupt *spool.CorruptError
 		if errors.Is(err, spool.ErrDamaged) || errors.As(err, &corrupt) {
-			return &PermanentError{Reason: reasonDamaged, Err: fmt.Errorf("%w: %w", spool.ErrDamaged, err)}
+			return row, &PermanentError{Reason: reasonDamaged, Err: fmt.Errorf("%w: %w", spool.ErrDamaged, err)}
 		}
-		return err
+		return row, err
 	}
 	o, err := scan(f, in.Offset+in.Size)
 	if o == nil {
-		return &PermanentError{Reason: string(reasonUnparseable), Err: err}
+		return row, &PermanentError{Reason: string(reasonUnparseable), Err: err}
 	}
-	par := params(cfg, in)
 	t, err := p.store.Create()
 	if err != nil {
-		return err
+		return row, err
 	}
 	defer t.Discard()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	fr := &frames{p: p, cfg: cfg, o: o, count: derive.Frames(o), tokens: tokens, started: map[int]chan frameResult{}}
+	fr := &frames{p: p, work: w, o: o, count: derive.Frames(o), started: map[int]chan frameResult{}}
 	defer fr.wait()
-	p.hook("derive-write")
+	par := params(cfg, in, w.quality)
+	par.Related, par.Remark = w.related, func() string {
+		switch {
+		case w.fill != "":
+			return "the method failed (" + w.fill + ")"
+		case fr.gate != "":
+			return "quality check: " + fr.gate
+		}
+		return ""
+	}
+	p.hook(w.step() + "-write")
 	info, err := derive.Write(t, o, par, func(i int) ([]float32, error) { return fr.next(ctx, i) })
 	if err != nil {
 		var perm *PermanentError
 		if errors.As(err, &perm) || errors.Is(err, errDraining) || errors.Is(err, spool.ErrNoSpace) || fr.err != nil {
-			return err
+			return row, err
 		}
-		return &PermanentError{Reason: reasonDerive, Err: err}
+		return row, &PermanentError{Reason: reasonDerive, Err: err}
 	}
-	p.hook("derive-written")
+	p.hook(w.step() + "-written")
 	sop, _ := derive.UIDs(o, par)
 	made, serr := scan(t, t.Offset()+t.Size())
 	if serr != nil || made == nil || made.String(dcm.SOPInstanceUID) != sop {
-		return &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("derived object does not read back: %w", serr)}
+		return row, &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("derived object does not read back: %w", serr)}
 	}
 	if err := derive.Verify(o, made); err != nil {
-		return &PermanentError{Reason: reasonDerive, Err: err}
+		return row, &PermanentError{Reason: reasonDerive, Err: err}
 	}
-	sigma := fr.sigma()
-	rec := spool.Record{Kind: spool.Derived, Quality: string(Fast), Received: in.Received, Source: in.File, Sigma: sigma}
-	if err := t.Sync(rec); err != nil {
-		return err
-	}
-	row := spool.Instance{SOP: sop, Class: made.String(dcm.SOPClassUID), Syntax: made.TransferSyntaxUID(), Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
-		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: string(Fast), Channel: in.Channel, Rule: in.Rule, Sigma: sigma,
+	row = spool.Instance{SOP: sop, Class: made.String(dcm.SOPClassUID), Syntax: made.TransferSyntaxUID(), Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
+		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: string(w.quality), Channel: in.Channel, Rule: in.Rule, Sigma: fr.sigma(),
 		File: spool.FileName(spool.Derived, in.File, sop, "")}
-	if info.Changed == 0 {
+	switch {
+	case w.fill != "":
+		row.Reason = w.fill
+	case fr.gate != "":
+		row.Reason, row.Detail = reasonGate, fr.gate
+	case info.Changed == 0:
 		row.Reason = reasonUnchanged
 	}
+	rec := spool.Record{Kind: spool.Derived, Quality: string(w.quality), Received: in.Received, Source: in.File, Sigma: row.Sigma, Reason: row.Reason, Fill: w.fill != ""}
+	if err := t.Sync(rec); err != nil {
+		return row, err
+	}
 	if err := t.Publish(row.File); err != nil {
-		return err
+		return row, err
 	}
 	if err := p.store.SyncName(row.File); err != nil {
-		return errors.Join(err, p.store.Remove(row.File))
+		return row, errors.Join(err, p.store.Remove(row.File))
 	}
-	if err := p.jrnl.AddDerived(in.ID, row, cfg.dests(spool.Derived)); err != nil {
-		return fmt.Errorf("%w: %w", errJournal, err)
-	}
-	if sigma > 0 {
-		p.met.sigma.Observe(sigma)
-	}
-	return nil
+	return row, nil
 }
 
 // frames denoises the frames of one object ahead of the writer that asks for
-// them in order. It holds at most as many frames as there are workers.
+// them in order. It holds at most as many frames as there are tokens.
 type frames struct {
-	p       *Pipeline
-	cfg     *config
+	p *Pipeline
+	work
 	o       *dcm.Object
 	count   int
-	tokens  chan struct{}
 	wg      sync.WaitGroup
 	started map[int]chan frameResult
 	begun   int
 	sigmas  []float64
-	err     error // the first error of a frame
+	gate    string // what the model's check said about the first frame that it did not let through
+	err     error  // the first error of a frame
 }
 
 type frameResult struct {
 	pixels []float32
 	sigma  float64
+	gate   string
 	err    error
 }
 
@@ -322,6 +379,12 @@ func (f *frames) next(ctx context.Context, i int) ([]float32, error) {
 		return nil, r.err
 	}
 	f.sigmas = append(f.sigmas, r.sigma)
+	if r.gate != "" && f.gate == "" {
+		f.gate = r.gate
+		if f.count > 1 {
+			f.gate = fmt.Sprintf("frame %d: %s", i+1, r.gate)
+		}
+	}
 	return r.pixels, nil
 }
 
@@ -366,14 +429,14 @@ func (f *frames) frame(ctx context.Context, i int) (r frameResult) {
 	if err != nil {
 		return frameResult{err: &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("read frame %d: %w", i, err)}}
 	}
-	out, err := f.p.callDenoiser(context.WithoutCancel(ctx), f.cfg, in)
+	out, err := f.work.frame(ctx, in)
 	if err != nil {
 		return frameResult{err: fmt.Errorf("denoise frame %d: %w", i, err)}
 	}
 	if err := gate(in, out.Pixels); err != nil {
 		return frameResult{err: fmt.Errorf("frame %d: %w", i, err)}
 	}
-	return frameResult{pixels: out.Pixels, sigma: out.Sigma}
+	return frameResult{pixels: out.Pixels, sigma: out.Sigma, gate: out.Gate}
 }
 
 // callDenoiser runs the denoiser on its own goroutine, so that neither its panic

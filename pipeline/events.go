@@ -9,6 +9,8 @@ import (
 const (
 	EventReceived    = "received"    // an image is durable; State is its stage
 	EventSlice       = "slice"       // an image went through the denoise stage
+	EventHigh        = "high"        // the high lane: State is step, or what became of an image (denoised, failed)
+	EventFlag        = "flag"        // a person asked for a quality, which is State
 	EventDelivery    = "delivery"    // a delivery ended
 	EventSeries      = "series"      // a series changed its state
 	EventDestination = "destination" // a destination's breaker opened or closed
@@ -26,6 +28,8 @@ type Event struct {
 	Destination string    `json:"destination,omitempty"`
 	State       string    `json:"state,omitempty"`
 	Detail      string    `json:"detail,omitempty"`
+	Step        int       `json:"step,omitempty"` // of Steps, in the frame in hand; EventHigh only
+	Steps       int       `json:"steps,omitempty"`
 }
 
 // eventBacklog is how many events a reader may be behind before it loses some.

@@ -573,6 +573,7 @@ func (f *lane) damaged(ctx context.Context, d spool.Delivery, err error) bool {
 	if in.Kind == spool.Derived {
 		ok := f.p.retry(ctx, "damaged derived object", func() error { return f.p.jrnl.Remake(in.ID, in.Source, f.p.clock.Now()) })
 		f.p.wakeDenoise.fire()
+		f.p.wakeHigh.fire()
 		return ok
 	}
 	return f.p.retry(ctx, "damaged file", func() error {

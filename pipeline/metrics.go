@@ -19,9 +19,9 @@ type metrics struct {
 
 	received, receivedBytes, duplicates, conflicts prometheus.Counter
 	integrity, lost, rebuilds                      prometheus.Counter
-	receiveErrors, slices, forwarded               *prometheus.CounterVec
+	receiveErrors, slices, highSlices, forwarded   *prometheus.CounterVec
 	receiveSeconds, commitSeconds, sigma           prometheus.Histogram
-	sliceSeconds                                   *prometheus.HistogramVec
+	sliceSeconds, highSeconds                      *prometheus.HistogramVec
 }
 
 func newMetrics() *metrics {
@@ -42,11 +42,13 @@ func newMetrics() *metrics {
 		rebuilds:       counter("journal_rebuilds_total", "Times that the journal was rebuilt from the spool."),
 		receiveErrors:  counters("receive_errors_total", "Images that were not taken.", "reason"),
 		slices:         counters("slices_total", "Images through the denoise stage.", "result", "reason"),
+		highSlices:     counters("high_slices_total", "Images through the high lane.", "result", "reason"),
 		forwarded:      counters("forward_attempts_total", "Attempts to send an image.", "dest", "status"),
 		receiveSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "denoised_receive_seconds", Help: "From the first byte of a data set until it is durable.", Buckets: fast}),
 		commitSeconds:  prometheus.NewHistogram(prometheus.HistogramOpts{Name: "denoised_journal_commit_seconds", Help: "Journal transactions.", Buckets: fast}),
 		sigma:          prometheus.NewHistogram(prometheus.HistogramOpts{Name: "denoised_noise_sigma", Help: "Median noise of an image in stored units.", Buckets: prometheus.ExponentialBuckets(0.5, 2, 14)}),
 		sliceSeconds:   prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "denoised_slice_seconds", Help: "One image through the denoise stage.", Buckets: fast}, []string{"model"}),
+		highSeconds:    prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "denoised_high_slice_seconds", Help: "One image through the high lane, waits for the fast lane included.", Buckets: prometheus.ExponentialBuckets(0.1, 2, 14)}, []string{"model"}),
 	}
 }
 
@@ -56,8 +58,8 @@ func (m *metrics) register(p *Pipeline, reg prometheus.Registerer) error {
 		return nil
 	}
 	m.reg = reg
-	for _, c := range []prometheus.Collector{m.received, m.receivedBytes, m.duplicates, m.conflicts, m.integrity, m.lost, m.rebuilds, m.receiveErrors, m.slices, m.forwarded,
-		m.receiveSeconds, m.commitSeconds, m.sigma, m.sliceSeconds, &gauges{p: p}} {
+	for _, c := range []prometheus.Collector{m.received, m.receivedBytes, m.duplicates, m.conflicts, m.integrity, m.lost, m.rebuilds, m.receiveErrors, m.slices, m.highSlices, m.forwarded,
+		m.receiveSeconds, m.commitSeconds, m.sigma, m.sliceSeconds, m.highSeconds, &gauges{p: p}} {
 		if err := reg.Register(c); err != nil {
 			m.unregister()
 			return fmt.Errorf("register metrics: %w", err)
@@ -150,14 +152,12 @@ func (g *gauges) Collect(c chan<- prometheus.Metric) {
 	}
 	cfg := p.cfg.Load()
 	if depths, err := p.jrnl.Depths(ctx); err == nil {
-		lanes := map[string]spool.Depth{"fast": depths[""]}
+		lanes := map[string]spool.Depth{"fast": depths.Fast, "high": depths.High}
 		for _, d := range cfg.Destinations {
 			lanes["forward:"+d.Name] = spool.Depth{}
 		}
-		for name, d := range depths {
-			if name != "" {
-				lanes["forward:"+name] = d
-			}
+		for name, d := range depths.Forward {
+			lanes["forward:"+name] = d
 		}
 		for lane, d := range lanes {
 			put(descDepth, float64(d.Count), lane)

@@ -23,7 +23,7 @@ type Quality string
 const (
 	Off  Quality = "off"  // forward as it came
 	Fast Quality = "fast" // the student network, at once
-	High Quality = "high" // the full method; the fast result is made all the same and never delayed
+	High Quality = "high" // the full method once the series is complete; the fast result is made all the same and never delayed
 )
 
 func (q Quality) valid() bool { return q == Off || q == Fast || q == High }
@@ -35,10 +35,25 @@ type Denoiser interface {
 	Denoise(ctx context.Context, f *derive.Frame, strength float64) (*Denoised, error)
 }
 
+// HighDenoiser is a Denoiser that may know the full method too.
+type HighDenoiser interface {
+	Denoiser
+	// HasHigh tells whether the model has the networks for it. It never changes.
+	HasHigh() bool
+	// DenoiseHigh is like Denoise, by the full method, which may take minutes. It
+	// calls progress from its own goroutine after each of its steps, 1 <= done <=
+	// total; progress may block, for as long as images of the fast lane need the
+	// processor. It must return soon after ctx has ended.
+	DenoiseHigh(ctx context.Context, f *derive.Frame, strength float64, progress func(done, total int)) (*Denoised, error)
+}
+
 // Denoised is a result in stored units, row by row like the frame.
 type Denoised struct {
 	Pixels []float32
 	Sigma  float64 // median noise of the frame, stored units; 0 = not known
+	// Gate says why the model's own check did not let its result through; empty if
+	// it did. Pixels are then what may be sent instead, such as the frame itself.
+	Gate string
 }
 
 // Sender opens links to destinations. It is safe for concurrent use.
@@ -107,10 +122,11 @@ type Options struct {
 	Workers      int           // slices denoised at once; default one per core
 	Strength     float64       // 0..1, blend with the original; default 1 (use quality off for none)
 	SliceTimeout time.Duration // for one frame; default 60s
+	StepTimeout  time.Duration // for one step of the full method; default 10m
 	Attempts     int           // tries per slice before it is given up; default 3
 
 	Version    string
-	Denoiser   Denoiser // nil: nothing is denoised, originals are forwarded
+	Denoiser   Denoiser // nil: nothing is denoised, originals are forwarded; a HighDenoiser for quality high
 	Sender     Sender   // required when there are destinations
 	Logger     *zap.Logger
 	Registerer prometheus.Registerer
@@ -136,6 +152,7 @@ func (o Options) withDefaults() (Options, error) {
 	def(&o.MaxSeries, 30*time.Minute)
 	def(&o.AfterForward, 72*time.Hour)
 	def(&o.SliceTimeout, time.Minute)
+	def(&o.StepTimeout, 10*time.Minute)
 	if o.DiskWarn == 0 {
 		o.DiskWarn = 0.80
 	}

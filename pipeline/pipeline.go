@@ -31,9 +31,13 @@ type Pipeline struct {
 	trackMu sync.Mutex
 	track   *tracker
 
-	wakeTrack, wakeDenoise, wakeConfig, wakePurge signal
-	fwdMu                                         sync.Mutex
-	fwd                                           map[string]*forwarder
+	wakeTrack, wakeDenoise, wakeHigh, wakeConfig, wakePurge signal
+	fwdMu                                                   sync.Mutex
+	fwd                                                     map[string]*forwarder
+
+	fast   traffic    // slices of the fast lane in hand
+	high   highLane   // what the high lane is doing
+	flagMu sync.Mutex // flags are set one at a time, so that file and row agree
 
 	running atomic.Bool
 	closed  sync.Once
@@ -67,7 +71,7 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 		return nil, err
 	}
 	p = &Pipeline{lock: lock, log: o.Logger, clock: o.clock, hook: o.hook, met: newMetrics(), track: newTracker(&o), fwd: map[string]*forwarder{},
-		wakeTrack: newSignal(), wakeDenoise: newSignal(), wakeConfig: newSignal(), wakePurge: newSignal()}
+		wakeTrack: newSignal(), wakeDenoise: newSignal(), wakeHigh: newSignal(), wakeConfig: newSignal(), wakePurge: newSignal()}
 	p.cfg.Store(&config{Options: o, rules: rules})
 	defer func() {
 		if err != nil {
@@ -82,6 +86,9 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 		return nil, err
 	}
 	if err := p.openJournal(ctx, o.StateDir); err != nil {
+		return nil, err
+	}
+	if err := p.jrnl.RestartHigh(p.highStart()); err != nil {
 		return nil, err
 	}
 	if err := p.recover(ctx); err != nil {
@@ -171,14 +178,15 @@ func (p *Pipeline) Close() error {
 const drainStuck = 10 * time.Second
 
 // Run runs the stages until ctx ends. It then takes no new slice, finishes
-// those in hand and the stores in flight, closes the links and returns nil.
-// It may be called once.
+// those in hand and the stores in flight, closes the links and returns nil. A
+// slice in the high lane is dropped; the next process begins it again. Run may
+// be called once.
 func (p *Pipeline) Run(ctx context.Context) error {
 	if !p.running.CompareAndSwap(false, true) {
 		return errors.New("pipeline runs already")
 	}
 	var wg sync.WaitGroup
-	for _, stage := range []func(context.Context){p.watchSeries, p.denoiseAll, p.forwardAll, p.retain} {
+	for _, stage := range []func(context.Context){p.watchSeries, p.denoiseAll, p.denoiseHigh, p.forwardAll, p.retain} {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
@@ -259,6 +267,7 @@ func (p *Pipeline) watchSeries(ctx context.Context) {
 				continue
 			}
 			p.bus.send(Event{Time: now, Type: EventSeries, SeriesID: c.series, State: c.state, Detail: c.by})
+			p.wakeHigh.fire()
 		}
 		d := time.Hour
 		if ok {

@@ -229,7 +229,7 @@ func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts
 	if row.Stage == spool.StageConflict {
 		dests = nil
 	}
-	arrival := spool.Arrival{Series: f.series, Instance: row, Dests: dests, Unwanted: len(cfg.Destinations) > 0 && len(cfg.dests(spool.Original)) == 0}
+	arrival := spool.Arrival{Series: f.series, Instance: row, Start: p.highStart(), Dests: dests, Unwanted: len(cfg.Destinations) > 0 && len(cfg.dests(spool.Original)) == 0}
 	arrival.Series.Quality, arrival.Series.Channel, arrival.Series.Rule = row.Quality, row.Channel, row.Rule
 	added, err := p.jrnl.AddOriginal(arrival)
 	nameErr := <-named
@@ -249,6 +249,7 @@ func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts
 }
 
 func (p *Pipeline) arrived(in Incoming, f facts, row spool.Instance, added spool.Added, dests []string) {
+	row.Stage, row.Reason = added.Stage, added.Reason
 	p.trackMu.Lock()
 	p.track.arrived(row.Received, added.Series, peer{in.CallingAETitle, in.RemoteHost}, added.Received, added.Expected, row.Frames > 1)
 	p.trackMu.Unlock()
@@ -336,10 +337,11 @@ func (p *Pipeline) twin(f facts, have, row spool.Instance) error {
 			return errors.Join(err, p.store.Remove(row.File))
 		}
 	}
-	if err := p.jrnl.Raise(have.ID, row.Quality, row.Channel, row.Rule); err != nil {
+	if err := p.jrnl.Raise(have.ID, row.Quality, row.Channel, row.Rule, p.highStart(), p.clock.Now()); err != nil {
 		return errors.Join(err, p.store.Remove(row.File))
 	}
 	p.wakeDenoise.fire()
+	p.wakeHigh.fire()
 	p.met.duplicates.Inc()
 	return p.store.Remove(row.File)
 }
@@ -347,7 +349,7 @@ func (p *Pipeline) twin(f facts, have, row spool.Instance) error {
 // replace heals a lost or damaged file with the copy that has just arrived.
 func (p *Pipeline) replace(cfg *config, in Incoming, f facts, have, row spool.Instance) error {
 	dests := cfg.dests(spool.Original)
-	if err := p.jrnl.Replace(have.ID, row, dests); err != nil {
+	if err := p.jrnl.Replace(have.ID, row, dests, p.highStart()); err != nil {
 		return errors.Join(err, p.store.Remove(row.File))
 	}
 	p.log.Warn("damaged file replaced by a new copy from the sender", zap.String("series", f.series.Key), zap.String("instance", row.SOP))
@@ -357,6 +359,7 @@ func (p *Pipeline) replace(cfg *config, in Incoming, f facts, have, row spool.In
 		}
 	}
 	p.wakeDenoise.fire()
+	p.wakeHigh.fire()
 	p.wakeForwarders(dests)
 	return nil
 }

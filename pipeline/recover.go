@@ -24,9 +24,13 @@ import (
 //  4. A derived file without a row: recorded for its original if that still
 //     waits for one, else removed.
 //  5. A file that is not what its own record says is set aside, with an alarm.
+//  6. A flag's file that the journal does not know: the flag is set.
 //
 // With an empty journal 3 and 4 concern every file: that is the rebuild.
 func (p *Pipeline) recover(ctx context.Context) error {
+	if err := p.recoverFlags(ctx); err != nil { // before the originals that they are about
+		return err
+	}
 	seed := maphash.MakeSeed()
 	hash := func(name string) uint64 { return maphash.String(seed, name) }
 
@@ -173,15 +177,30 @@ func (p *Pipeline) adoptDerived(ctx context.Context, name string, rec spool.Reco
 	if err != nil {
 		return err
 	}
+	high, waits := rec.Quality == string(High), false
+	if src != nil && !src.Gone {
+		waits = src.Stage == spool.StageQueued
+		if high {
+			stage, err := p.jrnl.High(ctx, src.ID)
+			if err != nil {
+				return err
+			}
+			waits = stage == spool.StageQueued
+		}
+	}
 	o, err := scan(f, off+rec.Size)
-	if src == nil || src.Gone || src.Stage != spool.StageQueued || o == nil || err != nil {
+	if !waits || o == nil || err != nil {
 		// Nothing waits for it; were it needed, it would be made again.
 		return p.store.Remove(name)
 	}
 	row := spool.Instance{SOP: o.String(dcm.SOPInstanceUID), Class: o.String(dcm.SOPClassUID), Syntax: o.TransferSyntaxUID(), File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
-		Received: rec.Received, Number: src.Number, Frames: src.Frames, Quality: rec.Quality, Channel: src.Channel, Rule: src.Rule, Sigma: rec.Sigma}
+		Received: rec.Received, Number: src.Number, Frames: src.Frames, Quality: rec.Quality, Channel: src.Channel, Rule: src.Rule, Sigma: rec.Sigma, Reason: rec.Reason}
 	if err := p.store.SyncName(name); err != nil {
 		return err
 	}
-	return p.jrnl.AddDerived(src.ID, row, p.cfg.Load().dests(spool.Derived))
+	dests := p.cfg.Load().dests(spool.Derived)
+	if high {
+		return p.jrnl.AddHigh(src.ID, row, rec.Fill, dests, p.clock.Now())
+	}
+	return p.jrnl.AddDerived(src.ID, row, dests)
 }

@@ -41,6 +41,9 @@ func (p *Pipeline) retain(ctx context.Context) {
 				p.log.Info("delivered files removed", zap.Int("images", n))
 			}
 		}
+		if err := p.dropFlags(ctx, now.Add(-cfg.AfterForward)); err != nil && ctx.Err() == nil {
+			p.log.Error("flags not removed", zap.Error(err))
+		}
 		if _, err := p.jrnl.Compact(now.Add(-keepRows), 20); err != nil && ctx.Err() == nil {
 			p.log.Error("journal not compacted", zap.Error(err))
 		}

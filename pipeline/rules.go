@@ -7,11 +7,13 @@ import (
 	"github.com/expr-lang/expr/vm"
 
 	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/pipeline/spool"
 )
 
 // channels: by what a quality was decided, in order of precedence.
 const (
-	channelAE      = "called-ae" // a called AE title or folder that says high or off
+	channelFlag    = spool.ChannelFlag // a person asked for this very series
+	channelAE      = "called-ae"       // a called AE title or folder that says high or off
 	channelRule    = "rule"
 	channelDefault = "default" // nobody asked for anything else
 )

@@ -34,9 +34,12 @@ type SeriesStatus struct {
 	FirstAt    time.Time `json:"firstAt"`
 	LastAt     time.Time `json:"lastAt"`
 	CompleteAt time.Time `json:"completeAt,omitzero"`
-	Quality    string    `json:"quality"` // the highest asked for; high runs as fast in this version, the wish is on record
-	Channel    string    `json:"channel"` // what asked for it: called-ae, rule, default
+	Quality    string    `json:"quality"` // what a person asked for, else the highest that was asked for
+	Channel    string    `json:"channel"` // what asked for it: flag, called-ae, rule, default
 	Rule       string    `json:"rule,omitempty"`
+
+	Flag *FlagStatus `json:"flag,omitempty"` // what a person asked for
+	High *HighStatus `json:"high,omitempty"` // the high pass, if it was asked for
 
 	Received int64 `json:"received"`
 	Waiting  int64 `json:"waiting"` // for denoising
@@ -49,6 +52,54 @@ type SeriesStatus struct {
 	Reasons      map[string]int64    `json:"reasons,omitempty"` // of passed and failed; unchanged: of denoised, derived objects whose pixels are the original's
 	Destinations []DestinationStatus `json:"destinations"`
 	Instances    []InstanceStatus    `json:"instances,omitempty"` // SeriesByUID only
+}
+
+// FlagStatus is what a person asked for a series.
+type FlagStatus struct {
+	Quality string    `json:"quality"`
+	Why     string    `json:"why,omitempty"`
+	By      string    `json:"by,omitempty"`
+	At      time.Time `json:"at"`
+}
+
+// States of the high pass of a series.
+const (
+	HighWaiting     = "waiting"      // the series is being received
+	HighQueued      = "queued"       // other series, or the fast lane, come first
+	HighRunning     = "running"      // an image of it is in hand
+	HighDone        = "done"         // each image that gets it has its derived object
+	HighIncomplete  = "incomplete"   // some have none: flag it again to try them again
+	HighFailed      = "failed"       // none has one; the same
+	HighNotPossible = "not-possible" // the model cannot do it
+	HighCalledOff   = "called-off"   // fast or off was asked for after some were made
+	HighNothing     = "nothing"      // no image of the series may be denoised
+)
+
+// HighStatus is the high pass of a series.
+type HighStatus struct {
+	State  string `json:"state"`
+	Detail string `json:"detail,omitempty"` // why, for states that are no success
+	Images int64  `json:"images"`           // that get it
+	Done   int64  `json:"done"`             // derived objects made, copies included
+	Copies int64  `json:"copies,omitempty"` // made for images that the method failed for
+	Failed int64  `json:"failed,omitempty"`
+
+	Reasons map[string]int64 `json:"reasons,omitempty"` // gate, unchanged, or why there is a copy or nothing
+	Now     *HighStep        `json:"now,omitempty"`
+	// RemainingSeconds is an estimate; 0: not known.
+	RemainingSeconds float64 `json:"remainingSeconds,omitempty"`
+}
+
+// HighStep is what the high lane has in hand.
+type HighStep struct {
+	SeriesID       int64  `json:"seriesId"` // SeriesStatus.ID
+	SOPInstanceUID string `json:"sopInstanceUid"`
+	Number         int64  `json:"number"` // instance number
+	Frame          int    `json:"frame"`  // from 1; 0: not begun
+	Frames         int64  `json:"frames"`
+	Step           int    `json:"step"`
+	Steps          int    `json:"steps"`            // 0: not known yet
+	Paused         bool   `json:"paused,omitempty"` // the fast lane has work
 }
 
 // DestinationStatus counts the deliveries of a series, or of all, by state.
@@ -79,9 +130,19 @@ type InstanceStatus struct {
 	Channel        string           `json:"channel"`
 	Rule           string           `json:"rule,omitempty"`
 	Attempts       int64            `json:"attempts,omitempty"`
+	High           *InstanceHigh    `json:"high,omitempty"`  // original: its place in the high lane
 	Sigma          float64          `json:"sigma,omitempty"` // median noise, stored units
 	Purged         bool             `json:"purged,omitempty"`
 	Deliveries     []DeliveryStatus `json:"deliveries,omitempty"`
+}
+
+// InstanceHigh is the place of an original in the high lane.
+type InstanceHigh struct {
+	State    string `json:"state"` // queued, denoised, failed
+	Reason   string `json:"reason,omitempty"`
+	Detail   string `json:"detail,omitempty"`
+	Copy     bool   `json:"copy,omitempty"` // the derived object is, or is to be, a copy
+	Attempts int64  `json:"attempts,omitempty"`
 }
 
 // DeliveryStatus is one image on its way to one destination.
@@ -149,10 +210,18 @@ func (p *Pipeline) SeriesByUID(ctx context.Context, uid string) (*SeriesStatus, 
 	for _, in := range list {
 		sop[in.ID] = in.SOP
 	}
+	high, err := p.jrnl.SeriesHigh(ctx, s.ID, maxListedInstances)
+	if err != nil {
+		return nil, err
+	}
+	inLane := map[int64]*InstanceHigh{}
+	for _, h := range high {
+		inLane[h.Original] = &InstanceHigh{State: h.Stage, Reason: h.Reason, Detail: h.Detail, Copy: h.Fill, Attempts: h.Attempts}
+	}
 	for _, in := range list {
 		st.Instances = append(st.Instances, InstanceStatus{SOPInstanceUID: in.SOP, Kind: string(in.Kind), SourceUID: sop[in.Source], Number: in.Number, Frames: in.Frames, Bytes: in.Size,
 			ReceivedAt: in.Received, State: in.Stage, Reason: in.Reason, Detail: in.Detail, Quality: in.Quality, Channel: in.Channel, Rule: in.Rule,
-			Attempts: in.Attempts, Sigma: in.Sigma, Purged: in.Gone, Deliveries: by[in.ID]})
+			Attempts: in.Attempts, High: inLane[in.ID], Sigma: in.Sigma, Purged: in.Gone, Deliveries: by[in.ID]})
 	}
 	return st, nil
 }
@@ -162,6 +231,16 @@ func (p *Pipeline) status(ctx context.Context, s spool.Series) (*SeriesStatus, e
 		State: s.State, CompleteBy: s.CompleteBy, Expected: s.Expected, Missing: max(0, s.Expected-s.Received), Reopened: s.Reopened,
 		FirstAt: s.FirstAt, LastAt: s.LastAt, CompleteAt: s.CompleteAt, Quality: s.Quality, Channel: s.Channel, Rule: s.Rule,
 		Received: s.Received, Reasons: map[string]int64{}, Destinations: []DestinationStatus{}}
+	f, err := p.jrnl.Flag(ctx, s.Key)
+	if err != nil {
+		return nil, err
+	}
+	if f != nil {
+		st.Flag = &FlagStatus{Quality: f.Quality, Why: f.Why, By: f.By, At: f.At}
+	}
+	if st.High, err = p.highStatus(ctx, s); err != nil {
+		return nil, err
+	}
 	stages, err := p.jrnl.StageCounts(ctx, s.ID)
 	if err != nil {
 		return nil, err
@@ -210,6 +289,92 @@ func (p *Pipeline) status(ctx context.Context, s spool.Series) (*SeriesStatus, e
 	return st, nil
 }
 
+// highStatus sums up the high pass of a series; nil when there is nothing to say.
+func (p *Pipeline) highStatus(ctx context.Context, s spool.Series) (*HighStatus, error) {
+	counts, err := p.jrnl.HighCounts(ctx, s.ID)
+	if err != nil {
+		return nil, err
+	}
+	wanted := s.Quality == string(High)
+	if len(counts) == 0 && !wanted {
+		return nil, nil
+	}
+	h := &HighStatus{Reasons: map[string]int64{}}
+	var queued, impossible int64
+	for _, c := range counts {
+		h.Images += c.Count
+		if c.Reason != "" {
+			h.Reasons[c.Reason] += c.Count
+		}
+		switch c.Stage {
+		case spool.StageQueued:
+			queued += c.Count
+		case spool.StageDenoised:
+			h.Done += c.Count
+			if c.Fill {
+				h.Copies += c.Count
+			}
+		case spool.StageFailed:
+			h.Failed += c.Count
+			h.Detail = c.Detail
+			if c.Reason == spool.ReasonNotPossible {
+				impossible += c.Count
+			}
+		}
+	}
+	h.Now = p.highNow(s.ID)
+	receiving := s.State == spool.SeriesReceiving
+	possible, why := p.HighPossible()
+	switch {
+	case h.Now != nil:
+		h.State = HighRunning
+	case queued > 0 && receiving, wanted && h.Images == 0 && receiving:
+		h.State = HighWaiting
+	case queued > 0:
+		h.State = HighQueued
+	case impossible > 0 && impossible == h.Failed:
+		h.State = HighNotPossible
+	case h.Failed > 0 && h.Done == 0:
+		h.State = HighFailed
+	case h.Failed > 0:
+		h.State = HighIncomplete
+	case !wanted:
+		h.State = HighCalledOff
+	case h.Images == 0 && !possible:
+		h.State, h.Detail = HighNotPossible, why
+	case h.Images == 0:
+		h.State, h.Detail = HighNothing, "no image of the series may be denoised"
+	default:
+		h.State = HighDone
+	}
+	h.RemainingSeconds = p.highRemaining(queued, h.Now)
+	return h, nil
+}
+
+// highNow is what the high lane has in hand, if it is of the series; series 0 is any.
+func (p *Pipeline) highNow(series int64) *HighStep {
+	paused := p.fast.busy()
+	h := &p.high
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.in == nil || series != 0 && h.in.Series != series {
+		return nil
+	}
+	return &HighStep{SeriesID: h.in.Series, SOPInstanceUID: h.in.SOP, Number: h.in.Number, Frame: h.frame, Frames: h.in.Frames, Step: h.step, Steps: h.steps, Paused: paused}
+}
+
+// highRemaining estimates the seconds that images need, the one in hand included.
+func (p *Pipeline) highRemaining(images int64, now *HighStep) float64 {
+	p.high.mu.Lock()
+	mean := p.high.mean.Seconds()
+	p.high.mu.Unlock()
+	left := float64(images)
+	if now != nil && now.Steps > 0 && now.Frames > 0 && now.Frame > 0 {
+		left -= (float64(now.Frame-1) + float64(now.Step)/float64(now.Steps)) / float64(now.Frames)
+	}
+	return max(0, left) * mean
+}
+
 func (p *Pipeline) breakerState(dest string) string {
 	p.fwdMu.Lock()
 	f := p.fwd[dest]
@@ -221,7 +386,7 @@ func (p *Pipeline) breakerState(dest string) string {
 }
 
 // OpenObject opens image n (1-based, by instance number, then arrival) of a
-// series: which is "original" or "fast". The Object reads from the returned
+// series: which is "original", "fast" or "high". The Object reads from the returned
 // Closer's file. ErrUnknownSeries: there is no such image, or its file is purged.
 func (p *Pipeline) OpenObject(ctx context.Context, seriesUID string, n int, which string) (*dcm.Object, io.Closer, error) {
 	none := fmt.Errorf("series %q image %d %s: %w", seriesUID, n, which, ErrUnknownSeries)
@@ -257,12 +422,16 @@ func (p *Pipeline) OpenObject(ctx context.Context, seriesUID string, n int, whic
 	found := originals[n-1]
 	switch which {
 	case "original":
-	case "fast":
-		i := slices.IndexFunc(list, func(in spool.Instance) bool { return in.Source == found.ID })
-		if i < 0 {
+	case string(Fast), string(High):
+		// The last one, should there be objects of several models.
+		d, err := p.jrnl.Derived(ctx, found.ID, which)
+		if err != nil {
+			return nil, nil, err
+		}
+		if d == nil {
 			return nil, nil, none
 		}
-		found = list[i]
+		found = *d
 	default:
 		return nil, nil, none
 	}
@@ -293,8 +462,11 @@ type Health struct {
 	Problems []string               `json:"problems"` // why not, or what needs a person
 	DiskUsed float64                `json:"diskUsed"` // fraction
 	Denoise  QueueHealth            `json:"denoise"`
-	Forward  map[string]QueueHealth `json:"forward"`  // by destination
-	Breakers map[string]string      `json:"breakers"` // by destination
+	High     QueueHealth            `json:"high"`
+	HighNow  *HighStep              `json:"highNow,omitempty"`
+	NoHigh   string                 `json:"noHigh,omitempty"` // why the full method cannot run; empty if it can
+	Forward  map[string]QueueHealth `json:"forward"`          // by destination
+	Breakers map[string]string      `json:"breakers"`         // by destination
 }
 
 // Check writes to the spool and the journal and looks at disk and queues. It
@@ -321,16 +493,17 @@ func (p *Pipeline) Check() Health {
 	depths, err := p.jrnl.Depths(ctx)
 	bad(err)
 	now := p.clock.Now()
-	for lane, d := range depths {
+	queue := func(d spool.Depth) QueueHealth {
 		q := QueueHealth{Waiting: d.Count}
 		if d.Count > 0 {
 			q.Age = now.Sub(d.Oldest)
 		}
-		if lane == "" {
-			h.Denoise = q
-		} else {
-			h.Forward[lane] = q
-		}
+		return q
+	}
+	h.Denoise, h.High, h.HighNow = queue(depths.Fast), queue(depths.High), p.highNow(0)
+	_, h.NoHigh = p.HighPossible()
+	for name, d := range depths.Forward {
+		h.Forward[name] = queue(d)
 	}
 	for name, q := range h.Forward {
 		if !slices.ContainsFunc(cfg.Destinations, func(d Destination) bool { return d.Name == name }) {

@@ -59,6 +59,8 @@ const (
 	InstitutionalDepartmentName          Tag = 0x00081040
 	ManufacturerModelName                Tag = 0x00081090
 	ReferencedSeriesSequence             Tag = 0x00081115
+	ReferencedImageSequence              Tag = 0x00081140
+	ReferencedInstanceSequence           Tag = 0x0008114A
 	ReferencedSOPClassUID                Tag = 0x00081150
 	ReferencedSOPInstanceUID             Tag = 0x00081155
 	ReferencedFrameNumber                Tag = 0x00081160
@@ -303,7 +305,7 @@ var dictionary = func() map[Tag]VR {
 		LargestPixelValueInSeries, SmallestImagePixelValueInPlane, LargestImagePixelValueInPlane, PixelPaddingValue,
 		PixelPaddingRangeLimit, RedPaletteColorLookupTableDescriptor)
 	add(OW, PixelData)
-	add(SQ, ReferencedSeriesSequence, ReferencedSOPSequence, SourceImageSequence, DerivationImageSequence,
+	add(SQ, ReferencedSeriesSequence, ReferencedImageSequence, ReferencedInstanceSequence, ReferencedSOPSequence, SourceImageSequence, DerivationImageSequence,
 		SourceImageEvidenceSequence, DerivationCodeSequence, MRImageFrameTypeSequence, ContributingEquipmentSequence,
 		PurposeOfReferenceCodeSequence, IconImageSequence, MACParametersSequence, SharedFunctionalGroupsSequence,
 		PerFrameFunctionalGroupsSequence, DigitalSignaturesSequence)

@@ -36,6 +36,7 @@ var mayChange = map[dcm.Tag]bool{
 	dcm.SmallestImagePixelValue: true, dcm.LargestImagePixelValue: true, dcm.PixelData: true,
 	dcm.SharedFunctionalGroupsSequence: true, dcm.PerFrameFunctionalGroupsSequence: true,
 	dcm.ConcatenationUID: true, dcm.SOPInstanceUIDOfConcatenationSource: true,
+	dcm.ReferencedImageSequence: true, dcm.ReferencedSeriesSequence: true,
 }
 
 // mayVanish lists the attributes that Write may remove.
@@ -121,7 +122,7 @@ func verifyChanged(a, b dcm.Element) error {
 		if !bytes.HasPrefix(now, bytes.TrimRight(old, " \x00")) {
 			return mismatch(t, "lost text")
 		}
-	case dcm.ContributingEquipmentSequence, dcm.DerivationCodeSequence:
+	case dcm.ContributingEquipmentSequence, dcm.DerivationCodeSequence, dcm.ReferencedImageSequence, dcm.ReferencedSeriesSequence:
 		// the source's items stay in front
 		items := collect(b)
 		i := 0

@@ -19,6 +19,7 @@ const (
 	codingScheme  = "99DENOISED" // private coding scheme of DerivationCodeSequence
 
 	seriesNumberLimit = 99999
+	qualityHigh       = "high"
 )
 
 // Untouched ends the DerivationDescription of a single-frame object in which no
@@ -48,9 +49,18 @@ type Params struct {
 	// Zero means the source's own SeriesDate and SeriesTime, which are equal too.
 	SeriesTime time.Time
 
-	SeriesDescriptionSuffix string // printable ASCII without backslash; empty for " DN"
+	// Related is another derived object of the same source, nil if there is none.
+	Related *Related
+	// Remark, if not nil, is asked once the pixels of a single-frame object are
+	// made; what it returns ends the DerivationDescription.
+	Remark func() string
+
+	SeriesDescriptionSuffix string // printable ASCII without backslash; empty for " DN" (fast) or " DN HQ" (high)
 	SeriesNumberOffset      int    // added to SeriesNumber; 0 for 10000 (fast) or 20000 (high)
 }
+
+// Related names an object that shows the same image, denoised by other means.
+type Related struct{ SOPClassUID, SOPInstanceUID, SeriesInstanceUID string }
 
 // Info describes a derived object that Write has written.
 type Info struct {
@@ -77,13 +87,16 @@ func (p *Params) validate() error {
 	}
 	if p.SeriesDescriptionSuffix == "" {
 		p.SeriesDescriptionSuffix = " DN"
+		if p.Quality == qualityHigh {
+			p.SeriesDescriptionSuffix = " DN HQ"
+		}
 	}
 	if s := p.SeriesDescriptionSuffix; len(s) > 64 || clean(s, 64) != s || strings.Contains(s, "?") {
 		return errors.New("series description suffix is not printable ASCII of at most 64 characters")
 	}
 	if p.SeriesNumberOffset == 0 {
 		p.SeriesNumberOffset = 10000
-		if p.Quality == "high" {
+		if p.Quality == qualityHigh {
 			p.SeriesNumberOffset = 20000
 		}
 	}
@@ -121,7 +134,7 @@ func Write(w io.Writer, o *dcm.Object, p Params, next func(i int) ([]float32, er
 			return Info{}, err
 		}
 	}
-	s := splice{o: o, ed: ed, p: p, sop: sop, series: series, untouched: l.frames == 1 && px.st.changed == 0}
+	s := splice{o: o, ed: ed, p: p, sop: sop, series: series, pixelsMade: l.frames == 1, untouched: l.frames == 1 && px.st.changed == 0}
 	s.common()
 	if info.SOPClassUID == classEnhancedMR {
 		s.enhanced()
@@ -223,6 +236,7 @@ type splice struct {
 	ed          *dcm.Editor
 	p           Params
 	sop, series string
+	pixelsMade  bool // of a single frame: before anything else is written
 	untouched   bool // of a single frame: no pixel got another value
 }
 
@@ -248,6 +262,7 @@ func (s *splice) common() {
 	s.text(dcm.SeriesNumber, dcm.IS, strconv.Itoa(seriesNumber(s.o, s.p.SeriesNumberOffset)))
 	s.seriesDescription()
 	s.concatenation()
+	s.related()
 	s.contributingEquipment(now)
 
 	// What cannot be true of other pixels: signatures (PS3.15 C), a thumbnail, and
@@ -409,6 +424,11 @@ func (s *splice) derivationDescription() string {
 	text := fmt.Sprintf("%s %s: noise reduction by neural network %s %s (weights SHA-256 %s), quality %s, strength %s",
 		s.p.Product, s.p.Version, s.p.Model.Name, s.p.Model.Version, s.p.Model.Hash, s.p.Quality,
 		strconv.FormatFloat(s.p.Strength, 'g', 4, 64))
+	if s.p.Remark != nil && s.pixelsMade {
+		if t := s.p.Remark(); t != "" {
+			text += "; " + t
+		}
+	}
 	if s.untouched {
 		// The derived series stays whole, and says which of its images are copies.
 		text += Untouched
@@ -429,6 +449,31 @@ func (s *splice) sourceImage(frame int) []dcm.Node {
 	return append(n,
 		dcm.Text(dcm.SpatialLocationsPreserved, dcm.CS, "YES"),
 		dcm.Sequence(dcm.PurposeOfReferenceCodeSequence, code("121322", "DCM", "Source image for image processing operation")))
+}
+
+// related links the object to another derivation of the same source: the image
+// by ReferencedImageSequence (PS3.3 C.12.4; no term of CID 7201 fits, so the
+// purpose is our own), and the series of both by the Common Instance Reference
+// module (C.12.2). In an Enhanced MR object image references stand in functional
+// groups, and only the module is written. Items of the source stay in front.
+func (s *splice) related() {
+	r := s.p.Related
+	if r == nil {
+		return
+	}
+	instance := func(class, uid string) []dcm.Node {
+		return []dcm.Node{dcm.Text(dcm.ReferencedSOPClassUID, dcm.UI, class), dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, uid)}
+	}
+	if s.o.String(dcm.SOPClassUID) != classEnhancedMR {
+		s.append(dcm.ReferencedImageSequence, append(instance(r.SOPClassUID, r.SOPInstanceUID),
+			dcm.Sequence(dcm.PurposeOfReferenceCodeSequence, code("FAST", codingScheme, "Same image, denoised with quality fast"))))
+	}
+	series := func(uid string, item []dcm.Node) []dcm.Node {
+		return []dcm.Node{dcm.Sequence(dcm.ReferencedInstanceSequence, item), dcm.Text(dcm.SeriesInstanceUID, dcm.UI, uid)}
+	}
+	s.append(dcm.ReferencedSeriesSequence,
+		series(s.o.String(dcm.SeriesInstanceUID), instance(s.o.String(dcm.SOPClassUID), s.o.String(dcm.SOPInstanceUID))),
+		series(r.SeriesInstanceUID, instance(r.SOPClassUID, r.SOPInstanceUID)))
 }
 
 // single changes what only single-frame classes have at the top level.

@@ -49,10 +49,12 @@ type Record struct {
 	Calling  string    `json:"calling,omitempty"`
 	Called   string    `json:"called,omitempty"`
 	Host     string    `json:"host,omitempty"`
-	Quality  string    `json:"quality,omitempty"` // quality asked for by the called AE title or the folder
+	Quality  string    `json:"quality,omitempty"` // quality asked for by the called AE title or the folder; derived: the one it has
 	Received time.Time `json:"received"`
 	Source   string    `json:"source,omitempty"` // derived: file name of the original
 	Sigma    float64   `json:"sigma,omitempty"`  // derived: median noise in stored units
+	Reason   string    `json:"reason,omitempty"` // derived: why it is not the method's plain result
+	Fill     bool      `json:"fill,omitempty"`   // derived, high: a copy of the original, which could not be denoised
 	Size     int64     `json:"size"`             // of the data set
 	CRC      uint32    `json:"crc"`              // CRC-32C of the data set
 }

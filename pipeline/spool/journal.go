@@ -16,7 +16,7 @@ import (
 
 // schemaVersion is stored in user_version. A journal of another version is
 // moved aside and rebuilt from the files.
-const schemaVersion = 2
+const schemaVersion = 3
 
 // Times are Unix nanoseconds, 0 = never. Words are the constants of rows.go.
 const schema = `
@@ -42,6 +42,7 @@ CREATE TABLE instance (
   class TEXT NOT NULL, syntax TEXT NOT NULL,
   file TEXT NOT NULL, off INTEGER NOT NULL, size INTEGER NOT NULL, crc INTEGER NOT NULL,
   received INTEGER NOT NULL, number INTEGER NOT NULL, frames INTEGER NOT NULL,
+  added INTEGER NOT NULL,              -- since when it may be sent: its receipt; for a high derived object when that was made
   quality TEXT NOT NULL, channel TEXT NOT NULL, rule TEXT NOT NULL,
   stage TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
   attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
@@ -57,7 +58,7 @@ CREATE TABLE delivery (
   instance INTEGER NOT NULL REFERENCES instance(id),
   dest TEXT NOT NULL,
   series INTEGER NOT NULL,
-  ord INTEGER NOT NULL,                -- 2*original id, +1 for derived: oldest first, original before derived
+  ord INTEGER NOT NULL,                -- 2*original id, +1 for fast: oldest first, original before derived; 2*own id+1 for high
   state TEXT NOT NULL,
   attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
   failures INTEGER NOT NULL DEFAULT 0, -- in a row, with images of others stored in between
@@ -68,6 +69,21 @@ CREATE TABLE delivery (
 CREATE INDEX delivery_queue ON delivery(dest, ord) WHERE state='queued';
 CREATE INDEX delivery_suspect ON delivery(dest, next_at) WHERE state='queued' AND failures>=2;
 CREATE INDEX delivery_series ON delivery(series, dest, state);
+CREATE TABLE flag (                    -- what a person asked for; the file in spool/flag says the same
+  key TEXT PRIMARY KEY,                -- series UID, which may not be here yet
+  quality TEXT NOT NULL, why TEXT NOT NULL, who TEXT NOT NULL, at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE high (                    -- originals that get, or got, the high pass
+  original INTEGER PRIMARY KEY REFERENCES instance(id),
+  series INTEGER NOT NULL,
+  stage TEXT NOT NULL,                 -- queued, denoised, failed
+  reason TEXT NOT NULL, detail TEXT NOT NULL,
+  fill INTEGER NOT NULL DEFAULT 0,     -- failed: a copy may stand in; queued and denoised: it is to be one, or is one
+  attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
+  since INTEGER NOT NULL               -- when it was asked for
+) STRICT;
+CREATE INDEX high_series ON high(series);
+CREATE INDEX high_queue ON high(series, original) WHERE stage='queued';
 `
 
 // pragmas are asserted after opening: a driver that ignores one would leave

@@ -64,6 +64,9 @@ type Instance struct {
 	Gone                   bool
 }
 
+// maxDetail bounds the bytes of a text that goes on record.
+const maxDetail = 500
+
 func nanos(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
@@ -85,6 +88,7 @@ var ErrExists = errors.New("instance is in the journal already")
 type Arrival struct {
 	Series   Series // Key and descriptive fields; Quality, Channel, Rule of this instance
 	Instance Instance
+	Start    Start    // of the high pass, if the image gets it
 	Variants int64    // how many variants the caller believes are there; it becomes this one's number
 	Dests    []string // destinations that get the original
 	Unwanted bool     // there are destinations, but none takes originals: nothing is owed if it passes
@@ -97,21 +101,32 @@ type Added struct {
 	Received int64 // originals of the series, this one included
 	Expected int64
 	Reopened bool
+	// Stage and Reason of the instance: those asked for, or what a flag made of them.
+	Stage, Reason string
 }
 
 // rank orders qualities by how much was asked for.
 const rank = `CASE %s WHEN 'high' THEN 2 WHEN 'fast' THEN 1 ELSE 0 END`
 
-// AddOriginal records a received file, its series and its deliveries. On nil
-// all of it is durable. ErrExists: look with Variants and decide again.
+// AddOriginal records a received file, its series, its deliveries and its place
+// in the high lane. What a person asked for the series wins over the quality in
+// a. On nil all of it is durable. ErrExists: look with Variants and decide again.
 func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 	var out Added
 	err := j.change("record instance", func(t *tx) error {
 		out = Added{}
-		s, in := &a.Series, &a.Instance
+		s, in := a.Series, a.Instance
 		at := nanos(in.Received)
+		f, flagged, err := t.flag(s.Key)
+		if err != nil {
+			return err
+		}
+		if flagged && in.Stage != StageConflict {
+			f.decide(&in)
+			s.Quality, s.Channel, s.Rule = in.Quality, in.Channel, in.Rule
+		}
 		var state string
-		err := t.row(`SELECT id, state FROM series WHERE key=?`, []any{s.Key}, &out.Series, &state)
+		err = t.row(`SELECT id, state FROM series WHERE key=?`, []any{s.Key}, &out.Series, &state)
 		if errors.Is(err, sql.ErrNoRows) {
 			err = t.row(`INSERT INTO series(key,study,modality,protocol,number,calling,called,host,state,expected,received,first_at,opened_at,last_at,quality,channel,rule)
 				VALUES(?,?,?,?,?,?,?,?,'receiving',?,0,?,?,?,?,?,?) RETURNING id`,
@@ -128,13 +143,13 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 		if n != a.Variants {
 			return ErrExists
 		}
-		if err := t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,quality,channel,rule,stage,reason,detail,unwanted)
-			VALUES(?,'original',0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING id`,
-			[]any{out.Series, in.SOP, a.Variants, in.Class, in.Syntax, in.File, in.Offset, in.Size, int64(in.CRC), at, in.Number, in.Frames,
+		if err := t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,added,quality,channel,rule,stage,reason,detail,unwanted)
+			VALUES(?,'original',0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING id`,
+			[]any{out.Series, in.SOP, a.Variants, in.Class, in.Syntax, in.File, in.Offset, in.Size, int64(in.CRC), at, in.Number, in.Frames, at,
 				in.Quality, in.Channel, in.Rule, in.Stage, in.Reason, in.Detail, a.Unwanted}, &out.Instance); err != nil {
 			return err
 		}
-		out.Reopened = state != SeriesReceiving
+		out.Reopened, out.Stage, out.Reason = state != SeriesReceiving, in.Stage, in.Reason
 		if err := t.row(`UPDATE series SET received=received+1, last_at=max(last_at,?1), expected=max(expected,?2),
 				opened_at=CASE WHEN state='receiving' THEN opened_at ELSE ?1 END,
 				reopened=reopened+(state<>'receiving'), state='receiving', complete_by='', complete_at=0,
@@ -149,6 +164,9 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 			if err := t.deliver(out.Instance, out.Series, 2*out.Instance, d); err != nil {
 				return err
 			}
+		}
+		if in.Quality == qualityHigh {
+			return t.startHigh(a.Start, at, `i.id=?`, out.Instance)
 		}
 		return nil
 	})
@@ -206,14 +224,23 @@ func (j *Journal) Instance(ctx context.Context, id int64) (*Instance, error) {
 
 // Replace gives an instance whose file was lost or damaged a new file, and
 // queues again what could not be done without it.
-func (j *Journal) Replace(id int64, with Instance, dests []string) error {
+func (j *Journal) Replace(id int64, with Instance, dests []string, start Start) error {
 	return j.change("replace damaged file", func(t *tx) error {
+		with := with
 		var series int64
+		var key string
 		var lost bool
-		if err := t.row(`SELECT series, stage='lost' OR stage='failed' AND reason='damaged' FROM instance WHERE id=?`, []any{id}, &series, &lost); err != nil {
+		if err := t.row(`SELECT i.series, s.key, i.stage='lost' OR i.stage='failed' AND i.reason='damaged' FROM instance i JOIN series s ON s.id=i.series WHERE i.id=?`, []any{id}, &series, &key, &lost); err != nil {
 			return err
 		}
 		if lost {
+			f, flagged, err := t.flag(key)
+			if err != nil {
+				return err
+			}
+			if flagged {
+				f.decide(&with)
+			}
 			if _, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=?, attempts=0, next_at=0 WHERE id=?`, with.Stage, with.Reason, with.Detail, id); err != nil {
 				return err
 			}
@@ -225,6 +252,10 @@ func (j *Journal) Replace(id int64, with Instance, dests []string) error {
 		}
 		if _, err := t.exec(`UPDATE instance SET file=?, off=?, size=?, crc=?, class=?, syntax=?, gone=0 WHERE id=?`,
 			with.File, with.Offset, with.Size, int64(with.CRC), with.Class, with.Syntax, id); err != nil {
+			return err
+		}
+		// It has a place in the high lane only if it was asked for.
+		if err := t.startHigh(start, nanos(with.Received), `i.id=? AND EXISTS (SELECT 1 FROM high h WHERE h.original=i.id AND h.reason IN ('lost','damaged'))`, id); err != nil {
 			return err
 		}
 		_, err := t.exec(`UPDATE delivery SET state='queued', detail='', next_at=0 WHERE instance=? AND state='damaged'`, id)
@@ -244,7 +275,7 @@ func (j *Journal) Forget(id int64) (bool, error) {
 			return err
 		}
 		gone = true
-		for _, q := range []string{`UPDATE series SET received=received-1 WHERE id=(SELECT series FROM instance WHERE id=?)`, `DELETE FROM delivery WHERE instance=?`, `DELETE FROM instance WHERE id=?`} {
+		for _, q := range []string{`UPDATE series SET received=received-1 WHERE id=(SELECT series FROM instance WHERE id=?)`, `DELETE FROM high WHERE original=?`, `DELETE FROM delivery WHERE instance=?`, `DELETE FROM instance WHERE id=?`} {
 			if _, err := t.exec(q, id); err != nil {
 				return err
 			}
@@ -268,19 +299,33 @@ func (j *Journal) Requeue(series int64) (int64, error) {
 	return n, err
 }
 
-// Raise notes a higher quality asked for by sending the same image again.
-func (j *Journal) Raise(id int64, quality, channel, rule string) error {
+// Raise notes a higher quality asked for by sending the same image again. What a
+// person asked for the series stands.
+func (j *Journal) Raise(id int64, quality, channel, rule string, start Start, at time.Time) error {
 	return j.change("raise quality", func(t *tx) error {
+		var key string
+		if err := t.row(`SELECT s.key FROM series s JOIN instance i ON i.series=s.id WHERE i.id=?`, []any{id}, &key); err != nil {
+			return err
+		}
+		if _, flagged, err := t.flag(key); err != nil || flagged {
+			return err
+		}
 		_, err := t.exec(`UPDATE series SET quality=?2, channel=?3, rule=?4 WHERE id=(SELECT series FROM instance WHERE id=?1) AND `+
 			fmt.Sprintf(rank, "?2")+`>`+fmt.Sprintf(rank, "quality"), id, quality, channel, rule)
 		if err != nil {
 			return err
 		}
-		_, err = t.exec(`UPDATE instance SET quality=?2, channel=?3, rule=?4,
+		r, err := t.exec(`UPDATE instance SET quality=?2, channel=?3, rule=?4,
 			stage=CASE WHEN stage='passed' AND reason='off' THEN 'queued' ELSE stage END,
 			reason=CASE WHEN stage='passed' AND reason='off' THEN '' ELSE reason END
 			WHERE id=?1 AND gone=0 AND `+fmt.Sprintf(rank, "?2")+`>`+fmt.Sprintf(rank, "quality"), id, quality, channel, rule)
-		return err
+		if err != nil {
+			return err
+		}
+		if n, err := r.RowsAffected(); err != nil || n == 0 || quality != qualityHigh {
+			return err
+		}
+		return t.startHigh(start, nanos(at), `i.id=?`, id)
 	})
 }
 
@@ -310,22 +355,15 @@ func (j *Journal) NextRetry(ctx context.Context) (time.Time, error) {
 	return fromNanos(at.Int64), nil
 }
 
-// AddDerived records a derived object, marks its original as denoised, with d's
-// reason, and queues the deliveries, all at once.
+// AddDerived records a derived object of the fast lane, marks its original as
+// denoised, with d's reason and detail, and queues the deliveries, all at once.
 func (j *Journal) AddDerived(original int64, d Instance, dests []string) error {
 	return j.change("record derived object", func(t *tx) error {
-		var series int64
-		if err := t.row(`SELECT series FROM instance WHERE id=?`, []any{original}, &series); err != nil {
-			return err
-		}
-		var id int64
-		err := t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,quality,channel,rule,stage,reason,detail,sigma)
-			VALUES(?,'derived',?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,'made','','',?) ON CONFLICT DO UPDATE SET file=excluded.file, off=excluded.off, size=excluded.size, crc=excluded.crc, gone=0 RETURNING id`,
-			[]any{series, original, d.SOP, d.Class, d.Syntax, d.File, d.Offset, d.Size, int64(d.CRC), nanos(d.Received), d.Number, d.Frames, d.Quality, d.Channel, d.Rule, d.Sigma}, &id)
+		id, series, err := t.insertDerived(original, d, d.Received)
 		if err != nil {
 			return err
 		}
-		if _, err := t.exec(`UPDATE instance SET stage='denoised', reason=?, detail='', sigma=? WHERE id=?`, d.Reason, d.Sigma, original); err != nil {
+		if _, err := t.exec(`UPDATE instance SET stage='denoised', reason=?, detail=?, sigma=? WHERE id=?`, d.Reason, clip(d.Detail, maxDetail), d.Sigma, original); err != nil {
 			return err
 		}
 		for _, dest := range dests {
@@ -337,11 +375,23 @@ func (j *Journal) AddDerived(original int64, d Instance, dests []string) error {
 	})
 }
 
+// insertDerived records the row of a derived object, or gives the row of the
+// same object its new file.
+func (t *tx) insertDerived(original int64, d Instance, added time.Time) (id, series int64, err error) {
+	if err := t.row(`SELECT series FROM instance WHERE id=?`, []any{original}, &series); err != nil {
+		return 0, 0, err
+	}
+	err = t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,added,quality,channel,rule,stage,reason,detail,sigma)
+		VALUES(?,'derived',?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,'made','','',?) ON CONFLICT DO UPDATE SET file=excluded.file, off=excluded.off, size=excluded.size, crc=excluded.crc, gone=0 RETURNING id`,
+		[]any{series, original, d.SOP, d.Class, d.Syntax, d.File, d.Offset, d.Size, int64(d.CRC), nanos(d.Received), d.Number, d.Frames, nanos(added), d.Quality, d.Channel, d.Rule, d.Sigma}, &id)
+	return id, series, err
+}
+
 // EndSlice gives an original its final stage without a derived object. file is
 // the one that was looked at: if it has been replaced meanwhile nothing changes.
 func (j *Journal) EndSlice(id int64, file, stage, reason, detail string) error {
 	return j.change("record result of slice", func(t *tx) error {
-		_, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=? WHERE id=? AND file=?`, stage, reason, clip(detail, 500), id, file)
+		_, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=? WHERE id=? AND file=?`, stage, reason, clip(detail, maxDetail), id, file)
 		return err
 	})
 }
@@ -349,7 +399,7 @@ func (j *Journal) EndSlice(id int64, file, stage, reason, detail string) error {
 // RetrySlice counts a failed attempt and puts the slice back for later.
 func (j *Journal) RetrySlice(id int64, next time.Time, detail string) error {
 	return j.change("record failed attempt of slice", func(t *tx) error {
-		_, err := t.exec(`UPDATE instance SET attempts=attempts+1, next_at=?, detail=? WHERE id=?`, nanos(next), clip(detail, 500), id)
+		_, err := t.exec(`UPDATE instance SET attempts=attempts+1, next_at=?, detail=? WHERE id=?`, nanos(next), clip(detail, maxDetail), id)
 		return err
 	})
 }
@@ -454,7 +504,7 @@ func (j *Journal) Syntaxes(ctx context.Context, dest string, limit int) ([][2]st
 func (j *Journal) EndDelivery(instance int64, dest, state string, status int, detail string, at time.Time) error {
 	return j.change("record delivery", func(t *tx) error {
 		_, err := t.exec(`UPDATE delivery SET state=?, status=?, detail=?, attempts=attempts+1, done_at=? WHERE instance=? AND dest=?`,
-			state, status, clip(detail, 500), nanos(at), instance, dest)
+			state, status, clip(detail, maxDetail), nanos(at), instance, dest)
 		return err
 	})
 }
@@ -465,7 +515,7 @@ func (j *Journal) EndDelivery(instance int64, dest, state string, status int, de
 func (j *Journal) DamagedDelivery(instance int64, dest, file, detail string, at time.Time) error {
 	return j.change("record damaged file", func(t *tx) error {
 		_, err := t.exec(`UPDATE delivery SET state='damaged', status=-1, detail=?, attempts=attempts+1, done_at=? WHERE instance=?3 AND dest=?4
-			AND EXISTS (SELECT 1 FROM instance WHERE id=?3 AND file=?5)`, clip(detail, 500), nanos(at), instance, dest, file)
+			AND EXISTS (SELECT 1 FROM instance WHERE id=?3 AND file=?5)`, clip(detail, maxDetail), nanos(at), instance, dest, file)
 		return err
 	})
 }
@@ -475,7 +525,7 @@ func (j *Journal) DamagedDelivery(instance int64, dest, file, detail string, at 
 func (j *Journal) RetryDelivery(instance int64, dest string, status int, detail string, failures int64, next time.Time) error {
 	return j.change("record failed delivery", func(t *tx) error {
 		_, err := t.exec(`UPDATE delivery SET status=?, detail=?, attempts=attempts+1, failures=?, next_at=? WHERE instance=? AND dest=? AND state='queued'`,
-			status, clip(detail, 500), failures, nanos(next), instance, dest)
+			status, clip(detail, maxDetail), failures, nanos(next), instance, dest)
 		return err
 	})
 }
@@ -616,31 +666,46 @@ func (j *Journal) SeriesDeliveries(ctx context.Context, series int64, n int) ([]
 	return out, rows.Err()
 }
 
-// Depth is the length of a queue and when the oldest image in it arrived.
+// Depth is the length of a queue and since when the oldest image in it waits.
 type Depth struct {
 	Count  int64
 	Oldest time.Time
 }
 
-// Depths reads the length and the oldest arrival of each queue: "" is the denoise
-// stage, the other keys are destinations.
-func (j *Journal) Depths(ctx context.Context) (map[string]Depth, error) {
-	out := map[string]Depth{}
-	rows, err := j.db.QueryContext(ctx, `SELECT '', count(*), coalesce(min(received),0) FROM instance WHERE stage='queued'
-		UNION ALL SELECT d.dest, d.n, i.received FROM (SELECT dest, count(*) n, min(ord) o FROM delivery INDEXED BY delivery_queue WHERE state='queued' GROUP BY dest) d JOIN instance i ON i.id=d.o/2`)
+// Queues are the depths of all queues.
+type Queues struct {
+	Fast, High Depth
+	Forward    map[string]Depth // by destination
+}
+
+// Depths reads the length of each queue, and since when its oldest image waits:
+// received, in the high lane asked for.
+func (j *Journal) Depths(ctx context.Context) (Queues, error) {
+	out := Queues{Forward: map[string]Depth{}}
+	rows, err := j.db.QueryContext(ctx, `SELECT 1, '', count(*), coalesce(min(received),0) FROM instance WHERE stage='queued'
+		UNION ALL SELECT 2, '', count(*), coalesce(min(since),0) FROM high WHERE stage='queued'
+		UNION ALL SELECT 3, d.dest, d.n, i.added FROM (SELECT dest, count(*) n, min(ord) o FROM delivery INDEXED BY delivery_queue WHERE state='queued' GROUP BY dest) d JOIN instance i ON i.id=d.o/2`)
 	if err != nil {
-		return nil, journalErr("count queues", err)
+		return out, journalErr("count queues", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var lane string
+		var lane int
+		var dest string
 		var d Depth
 		var at int64
-		if err := rows.Scan(&lane, &d.Count, &at); err != nil {
-			return nil, journalErr("count queues", err)
+		if err := rows.Scan(&lane, &dest, &d.Count, &at); err != nil {
+			return out, journalErr("count queues", err)
 		}
 		d.Oldest = fromNanos(at)
-		out[lane] = d
+		switch lane {
+		case 1:
+			out.Fast = d
+		case 2:
+			out.High = d
+		default:
+			out.Forward[dest] = d
+		}
 	}
 	return out, rows.Err()
 }
@@ -668,8 +733,10 @@ func (j *Journal) SeriesStates(ctx context.Context) (map[string]int64, error) {
 // denoise stage, it and its derived object have been stored by every
 // destination they were queued for, and at least one destination has something
 // of them - or it passed and the destinations of the time wanted no originals.
-// What came when there was no destination at all is owed to one, and stays.
+// What came when there was no destination at all is owed to one, and stays. So
+// does a series of which an image waits for the high pass.
 const settled = `i.kind='original' AND i.gone=0 AND i.stage IN ('denoised','passed','failed')
+	AND NOT EXISTS (SELECT 1 FROM high h INDEXED BY high_queue WHERE h.series=i.series AND h.stage='queued')
 	AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id AND d.state<>'stored')
 	AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source=i.id AND d.state<>'stored')
 	AND (EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id)
@@ -749,7 +816,7 @@ func (j *Journal) Compact(before time.Time, n int) (int64, error) {
 			return err
 		}
 		for _, id := range ids {
-			for _, q := range []string{`DELETE FROM delivery WHERE series=?`, `DELETE FROM instance WHERE series=?`, `DELETE FROM series WHERE id=?`} {
+			for _, q := range []string{`DELETE FROM delivery WHERE series=?`, `DELETE FROM high WHERE series=?`, `DELETE FROM instance WHERE series=?`, `DELETE FROM series WHERE id=?`} {
 				if _, err := t.exec(q, id); err != nil {
 					return err
 				}
@@ -767,6 +834,9 @@ func (j *Journal) Lose(id int64, detail string) error {
 		if _, err := t.exec(`UPDATE instance SET stage='lost', detail=? WHERE id=?`, detail, id); err != nil {
 			return err
 		}
+		if _, err := t.exec(`UPDATE high SET stage='failed', reason='lost', detail=?, fill=0 WHERE original=? AND stage='queued'`, detail, id); err != nil {
+			return err
+		}
 		_, err := t.exec(`UPDATE delivery SET state='damaged', detail=? WHERE instance=? AND state='queued'`, detail, id)
 		return err
 	})
@@ -776,7 +846,15 @@ func (j *Journal) Lose(id int64, detail string) error {
 // gives that file up at the given time.
 func (j *Journal) Remake(derived, original int64, at time.Time) error {
 	return j.change("queue slice again", func(t *tx) error {
-		if _, err := t.exec(`UPDATE instance SET stage='queued', attempts=0, next_at=0 WHERE id=? AND stage='denoised'`, original); err != nil {
+		again := `UPDATE instance SET stage='queued', attempts=0, next_at=0 WHERE id=? AND stage='denoised'`
+		var quality string
+		if err := t.row(`SELECT quality FROM instance WHERE id=?`, []any{derived}, &quality); err != nil {
+			return err
+		}
+		if quality == qualityHigh {
+			again = `UPDATE high SET stage='queued', attempts=0, next_at=0 WHERE original=? AND stage='denoised'`
+		}
+		if _, err := t.exec(again, original); err != nil {
 			return err
 		}
 		if _, err := t.exec(`UPDATE instance SET gone=? WHERE id=?`, nanos(at), derived); err != nil {

@@ -502,7 +502,7 @@ func TestVerdictOverAReplacedFile(t *testing.T) {
 	}
 	with := a.Instance
 	with.File = "the new one"
-	if err := j.Replace(added.Instance, with, nil); err != nil {
+	if err := j.Replace(added.Instance, with, nil, Start{}); err != nil {
 		t.Fatal(err)
 	}
 	verdict := func(file string) (delivery, stage string) {

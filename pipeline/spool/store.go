@@ -25,6 +25,7 @@ import (
 //	  tmp/                    files being written; whatever is here at start is removed
 //	  original/00 … ff/       as received:  <series hash>-<instance hash>.dcm; .conflict.dcm: see MarkConflict
 //	  derived/00 … ff/        made by us:   the same names
+//	  flag/                   what people asked for, see PutFlag
 //	  damaged/                files that recovery could not use, kept for a person
 //
 // The two digits are the first of the series hash, so a series shares one
@@ -94,7 +95,7 @@ func OpenStore(fsys FS, l Limits, hook func(step string)) (*Store, error) {
 	rand.Read(id[:]) // never fails
 	s := &Store{fs: fsys, run: hex.EncodeToString(id[:]), hook: hook, dirs: map[string]*dirSync{}}
 	s.SetLimits(l)
-	for _, d := range []string{".", tmpDir, damagedDir, string(Original), string(Derived)} {
+	for _, d := range []string{".", tmpDir, damagedDir, flagDir, string(Original), string(Derived)} {
 		if err := fsys.MkdirAll(d); err != nil {
 			return nil, fmt.Errorf("make spool folder %s: %w", d, err)
 		}

@@ -1,0 +1,371 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/spool"
+)
+
+// The high lane makes a second derived object of each image that was asked for
+// in quality high, by the full method, once its series is complete. It has one
+// worker and one frame in hand, and it stands still, between images and between
+// the steps of one, while the fast lane has work.
+
+// traffic tells the high lane when the fast one has nothing to do.
+type traffic struct {
+	mu   sync.Mutex
+	n    int
+	idle chan struct{} // made while n > 0 and somebody waits; closed when n is 0 again
+}
+
+func (t *traffic) enter() { t.mu.Lock(); t.n++; t.mu.Unlock() }
+
+func (t *traffic) leave() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n--; t.n == 0 && t.idle != nil {
+		close(t.idle)
+		t.idle = nil
+	}
+}
+
+// wait returns once nothing is in hand or ctx has ended.
+func (t *traffic) wait(ctx context.Context) {
+	for ctx.Err() == nil {
+		t.mu.Lock()
+		if t.n == 0 {
+			t.mu.Unlock()
+			return
+		}
+		if t.idle == nil {
+			t.idle = make(chan struct{})
+		}
+		c := t.idle
+		t.mu.Unlock()
+		select {
+		case <-c:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (t *traffic) busy() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.n > 0
+}
+
+// highLane is what the lane has in hand, for people who watch and for flags that
+// call it off.
+type highLane struct {
+	mu     sync.Mutex
+	in     *spool.Instance // nil: nothing
+	cancel context.CancelFunc
+	frame  int // from 1
+	step   int
+	steps  int
+	told   time.Time     // of the last event about a step
+	mean   time.Duration // of an image, 0 = none was finished yet
+}
+
+// stepEvents is the least time between two events about steps.
+const stepEvents = 200 * time.Millisecond
+
+func (h *highLane) begin(in *spool.Instance, cancel context.CancelFunc) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.in, h.cancel, h.frame, h.step, h.steps = in, cancel, 0, 0, 0
+}
+
+func (h *highLane) end() { h.begin(nil, nil) }
+
+// took notes how long an image took.
+func (h *highLane) took(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.mean == 0 {
+		h.mean = d
+	}
+	h.mean = (3*h.mean + d) / 4
+}
+
+// stop drops the image in hand if it is of the series.
+func (h *highLane) stop(series int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.in != nil && h.in.Series == series {
+		h.cancel()
+	}
+}
+
+// advance notes a step and tells whether watchers should hear of it.
+func (h *highLane) advance(frame, step, steps int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.frame, h.step, h.steps = frame, step, steps
+	now := time.Now()
+	if step < steps && now.Sub(h.told) < stepEvents {
+		return false
+	}
+	h.told = now
+	return true
+}
+
+// highDenoiser is the plugged-in denoiser if it knows the full method.
+func (c *config) highDenoiser() HighDenoiser {
+	if d, ok := c.Denoiser.(HighDenoiser); ok && d.HasHigh() {
+		return d
+	}
+	return nil
+}
+
+// HighPossible tells whether the full method can run; if not, why.
+func (p *Pipeline) HighPossible() (ok bool, why string) {
+	cfg := p.cfg.Load()
+	switch {
+	case cfg.highDenoiser() != nil:
+		return true, ""
+	case cfg.Denoiser == nil:
+		return false, "no model"
+	}
+	return false, fmt.Sprintf("model %s has no networks for it", cfg.Denoiser.Model().Name)
+}
+
+// highStart is how images enter the high lane.
+func (p *Pipeline) highStart() spool.Start {
+	if ok, why := p.HighPossible(); !ok {
+		return spool.Start{Reason: spool.ReasonNotPossible, Detail: why}
+	}
+	return spool.Start{}
+}
+
+// denoiseHigh is the stage of the high lane. It owns the rows of the table high:
+// queued becomes denoised (derived object, its row and its deliveries durable at
+// once) or failed. Finished images stay finished; killed at any point, the next
+// process finds the one in hand queued and makes the same object again.
+func (p *Pipeline) denoiseHigh(ctx context.Context) {
+	if p.cfg.Load().highDenoiser() == nil {
+		return
+	}
+	for ctx.Err() == nil {
+		p.fast.wait(ctx)
+		next, pause, err := p.nextHigh(ctx)
+		if err != nil && ctx.Err() == nil {
+			p.log.Error("high lane not readable", zap.Error(err))
+			pause = firstPause
+		}
+		if next == nil {
+			if wait(ctx, p.clock, pause, p.wakeHigh) {
+				return
+			}
+			continue
+		}
+		p.highSlice(ctx, *next)
+	}
+}
+
+func (p *Pipeline) nextHigh(ctx context.Context) (next *spool.HighSlice, pause time.Duration, err error) {
+	now := p.clock.Now()
+	if next, err = p.jrnl.NextHigh(ctx, now); next != nil || err != nil {
+		return next, 0, err
+	}
+	at, err := p.jrnl.NextHighRetry(ctx)
+	if err != nil || at.IsZero() {
+		return nil, time.Minute, err
+	}
+	return nil, min(max(at.Sub(now), time.Millisecond), time.Minute), nil // the clock may change meanwhile
+}
+
+// highSlice takes one original through the high lane.
+func (p *Pipeline) highSlice(ctx context.Context, h spool.HighSlice) {
+	cfg := p.cfg.Load()
+	in := h.Instance
+	start := time.Now()
+	hctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p.high.begin(&in, cancel)
+	defer p.high.end()
+	tell := func(state, reason string) {
+		p.met.highSlices.WithLabelValues(state, reason).Inc()
+		p.bus.send(Event{Time: p.clock.Now(), Type: EventHigh, SeriesID: in.Series, Instance: in.SOP, State: state, Detail: reason})
+	}
+	row, err := p.deriveHigh(hctx, cfg, h)
+	if err == nil {
+		if !h.Fill {
+			p.high.took(time.Since(start))
+			p.met.highSeconds.WithLabelValues(cfg.Denoiser.Model().Name).Observe(time.Since(start).Seconds())
+		}
+		p.wakeForwarders(cfg.dests(spool.Derived))
+		tell(spool.StageDenoised, row.Reason)
+		return
+	}
+	switch {
+	case errors.Is(err, spool.ErrNotWanted):
+		p.log.Info("high pass called off", zap.String("instance", in.SOP))
+		return
+	case errors.Is(err, errJournal):
+		p.log.Error("result of the high pass not recorded", zap.String("instance", in.SOP), zap.Error(err))
+		wait(ctx, p.clock, firstPause, nil)
+		return
+	case errors.Is(err, spool.ErrNoSpace): // no fault of the image's
+		p.log.Error("high pass waits for room on the disk", zap.String("instance", in.SOP), zap.Error(err))
+		wait(ctx, p.clock, time.Minute, nil)
+		return
+	case hctx.Err() != nil: // stopping, or called off: whether it still waits the journal knows
+		return
+	}
+	var perm *PermanentError
+	reason, fill := reasonError, true
+	if errors.As(err, &perm) {
+		reason = perm.Reason
+		fill = reason == reasonPanic || reason == reasonTimeout || gated(reason)
+	}
+	if errors.Is(err, spool.ErrDamaged) {
+		p.met.integrity.Inc()
+		p.log.Error("ALARM: stored original is damaged", zap.String("instance", in.SOP), zap.String("file", in.File), zap.Error(err))
+	}
+	if h.Fill { // not even a copy
+		reason, fill = reasonDerive, false
+	}
+	if perm == nil && h.Attempts+1 < int64(cfg.Attempts) {
+		next := p.clock.Now().Add(slicePauseUnit << min(h.Attempts, 6))
+		p.log.Warn("high pass of an image failed, will be tried again", zap.String("instance", in.SOP), zap.Int64("attempt", h.Attempts+1), zap.Error(err))
+		p.retry(ctx, "failed attempt", func() error { return p.jrnl.RetryHigh(in.ID, next, err.Error()) })
+		return
+	}
+	p.log.Warn("high pass of an image failed", zap.String("instance", in.SOP), zap.String("reason", reason), zap.Error(err))
+	if p.retry(ctx, "result of the high pass", func() error { return p.jrnl.EndHigh(in.ID, in.File, reason, err.Error(), fill) }) {
+		tell(spool.StageFailed, reason)
+	}
+}
+
+// deriveHigh makes the derived object of one original by the full method, or
+// the copy that stands in for it, and records it.
+func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlice) (row spool.Instance, err error) {
+	in := h.Instance
+	w := work{in: in, quality: High, tokens: make(chan struct{}, 1)} // one frame in hand
+	if w.related, err = p.fastObject(ctx, in); err != nil {
+		return row, err
+	}
+	if h.Fill {
+		w.fill = h.Reason
+		w.frame = func(_ context.Context, f *derive.Frame) (*Denoised, error) {
+			return &Denoised{Pixels: slices.Clone(f.Pixels)}, nil
+		}
+	} else {
+		frame := 0
+		w.frame = func(ctx context.Context, f *derive.Frame) (*Denoised, error) {
+			frame++
+			p.fast.wait(ctx)
+			return p.callHigh(ctx, cfg, f, func(done, total int) {
+				if p.high.advance(frame, done, total) {
+					p.bus.send(Event{Time: p.clock.Now(), Type: EventHigh, SeriesID: in.Series, Instance: in.SOP, State: "step", Step: done, Steps: total})
+				}
+			})
+		}
+	}
+	if row, err = p.make(ctx, cfg, w); err != nil {
+		return row, err
+	}
+	if h.Fill {
+		row.Detail = h.Detail
+	}
+	err = p.jrnl.AddHigh(in.ID, row, h.Fill, cfg.dests(spool.Derived), p.clock.Now())
+	if errors.Is(err, spool.ErrNotWanted) {
+		return row, errors.Join(err, p.store.Remove(row.File))
+	}
+	if err != nil {
+		return row, fmt.Errorf("%w: %w", errJournal, err)
+	}
+	return row, nil
+}
+
+// fastObject is what the fast lane made of an original, nil if nothing.
+func (p *Pipeline) fastObject(ctx context.Context, in spool.Instance) (*derive.Related, error) {
+	fast, err := p.jrnl.Derived(ctx, in.ID, string(Fast))
+	if err != nil || fast == nil {
+		return nil, err
+	}
+	f, err := p.store.Open(fast.File)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	o, err := scan(f, fast.Offset+fast.Size)
+	if o == nil {
+		return nil, fmt.Errorf("read fast object: %w", err)
+	}
+	return &derive.Related{SOPClassUID: o.String(dcm.SOPClassUID), SOPInstanceUID: o.String(dcm.SOPInstanceUID), SeriesInstanceUID: o.String(dcm.SeriesInstanceUID)}, nil
+}
+
+// abandonAfter is how long a call whose context has ended is waited for.
+const abandonAfter = 5 * time.Second
+
+// callHigh runs the full method on its own goroutine, as callDenoiser does. A
+// step that outlives its time ends the call; while the fast lane works no time
+// passes.
+func (p *Pipeline) callHigh(ctx context.Context, cfg *config, in *derive.Frame, told func(done, total int)) (*Denoised, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	late := &PermanentError{Reason: reasonTimeout, Err: fmt.Errorf("no step ended within %v", cfg.StepTimeout)}
+	limit := time.AfterFunc(cfg.StepTimeout, func() { cancel(late) })
+	defer limit.Stop()
+	progress := func(done, total int) {
+		if ctx.Err() != nil {
+			return
+		}
+		limit.Stop()
+		told(done, total)
+		p.fast.wait(ctx)
+		if ctx.Err() == nil {
+			limit.Reset(cfg.StepTimeout)
+		}
+	}
+	type result struct {
+		out *Denoised
+		err error
+	}
+	c := make(chan result, 1)
+	p.stuck.Add(1)
+	go func() {
+		defer p.stuck.Done()
+		var r result
+		defer func() {
+			if v := recover(); v != nil {
+				r = result{err: &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("panic in denoiser: %v", v)}}
+			}
+			c <- r
+		}()
+		r.out, r.err = cfg.highDenoiser().DenoiseHigh(ctx, in, cfg.Strength, progress)
+	}()
+	var r result
+	select {
+	case r = <-c:
+	case <-ctx.Done():
+		t := time.NewTimer(abandonAfter)
+		defer t.Stop()
+		select {
+		case r = <-c:
+		case <-t.C:
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		if cause := context.Cause(ctx); cause == error(late) {
+			return nil, cause
+		}
+		return nil, errDraining
+	case r.err == nil && r.out == nil:
+		return nil, errors.New("denoiser returned nothing")
+	}
+	return r.out, r.err
+}

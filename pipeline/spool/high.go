@@ -1,0 +1,411 @@
+package spool
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Words of this file that are also those of the pipeline.
+const (
+	qualityHigh = "high"
+	qualityOff  = "off"
+	// ChannelFlag says that a person asked for the quality.
+	ChannelFlag = "flag"
+
+	reasonOff = "off" // passed because nothing else was asked for
+)
+
+// Reasons in the high lane that are set by the journal itself, or that it
+// looks for.
+const (
+	ReasonNotPossible = "not-possible" // the model has no networks for it
+	ReasonStopped     = "stopped"      // so many images failed that the rest was not tried
+)
+
+// StopHighAfter is how many images of a series may fail before one succeeds;
+// then its high pass is given up.
+const StopHighAfter = 5
+
+// MaxFlagsAhead is how many series that are not here yet may be flagged.
+const MaxFlagsAhead = 1000
+
+// ErrTooManyFlags says that MaxFlagsAhead is reached.
+var ErrTooManyFlags = errors.New("too many flags for series that are not here")
+
+// ErrPurged says that no original of the series is held any more.
+var ErrPurged = errors.New("the originals were delivered and removed")
+
+// ErrNotWanted says that an image is not waiting for the high pass any more.
+var ErrNotWanted = errors.New("high pass was called off")
+
+// Start is the state in which an image enters the high lane: the zero value
+// waits, one with a reason has failed at once.
+type Start struct{ Reason, Detail string }
+
+func (s Start) stage() string {
+	if s.Reason != "" {
+		return StageFailed
+	}
+	return StageQueued
+}
+
+// denoisable: the image may be denoised by what its header says, and is held.
+const denoisable = `i.kind='original' AND i.variant=0 AND i.gone=0 AND (i.stage IN ('queued','denoised')
+	OR i.stage='failed' AND i.reason<>'damaged' OR i.stage='passed' AND i.reason LIKE 'gate%')`
+
+// startHigh gives the images that fulfil where a place in the high lane. One
+// that failed there starts again, others keep their state.
+func (t *tx) startHigh(s Start, at int64, where string, args ...any) error {
+	_, err := t.exec(`INSERT INTO high(original,series,stage,reason,detail,since) SELECT i.id,i.series,?,?,?,? FROM instance i WHERE `+where+` AND `+denoisable+`
+		ON CONFLICT(original) DO UPDATE SET stage=excluded.stage, reason=excluded.reason, detail=excluded.detail, fill=0, attempts=0, next_at=0, since=excluded.since WHERE high.stage='failed'`,
+		append([]any{s.stage(), s.Reason, clip(s.Detail, maxDetail), at}, args...)...)
+	return err
+}
+
+// decide makes an image follow the flag of its series.
+func (f *Flag) decide(in *Instance) {
+	in.Quality, in.Channel, in.Rule = f.Quality, ChannelFlag, ""
+	switch {
+	case f.Quality == qualityOff && in.Stage == StageQueued:
+		in.Stage, in.Reason, in.Detail = StagePassed, reasonOff, ""
+	case f.Quality != qualityOff && in.Stage == StagePassed && in.Reason == reasonOff:
+		in.Stage, in.Reason, in.Detail = StageQueued, "", ""
+	}
+}
+
+func (t *tx) flag(key string) (f Flag, ok bool, err error) {
+	var at int64
+	err = t.row(`SELECT quality, why, who, at FROM flag WHERE key=?`, []any{key}, &f.Quality, &f.Why, &f.By, &at)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Flag{}, false, nil
+	}
+	f.Key, f.At = key, fromNanos(at)
+	return f, err == nil, err
+}
+
+// Flagged is what SetFlag found.
+type Flagged struct {
+	Series    int64 // row of the series; 0: it is not here yet
+	Originals int64 // images received, without those in conflict
+	Gone      int64 // of these, removed from the spool after delivery
+	High      int64 // images that the high pass covers now, finished ones included
+}
+
+// SetFlag records what a person asks for a series, which may not be here yet,
+// and makes the images that are here follow: with high each that may be
+// denoised gets its place in the high lane, with fast those that wait there
+// lose it, with off those that nothing was made of yet are passed on as they
+// came. What is finished stays. On ErrTooManyFlags and ErrPurged nothing changes.
+func (j *Journal) SetFlag(f Flag, start Start) (Flagged, error) {
+	var out Flagged
+	err := j.change("record flag", func(t *tx) error {
+		out = Flagged{}
+		at := nanos(f.At)
+		err := t.row(`SELECT id FROM series WHERE key=?`, []any{f.Key}, &out.Series)
+		if errors.Is(err, sql.ErrNoRows) {
+			var n int
+			err = t.row(`SELECT count(*) FROM flag f WHERE f.key<>? AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=f.key)`, []any{f.Key}, &n)
+			if err == nil && n >= MaxFlagsAhead {
+				return ErrTooManyFlags
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := t.exec(`INSERT INTO flag(key,quality,why,who,at) VALUES(?,?,?,?,?) ON CONFLICT(key) DO UPDATE SET quality=excluded.quality, why=excluded.why, who=excluded.who, at=excluded.at`,
+			f.Key, f.Quality, f.Why, f.By, at); err != nil {
+			return err
+		}
+		if out.Series == 0 {
+			return nil
+		}
+		const mine = `series=? AND kind='original' AND variant=0 AND gone=0`
+		if _, err := t.exec(`UPDATE series SET quality=?, channel='flag', rule='' WHERE id=?`, f.Quality, out.Series); err != nil {
+			return err
+		}
+		if _, err := t.exec(`UPDATE instance SET quality=?, channel='flag', rule='' WHERE `+mine, f.Quality, out.Series); err != nil {
+			return err
+		}
+		if f.Quality == qualityOff {
+			_, err = t.exec(`UPDATE instance SET stage='passed', reason='off', detail='' WHERE stage='queued' AND `+mine, out.Series)
+		} else {
+			_, err = t.exec(`UPDATE instance SET stage='queued', reason='', detail='', attempts=0, next_at=0 WHERE stage='passed' AND reason='off' AND `+mine, out.Series)
+		}
+		if err != nil {
+			return err
+		}
+		if f.Quality == qualityHigh {
+			err = t.startHigh(start, at, `i.series=?`, out.Series)
+		} else {
+			_, err = t.exec(`DELETE FROM high WHERE series=? AND stage<>'denoised'`, out.Series)
+		}
+		if err != nil {
+			return err
+		}
+		err = t.row(`SELECT count(*), coalesce(sum(gone<>0),0), (SELECT count(*) FROM high WHERE series=?1) FROM instance WHERE series=?1 AND kind='original' AND variant=0`,
+			[]any{out.Series}, &out.Originals, &out.Gone, &out.High)
+		if err == nil && f.Quality == qualityHigh && out.High == 0 && out.Gone > 0 && out.Gone == out.Originals {
+			return ErrPurged
+		}
+		return err
+	})
+	return out, err
+}
+
+// Flag reads the flag of a series; nil when there is none.
+func (j *Journal) Flag(ctx context.Context, key string) (*Flag, error) {
+	l, err := j.flags(ctx, `WHERE key=?`, key)
+	if err != nil || len(l) == 0 {
+		return nil, err
+	}
+	return &l[0], nil
+}
+
+// StaleFlags lists up to n flags set before the given time for series that are
+// not here, or not here any more.
+func (j *Journal) StaleFlags(ctx context.Context, before time.Time, n int) ([]Flag, error) {
+	return j.flags(ctx, `f WHERE at<? AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=f.key) ORDER BY at LIMIT ?`, nanos(before), n)
+}
+
+func (j *Journal) flags(ctx context.Context, where string, args ...any) ([]Flag, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT key, quality, why, who, at FROM flag `+where, args...)
+	if err != nil {
+		return nil, journalErr("read flags", err)
+	}
+	defer rows.Close()
+	var out []Flag
+	for rows.Next() {
+		var f Flag
+		var at int64
+		if err := rows.Scan(&f.Key, &f.Quality, &f.Why, &f.By, &at); err != nil {
+			return nil, journalErr("read flags", err)
+		}
+		f.At = fromNanos(at)
+		out = append(out, f)
+	}
+	return out, rows.Err()
+}
+
+// DropFlag forgets a flag unless its series has come or it was set anew. It
+// tells whether it did.
+func (j *Journal) DropFlag(f Flag) (bool, error) {
+	var gone bool
+	err := j.change("forget flag", func(t *tx) error {
+		r, err := t.exec(`DELETE FROM flag WHERE key=?1 AND at=?2 AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=?1)`, f.Key, nanos(f.At))
+		if err != nil {
+			return err
+		}
+		n, err := r.RowsAffected()
+		gone = n > 0
+		return err
+	})
+	return gone, err
+}
+
+// RestartHigh is for the start of a process: images that wait for the high pass
+// go on, or, if start has a reason, end with it; images that ended with
+// ReasonNotPossible under an earlier model start again.
+func (j *Journal) RestartHigh(start Start) error {
+	return j.change("restart high lane", func(t *tx) error {
+		if start.Reason != "" {
+			_, err := t.exec(`UPDATE high SET stage='failed', reason=?, detail=? WHERE stage='queued' AND fill=0`, start.Reason, clip(start.Detail, maxDetail))
+			return err
+		}
+		_, err := t.exec(`UPDATE high SET stage='queued', reason='', detail='', attempts=0, next_at=0 WHERE stage='failed' AND reason='not-possible'
+			AND EXISTS (SELECT 1 FROM instance i WHERE i.id=original AND i.gone=0)`)
+		return err
+	})
+}
+
+// HighSlice is an image that waits for the high pass.
+type HighSlice struct {
+	Instance Instance
+	Attempts int64
+	// Fill: it failed for Reason, and its derived object is to be a copy.
+	Fill           bool
+	Reason, Detail string
+}
+
+// highReady: images whose series is complete and which the fast lane has
+// finished, so that it is known whether there is a fast object.
+const highReady = `FROM high h JOIN series s ON s.id=h.series JOIN instance i ON i.id=h.original
+	WHERE h.stage='queued' AND s.state<>'receiving' AND i.stage<>'queued'`
+
+// NextHigh is the image that the high lane takes next; nil when there is none.
+// One series is finished before the next begins, the first complete one first.
+func (j *Journal) NextHigh(ctx context.Context, now time.Time) (*HighSlice, error) {
+	var h HighSlice
+	var received, gone int64
+	err := j.db.QueryRowContext(ctx, `SELECT h.attempts, h.fill, h.reason, h.detail, `+instanceColumns+` `+highReady+` AND (h.next_at<=? OR h.next_at>?)
+		ORDER BY s.complete_at, h.series, h.fill, i.number, i.id LIMIT 1`, due(now)...).Scan(
+		append([]any{&h.Attempts, &h.Fill, &h.Reason, &h.Detail}, h.Instance.fields(&received, &gone)...)...)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, journalErr("read high lane", err)
+	}
+	h.Instance.Received, h.Instance.Gone = fromNanos(received), gone != 0
+	return &h, nil
+}
+
+// NextHighRetry is when the earliest image that failed may be tried again; zero
+// when none waits for that.
+func (j *Journal) NextHighRetry(ctx context.Context) (time.Time, error) {
+	var at sql.NullInt64
+	if err := j.db.QueryRowContext(ctx, `SELECT min(h.next_at) `+highReady+` AND h.next_at>0`).Scan(&at); err != nil {
+		return time.Time{}, journalErr("read high lane", err)
+	}
+	return fromNanos(at.Int64), nil
+}
+
+// High reads the place of an original in the high lane; nil when it has none.
+func (j *Journal) High(ctx context.Context, original int64) (stage string, err error) {
+	err = j.db.QueryRowContext(ctx, `SELECT stage FROM high WHERE original=?`, original).Scan(&stage)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	if err != nil {
+		return "", journalErr("read high lane", err)
+	}
+	return stage, nil
+}
+
+// Derived finds what was made of an original in a quality; nil when there is
+// nothing, or its file is gone.
+func (j *Journal) Derived(ctx context.Context, original int64, quality string) (*Instance, error) {
+	l, err := j.instances(ctx, `WHERE source=? AND quality=? AND gone=0 ORDER BY id DESC LIMIT 1`, original, quality)
+	if err != nil || len(l) == 0 {
+		return nil, err
+	}
+	return &l[0], nil
+}
+
+// AddHigh records a derived object of the high lane and queues its deliveries,
+// all at once; fill says that it is a copy. ErrNotWanted: nobody waits for it any
+// more, nothing was recorded.
+func (j *Journal) AddHigh(original int64, d Instance, fill bool, dests []string, at time.Time) error {
+	return j.change("record derived object", func(t *tx) error {
+		var n int
+		if err := t.row(`SELECT count(*) FROM high WHERE original=? AND stage='queued'`, []any{original}, &n); err != nil {
+			return err
+		}
+		if n == 0 {
+			return ErrNotWanted
+		}
+		id, series, err := t.insertDerived(original, d, at)
+		if err != nil {
+			return err
+		}
+		if _, err := t.exec(`UPDATE high SET stage='denoised', reason=?, detail=?, fill=? WHERE original=?`, d.Reason, clip(d.Detail, maxDetail), fill, original); err != nil {
+			return err
+		}
+		for _, dest := range dests {
+			if err := t.deliver(id, series, 2*id+1, dest); err != nil {
+				return err
+			}
+		}
+		return t.settleHigh(series)
+	})
+}
+
+// EndHigh ends an image in the high lane without a derived object. fill says
+// that a copy may stand in for it. file is the one that was looked at, as for
+// EndSlice.
+func (j *Journal) EndHigh(original int64, file, reason, detail string, fill bool) error {
+	return j.change("record result of high pass", func(t *tx) error {
+		if _, err := t.exec(`UPDATE high SET stage='failed', reason=?, detail=?, fill=? WHERE original=?4 AND stage='queued'
+			AND EXISTS (SELECT 1 FROM instance WHERE id=?4 AND file=?5)`, reason, clip(detail, maxDetail), fill, original, file); err != nil {
+			return err
+		}
+		var series int64
+		if err := t.row(`SELECT series FROM instance WHERE id=?`, []any{original}, &series); err != nil {
+			return err
+		}
+		return t.settleHigh(series)
+	})
+}
+
+// settleHigh looks at a series after one of its images: when the method has
+// worked for some and no other waits, those that failed become copies, so that
+// the derived series has no holes; when it has failed for StopHighAfter and
+// worked for none, the others are not tried.
+func (t *tx) settleHigh(series int64) error {
+	var queued, good, failed, stopped int64
+	if err := t.row(`SELECT coalesce(sum(stage='queued'),0), coalesce(sum(stage='denoised' AND fill=0),0), coalesce(sum(stage='failed' AND fill=1),0),
+		coalesce(sum(stage='failed' AND reason='stopped'),0) FROM high WHERE series=?`, []any{series}, &queued, &good, &failed, &stopped); err != nil {
+		return err
+	}
+	var err error
+	switch {
+	case queued == 0 && good > 0 && failed > 0 && stopped == 0:
+		_, err = t.exec(`UPDATE high SET stage='queued', attempts=0, next_at=0 WHERE series=? AND stage='failed' AND fill=1`, series)
+	case queued > 0 && good == 0 && failed >= StopHighAfter:
+		_, err = t.exec(`UPDATE high SET stage='failed', reason='stopped', detail=? WHERE series=? AND stage='queued'`,
+			fmt.Sprintf("not tried: %d images of the series failed and none succeeded", failed), series)
+	}
+	return err
+}
+
+// RetryHigh counts a failed attempt and puts the image back for later.
+func (j *Journal) RetryHigh(original int64, next time.Time, detail string) error {
+	return j.change("record failed attempt of high pass", func(t *tx) error {
+		_, err := t.exec(`UPDATE high SET attempts=attempts+1, next_at=?, detail=? WHERE original=? AND stage='queued'`, nanos(next), clip(detail, maxDetail), original)
+		return err
+	})
+}
+
+// HighCount is how many images of a series are in a stage of the high lane.
+type HighCount struct {
+	Stage, Reason string
+	Fill          bool
+	Count         int64
+	Detail        string // of one of them
+}
+
+// HighCounts counts the images of a series in the high lane.
+func (j *Journal) HighCounts(ctx context.Context, series int64) ([]HighCount, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT stage, reason, fill, count(*), max(detail) FROM high WHERE series=? GROUP BY stage, reason, fill ORDER BY stage, reason, fill`, series)
+	if err != nil {
+		return nil, journalErr("count high lane", err)
+	}
+	defer rows.Close()
+	var out []HighCount
+	for rows.Next() {
+		var c HighCount
+		if err := rows.Scan(&c.Stage, &c.Reason, &c.Fill, &c.Count, &c.Detail); err != nil {
+			return nil, journalErr("count high lane", err)
+		}
+		out = append(out, c)
+	}
+	return out, rows.Err()
+}
+
+// HighRow is the place of one original in the high lane.
+type HighRow struct {
+	Original              int64
+	Stage, Reason, Detail string
+	Fill                  bool
+	Attempts              int64
+}
+
+// SeriesHigh lists the images of a series in the high lane, at most n.
+func (j *Journal) SeriesHigh(ctx context.Context, series int64, n int) ([]HighRow, error) {
+	rows, err := j.db.QueryContext(ctx, `SELECT original, stage, reason, detail, fill, attempts FROM high WHERE series=? ORDER BY original LIMIT ?`, series, n)
+	if err != nil {
+		return nil, journalErr("read high lane", err)
+	}
+	defer rows.Close()
+	var out []HighRow
+	for rows.Next() {
+		var r HighRow
+		if err := rows.Scan(&r.Original, &r.Stage, &r.Reason, &r.Detail, &r.Fill, &r.Attempts); err != nil {
+			return nil, journalErr("read high lane", err)
+		}
+		out = append(out, r)
+	}
+	return out, rows.Err()
+}
