@@ -64,10 +64,7 @@ func studentBatch(slices []Slice, count, side int, rng *rand.Rand) *kernels.Batc
 	b := &kernels.Batch{Count: count, Height: side / 2, Width: side / 2,
 		Inputs: [][]float32{make([]float32, count*cells*models.StudentIn)},
 		Target: make([]float32, count*cells*4), Weight: make([]float32, count*cells)}
-	seeds := make([]uint64, count)
-	for k := range seeds {
-		seeds[k] = rng.Uint64()
-	}
+	seeds := drawSeeds(count, rng)
 	each(count, func(k int) {
 		rng := rand.New(rand.NewPCG(seeds[k], uint64(k)))
 		p := take(slices, side, rng)

@@ -1,0 +1,46 @@
+package train
+
+import (
+	"math"
+	"math/rand/v2"
+
+	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/models"
+)
+
+// holes are the widths that a blind-spot network learns to predict across.
+var holes = []int{1, 3, 5}
+
+// bsnBatch makes count pieces of side×side for a blind-spot network, and a hole for
+// all of them. The noise is that of a student's training; the network sees the noisy
+// piece and is to predict the target, whose own noise is another.
+func bsnBatch(slices []Slice, count, side int, rng *rand.Rand) *kernels.Batch {
+	n := side * side
+	b := &kernels.Batch{Count: count, Height: side, Width: side,
+		Inputs: [][]float32{make([]float32, count*n)},
+		Target: make([]float32, count*n), Weight: make([]float32, count*n),
+		Shifts: models.BSNShifts(holes[rng.IntN(3)], holes[rng.IntN(3)])}
+	seeds := drawSeeds(count, rng)
+	each(count, func(k int) {
+		rng := rand.New(rand.NewPCG(seeds[k], uint64(k)))
+		p := take(slices, side, rng)
+		s := corrupt(p.input, side, side, rng)
+		copy(b.Inputs[0][k*n:], s.noisy)
+		copy(b.Target[k*n:], p.target)
+		weight := float32(math.Pow(lossNoise/noiseOf(s.sigma), 0.5))
+		for i := range n {
+			b.Weight[k*n+i] = weight
+		}
+	})
+	return b
+}
+
+// drawSeeds draws a seed for each piece of a batch, so that they can be made in any
+// order.
+func drawSeeds(count int, rng *rand.Rand) []uint64 {
+	seeds := make([]uint64, count)
+	for k := range seeds {
+		seeds[k] = rng.Uint64()
+	}
+	return seeds
+}
