@@ -23,7 +23,7 @@ and archive.`,
 	root.AddCommand(
 		newDemoCmd(), newServeCmd(), newCheckCmd(), newStatusCmd(), newRetryCmd(),
 		newEchoCmd(), newSendCmd(), newVersionCmd(),
-		newDenoiseCmd(), newBenchCmd(), newModelCmd(), newServiceCmd(),
+		newDenoiseCmd(), newEvalCmd(), newBenchCmd(), newModelCmd(), newServiceCmd(),
 	)
 	return root
 }

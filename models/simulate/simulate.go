@@ -27,6 +27,9 @@ type Noise func(img []float32, w, h int, rng *rand.Rand) (noisy, sigma, ref []fl
 type Row struct {
 	Name  string
 	Noise Noise
+	MR    bool // only magnetic resonance has this kind of noise
+	// Magnitude says that the noisy image is a magnitude: Rician.
+	Magnitude bool
 }
 
 // Level is the standard deviation of the rows that do not name another one: 6/255,
@@ -37,22 +40,22 @@ const Level = 6. / 255
 // noise of arXiv 2504.00264, and what MR adds to them.
 func Rows() []Row {
 	return []Row{
-		{"Gaussian 6/255", Gaussian(Level)},
-		{"Gaussian 2/255", Gaussian(Level / 3)},
-		{"Gaussian 12/255", Gaussian(2 * Level)},
-		{"varying 3 to 12/255", Varying(Level)},
-		{"Poisson 200", Poisson(200)},
-		{"Poisson 700", Poisson(700)},
-		{"gamma 100", Gamma(100)},
-		{"gamma 500", Gamma(500)},
-		{"correlated 0.5", Correlated(0.5, Level)},
-		{"correlated 1.2", Correlated(1.2, Level)},
-		{"Rician 6/255", Complex(1, Level, true)},
-		{"Rician 10/255", Complex(1, 10./255, true)},
-		{"zero-filled 1.31", Complex(1.31, Level, false)},
-		{"zero-filled 2", Complex(2, Level, false)},
-		{"zero-filled 1.31, magnitude", Complex(1.31, Level, true)},
-		{"zero-filled 2, magnitude", Complex(2, Level, true)},
+		{Name: "Gaussian 6/255", Noise: Gaussian(Level)},
+		{Name: "Gaussian 2/255", Noise: Gaussian(Level / 3)},
+		{Name: "Gaussian 12/255", Noise: Gaussian(2 * Level)},
+		{Name: "varying 3 to 12/255", Noise: Varying(Level)},
+		{Name: "Poisson 200", Noise: Poisson(200)},
+		{Name: "Poisson 700", Noise: Poisson(700)},
+		{Name: "gamma 100", Noise: Gamma(100)},
+		{Name: "gamma 500", Noise: Gamma(500)},
+		{Name: "correlated 0.5", Noise: Correlated(0.5, Level)},
+		{Name: "correlated 1.2", Noise: Correlated(1.2, Level)},
+		{Name: "Rician 6/255", Noise: Complex(1, Level, true), MR: true, Magnitude: true},
+		{Name: "Rician 10/255", Noise: Complex(1, 10./255, true), MR: true, Magnitude: true},
+		{Name: "zero-filled 1.31", Noise: Complex(1.31, Level, false), MR: true},
+		{Name: "zero-filled 2", Noise: Complex(2, Level, false), MR: true},
+		{Name: "zero-filled 1.31, magnitude", Noise: Complex(1.31, Level, true), MR: true, Magnitude: true},
+		{Name: "zero-filled 2, magnitude", Noise: Complex(2, Level, true), MR: true, Magnitude: true},
 	}
 }
 

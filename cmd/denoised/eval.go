@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/eval"
+	"github.com/diffdenoise/denoised/models/simulate"
+	"github.com/diffdenoise/denoised/models/train"
+)
+
+// Bounds of eval's numbers.
+const (
+	maxEvalSlices      = 1000
+	maxEvalRepetitions = 1000
+)
+
+// evaluation is one call of eval.
+type evaluation struct {
+	data, out, model    string
+	quality, rows       string
+	slices, repetitions int
+	seed                uint64
+	asJSON              bool
+}
+
+func newEvalCmd() *cobra.Command {
+	var o evaluation
+	var names []string
+	for _, r := range simulate.Rows() {
+		names = append(names, "  "+r.Name)
+	}
+	cmd := &cobra.Command{
+		Use:   "eval --data DIR",
+		Short: "Measure the quality of a model on your own images",
+		Long: `Measure the quality of a model on your own images.
+
+DIR is a folder (with its subfolders) of NIfTI volumes, DICOM series or grey PNG
+images, or one of them. Two protocols are used, whose numbers must not be
+compared:
+
+  simulated     noise of known kinds is added to slices, which are taken for
+                clean; the result is compared with the slice
+  repetitions   a 4-D NIfTI volume is taken for repetitions of one acquisition;
+                one is denoised and compared with the mean of the others
+
+Beside the model, a Gaussian filter, non-local means and total variation are
+scored. They are told the true noise and tuned for each kind of it on slices that
+are not scored. Scores are PSNR and SSIM, of whole slices and in tissue.
+
+The tables go to the output. With --out a folder gets results.json, results.csv,
+report.md, report.html, plots and image panels (PNG).
+
+Kinds of noise for --rows:
+` + strings.Join(names, "\n"),
+		Example: `  denoised eval --data volumes/ --out report/
+  denoised eval --data t1.nii.gz --rows "Rician 6/255,correlated 1.2" --slices 8`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case o.data == "":
+				return usagef("eval: no images; name their folder with --data")
+			case o.slices < 1 || o.slices > maxEvalSlices:
+				return usagef("eval: --slices %d is outside 1 to %d", o.slices, maxEvalSlices)
+			case o.repetitions < 1 || o.repetitions > maxEvalRepetitions:
+				return usagef("eval: --repetitions %d is outside 1 to %d", o.repetitions, maxEvalRepetitions)
+			}
+			if err := o.run(cmd); err != nil {
+				return fmt.Errorf("eval %s: %w", o.data, err)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.data, "data", "", "folder or file with the images (required)")
+	f.StringVarP(&o.out, "out", "o", "", "folder of the report; none: no files are written")
+	f.StringVar(&o.model, "model", models.DefaultName, "model name or folder")
+	f.StringVar(&o.quality, "quality", "", "fast, high or both as fast,high (default: what the model has)")
+	f.StringVar(&o.rows, "rows", "", "kinds of simulated noise, separated by commas (default: all that fit the images)")
+	f.IntVar(&o.slices, "slices", 3, "slices of each volume that are scored")
+	f.IntVar(&o.repetitions, "repetitions", 3, "repetitions of each slice that are scored")
+	f.Uint64Var(&o.seed, "seed", 1, "seed of the simulated noise")
+	f.BoolVar(&o.asJSON, "json", false, "print the report as JSON")
+	return cmd
+}
+
+func (o *evaluation) run(cmd *cobra.Command) error {
+	ctx := cmd.Context()
+	rows, err := parseRows(o.rows)
+	if err != nil {
+		return err
+	}
+	m, err := models.Open(o.model)
+	if err != nil {
+		return fmt.Errorf("open model %s: %w", o.model, err)
+	}
+	ours, err := ownMethods(m, o.quality)
+	if err != nil {
+		return err
+	}
+	if o.out != "" {
+		if err := apart(o.data, o.out); err != nil {
+			return err
+		}
+	}
+	c := eval.NewCollector(o.slices)
+	err = readDataset(ctx, o.data, func(v train.Volume) error {
+		c.Add(eval.Volume{Source: v.Source, Modality: v.Modality, Slices: v.Slices, Read: v.Read})
+		return nil
+	}, func(s train.Skip) {
+		c.Skip(eval.Skip{Source: s.Source, Reason: s.Reason, Detail: s.Detail})
+	})
+	if err != nil {
+		return err
+	}
+	cfg := eval.Config{Methods: eval.Classical(), Rows: rows, Seed: o.seed, Repetitions: o.repetitions}
+	for _, own := range ours {
+		cfg.Methods, cfg.Ours = append(cfg.Methods, own), append(cfg.Ours, own.Name)
+	}
+	var bar *denoiseProgress
+	done := 0
+	cfg.Progress = func(n, total int) {
+		if bar == nil {
+			bar = newDenoiseProgress(cmd.ErrOrStderr(), total, "steps")
+		}
+		for ; done < n; done++ {
+			bar.step()
+		}
+	}
+	report, err := eval.Run(ctx, c, cfg)
+	if bar != nil {
+		bar.done()
+	}
+	if err != nil {
+		return err
+	}
+	report.Program, report.Model, report.Hash = cmd.Root().Version, strings.TrimSpace(m.Name()+" "+m.Version()), m.Hash()
+	if o.out != "" {
+		if err := report.Write(o.out); err != nil {
+			return fmt.Errorf("write the report: %w", err)
+		}
+	}
+	if o.asJSON {
+		e := json.NewEncoder(cmd.OutOrStdout())
+		e.SetIndent("", "  ")
+		return e.Encode(report)
+	}
+	return o.print(cmd.OutOrStdout(), report)
+}
+
+// ownMethods are the model's methods for the qualities asked for.
+func ownMethods(m *models.Model, quality string) ([]eval.Method, error) {
+	if quality == "" {
+		quality = "fast"
+	}
+	var list []eval.Method
+	for name := range strings.SplitSeq(quality, ",") {
+		name = strings.TrimSpace(name)
+		if slices.ContainsFunc(list, func(m eval.Method) bool { return m.Name == name }) {
+			return nil, usagef("eval: --quality names %s twice", name)
+		}
+		switch name {
+		case "fast":
+			list = append(list, eval.FromModel(name, func(ctx context.Context, img models.Image) (*models.Result, error) {
+				return m.Denoise(ctx, img, models.Options{Strength: 1})
+			}))
+		case "high":
+			return nil, fmt.Errorf("model %s has a network for --quality fast but none for high; use --quality fast", m.Name())
+		default:
+			return nil, usagef("eval: --quality %q; choose fast, high or fast,high", name)
+		}
+	}
+	return list, nil
+}
+
+// parseRows finds the rows of a list. Names have commas in them, so the longest
+// name that fits is taken. An empty list is nil.
+func parseRows(list string) ([]simulate.Row, error) {
+	if strings.TrimSpace(list) == "" {
+		return nil, nil
+	}
+	var rows []simulate.Row
+	parts := strings.Split(list, ",")
+	for i := range parts {
+		parts[i] = strings.TrimSpace(parts[i])
+	}
+	for len(parts) > 0 {
+		n := len(parts)
+		for ; n > 0; n-- {
+			if found, err := simulate.Find(strings.Join(parts[:n], ", ")); err == nil {
+				if slices.ContainsFunc(rows, func(r simulate.Row) bool { return r.Name == found[0].Name }) {
+					return nil, usagef("eval: --rows names %q twice", found[0].Name)
+				}
+				rows = append(rows, found...)
+				break
+			}
+		}
+		if n == 0 {
+			return nil, usagef("eval: --rows: there is no kind of noise %q; the help lists them", parts[0])
+		}
+		parts = parts[n:]
+	}
+	return rows, nil
+}
+
+// apart refuses an output folder that is the input or lies in it.
+func apart(in, out string) error {
+	root, err := realPath(in)
+	if err != nil {
+		return err
+	}
+	target, err := realPath(out)
+	if err != nil {
+		return err
+	}
+	if target == root || strings.HasPrefix(target, root+string(filepath.Separator)) {
+		return fmt.Errorf("the output %s lies in the input; choose another --out", out)
+	}
+	if info, err := os.Stat(target); err == nil && !info.IsDir() {
+		return errors.New("the output " + out + " is a file; --out names a folder")
+	}
+	return nil
+}
+
+// print writes the tables and what was left out.
+func (o *evaluation) print(w io.Writer, r *eval.Report) error {
+	for i := range r.Tables {
+		t := &r.Tables[i]
+		fmt.Fprintf(w, "%s\n", t.Title())
+		for _, g := range r.Grids(t) {
+			fmt.Fprintf(w, "\n%s\n", g.Title)
+			tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+			for _, line := range append([][]string{g.Head}, g.Lines...) {
+				fmt.Fprintln(tw, strings.Join(line, "\t"))
+			}
+			if err := tw.Flush(); err != nil {
+				return err
+			}
+		}
+		fmt.Fprintln(w)
+	}
+	var times []string
+	for _, name := range r.Methods {
+		if s, ok := r.Seconds[name]; ok {
+			times = append(times, fmt.Sprintf("%s %.3f", name, s))
+		}
+	}
+	fmt.Fprintf(w, "seconds per slice: %s\n", strings.Join(times, ", "))
+	reasons := map[string]int{}
+	for _, s := range r.Skipped {
+		reasons[s.Reason]++
+	}
+	var left []string
+	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
+		left = append(left, fmt.Sprintf("%s %d", reason, reasons[reason]))
+	}
+	if len(left) > 0 {
+		hint := ""
+		if o.out == "" {
+			hint = "; --out or --json lists them"
+		}
+		fmt.Fprintf(w, "left out: %s%s\n", strings.Join(left, ", "), hint)
+	}
+	if o.out != "" {
+		_, err := fmt.Fprintf(w, "report: %s\n", filepath.Join(o.out, "report.html"))
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,336 @@
+package eval
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/diffdenoise/denoised/models"
+)
+
+// Input is what a Method denoises: one slice of Width×Height pixels, row major, 1
+// = 99.9th percentile of its volume.
+type Input struct {
+	Width, Height int
+	Pixels        []float32 // not to be changed
+
+	// What follows is for the classical methods, which get to know what the networks
+	// must find out.
+
+	// Sigma is the true standard deviation of the noise at every pixel.
+	Sigma []float32
+	// Strength is one of the method's Strengths.
+	Strength float64
+}
+
+// Method is one row of a table: a denoiser.
+type Method struct {
+	Name string
+	// Run returns the denoised pixels in memory of their own. It is called by
+	// several goroutines.
+	Run func(ctx context.Context, in Input) ([]float32, error)
+	// Strengths are tried on slices that are not scored; the one with the best PSNR
+	// is used. The first one is used where there are no such slices. nil: the
+	// method needs none.
+	Strengths []float64
+	// Magnitude says that the method is for magnitude images only.
+	Magnitude bool
+}
+
+// FromModel is the method that a function of a model makes, such as Model.Denoise
+// with its options set. It is given the noisy pixels and nothing else.
+func FromModel(name string, denoise func(ctx context.Context, img models.Image) (*models.Result, error)) Method {
+	return Method{Name: name, Run: func(ctx context.Context, in Input) ([]float32, error) {
+		r, err := denoise(ctx, models.Image{Width: in.Width, Height: in.Height, Pixels: in.Pixels})
+		if err != nil {
+			return nil, err
+		}
+		return r.Pixels, nil
+	}}
+}
+
+// Noisy is the name of the first row of every table: the input itself.
+const Noisy = "noisy"
+
+// Classical returns the methods to beat. Each knows the true noise, and its one
+// free number is tuned for every kind of noise on slices that are not scored.
+func Classical() []Method {
+	return []Method{
+		{Name: "Gaussian", Run: gaussian, Strengths: []float64{0.6, 0.3, 0.4, 0.5, 0.7, 0.85, 1, 1.3, 1.7}},
+		{Name: "non-local means", Run: nlm(false), Strengths: []float64{0.6, 0.3, 0.45, 0.8, 1, 1.4}},
+		{Name: "non-local means, Rician", Run: nlm(true), Strengths: []float64{0.6, 0.3, 0.45, 0.8, 1, 1.4}, Magnitude: true},
+		{Name: "total variation", Run: totalVariation, Strengths: []float64{0.6, 0.2, 0.4, 0.8, 1, 1.4}},
+	}
+}
+
+func (in Input) check() error {
+	if in.Width < 1 || in.Height < 1 || in.Width > models.MaxPixels/in.Height || len(in.Pixels) != in.Width*in.Height || len(in.Sigma) != len(in.Pixels) {
+		return fmt.Errorf("denoise %d×%d pixels: %d values, %d of the noise", in.Width, in.Height, len(in.Pixels), len(in.Sigma))
+	}
+	if !(in.Strength > 0) {
+		return fmt.Errorf("denoise: strength %g is not above 0", in.Strength)
+	}
+	return nil
+}
+
+// gaussian smooths with a Gaussian of the standard deviation Strength, in pixels.
+// Beyond the border the image is mirrored.
+func gaussian(_ context.Context, in Input) ([]float32, error) {
+	if err := in.check(); err != nil {
+		return nil, err
+	}
+	side := int(math.Ceil(4 * in.Strength))
+	k, sum := make([]float32, side+1), 0.0
+	for d := range k {
+		g := math.Exp(-float64(d*d) / (2 * in.Strength * in.Strength))
+		k[d] = float32(g)
+		if sum += g; d > 0 {
+			sum += g
+		}
+	}
+	for d := range k {
+		k[d] /= float32(sum)
+	}
+	w, h := in.Width, in.Height
+	tmp, out := make([]float32, w*h), make([]float32, w*h)
+	for y := range h {
+		row := in.Pixels[y*w:][:w]
+		for x := range row {
+			s := k[0] * row[x]
+			for d := 1; d <= side; d++ {
+				s += k[d] * (row[mirror(x-d, w)] + row[mirror(x+d, w)])
+			}
+			tmp[y*w+x] = s
+		}
+	}
+	for y := range h {
+		row := out[y*w:][:w]
+		for x, v := range tmp[y*w:][:w] {
+			row[x] = k[0] * v
+		}
+		for d := 1; d <= side; d++ {
+			above, below := tmp[mirror(y-d, h)*w:][:w], tmp[mirror(y+d, h)*w:][:w]
+			for x := range row {
+				row[x] += k[d] * (above[x] + below[x])
+			}
+		}
+	}
+	return out, nil
+}
+
+// mirror is the place in 0 … n-1 that i is reflected to, the border being met once.
+func mirror(i, n int) int {
+	if n == 1 {
+		return 0
+	}
+	i = ((i % (2*n - 2)) + 2*n - 2) % (2*n - 2)
+	if i >= n {
+		i = 2*n - 2 - i
+	}
+	return i
+}
+
+// Sizes of non-local means: those that Manjón et al., Med. Image Anal. 12 (2008)
+// 514, found best for MR images.
+const (
+	nlmSearch = 5 // 11×11 pixels are averaged
+	nlmPatch  = 2 // by how alike the 5×5 pixels around them are
+)
+
+// least standard deviation of noise that a division uses.
+const leastSigma = 1e-5
+
+// nlm is non-local means (Buades, Coll and Morel, CVPR 2005; IPOL 1 (2011) 208)
+// with the local noise of Manjón et al., J. Magn. Reson. Imaging 31 (2010) 192: a
+// pixel j weighs exp(−max(d²−2σ², 0) / (Strength·σ)²), d² the mean square
+// difference of the patches around i and j and σ the noise at i; i itself weighs
+// as much as the best of the others. For Rician noise the squares are averaged and
+// 2σ² taken off (Wiest-Daesslé et al., MICCAI 2008).
+//
+// For every offset, d² comes from sums that slide over the image (Darbon et al.,
+// ISBI 2008), so the time does not grow with the patch.
+func nlm(rician bool) func(context.Context, Input) ([]float32, error) {
+	return func(ctx context.Context, in Input) ([]float32, error) {
+		if err := in.check(); err != nil {
+			return nil, err
+		}
+		w, h := in.Width, in.Height
+		const margin = nlmSearch + nlmPatch
+		pw, ph := w+2*margin, h+2*margin
+		p := make([]float32, pw*ph) // mirrored at its borders
+		for y := range ph {
+			row := in.Pixels[mirror(y-margin, h)*w:][:w]
+			for x := range pw {
+				p[y*pw+x] = row[mirror(x-margin, w)]
+			}
+		}
+		const side = 2*nlmPatch + 1
+		scale, free := make([]float32, w*h), make([]float32, w*h)
+		for i, s := range in.Sigma {
+			s := max(float64(s), leastSigma)
+			scale[i] = float32(expSteps / (in.Strength * s * in.Strength * s))
+			free[i] = float32(2 * s * s)
+		}
+		sum, weights, best := make([]float32, w*h), make([]float32, w*h), make([]float32, w*h)
+		diff := make([]float32, (w+2*nlmPatch)*(h+2*nlmPatch))
+		dw := w + 2*nlmPatch
+		columns := make([]float32, dw)
+		for dy := -nlmSearch; dy <= nlmSearch; dy++ {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			for dx := -nlmSearch; dx <= nlmSearch; dx++ {
+				if dx == 0 && dy == 0 {
+					continue
+				}
+				for y := range h + 2*nlmPatch {
+					a := p[(y+nlmSearch)*pw+nlmSearch:][:dw]
+					b := p[(y+nlmSearch+dy)*pw+nlmSearch+dx:][:dw]
+					d := diff[y*dw:][:dw]
+					for x, v := range a {
+						v -= b[x]
+						d[x] = v * v
+					}
+				}
+				for y := range h {
+					// the sums over the patch's rows are made anew for each row, so that no
+					// rounding error grows down the image
+					clear(columns)
+					for k := range side {
+						for x, v := range diff[(y+k)*dw:][:dw] {
+							columns[x] += v
+						}
+					}
+					b := p[(y+margin+dy)*pw+margin+dx:][:w]
+					for x, v := range b {
+						d := columns[x] + columns[x+1] + columns[x+2] + columns[x+3] + columns[x+4]
+						i := y*w + x
+						e := (d*(1./(side*side)) - free[i]) * scale[i]
+						g := float32(1)
+						if e > 0 {
+							if e >= expSteps*expReach {
+								continue
+							}
+							g = expTable[int(e)]
+						}
+						if rician {
+							v *= v
+						}
+						sum[i], weights[i] = sum[i]+g*v, weights[i]+g
+						best[i] = max(best[i], g)
+					}
+				}
+			}
+		}
+		for i, v := range in.Pixels {
+			g := best[i]
+			if g == 0 {
+				g = 1
+			}
+			if rician {
+				m := (sum[i] + g*v*v) / (weights[i] + g)
+				sum[i] = float32(math.Sqrt(max(float64(m-free[i]), 0)))
+				continue
+			}
+			sum[i] = (sum[i] + g*v) / (weights[i] + g)
+		}
+		return sum, nil
+	}
+}
+
+// expTable is exp(−t) in steps of 1/expSteps, up to where it hardly counts.
+const expSteps, expReach = 256, 8
+
+var expTable = func() (t [expSteps * expReach]float32) {
+	for i := range t {
+		t[i] = float32(math.Exp(-(float64(i) + 0.5) / expSteps))
+	}
+	return t
+}()
+
+// tvSteps is the number of steps of totalVariation; with twice as many the result
+// changes by less than a hundredth of the noise.
+const tvSteps = 60
+
+// totalVariation returns the image u of least Σ|∇u| + Σ (u−y)²/(2λ), λ = Strength
+// times the local noise σ (Rudin, Osher and Fatemi 1992), by projection in the
+// dual as in Chambolle, J. Math. Imaging Vis. 20 (2004) 89, u = y + λ div p with
+// |p| ≤ 1, accelerated as in Beck and Teboulle, IEEE Trans. Image Process. 18
+// (2009) 2419. As λ varies over the image, so does the step: 1/8 of the largest λ
+// around.
+func totalVariation(ctx context.Context, in Input) ([]float32, error) {
+	if err := in.check(); err != nil {
+		return nil, err
+	}
+	w, h := in.Width, in.Height
+	n := w * h
+	lambda, step := make([]float32, n), make([]float32, n)
+	for i, s := range in.Sigma {
+		lambda[i] = float32(in.Strength * max(float64(s), leastSigma))
+	}
+	for i := range step {
+		l := lambda[i]
+		if i%w+1 < w {
+			l = max(l, lambda[i+1])
+		}
+		if i+w < n {
+			l = max(l, lambda[i+w])
+		}
+		step[i] = 1 / (8 * l)
+	}
+	u := make([]float32, n)
+	px, py := make([]float32, n), make([]float32, n) // the dual
+	qx, qy := make([]float32, n), make([]float32, n) // and where the next step starts
+	primal := func(ax, ay []float32) {
+		for y := range h {
+			for x := range w {
+				i := y*w + x
+				div := float32(0)
+				if x+1 < w {
+					div = ax[i]
+				}
+				if x > 0 {
+					div -= ax[i-1]
+				}
+				if y+1 < h {
+					div += ay[i]
+				}
+				if y > 0 {
+					div -= ay[i-w]
+				}
+				u[i] = in.Pixels[i] + lambda[i]*div
+			}
+		}
+	}
+	t := 1.0
+	for range tvSteps {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		primal(qx, qy)
+		next := (1 + math.Sqrt(1+4*t*t)) / 2
+		ahead := float32((t - 1) / next)
+		t = next
+		for y := range h {
+			for x := range w {
+				i := y*w + x
+				gx, gy := float32(0), float32(0)
+				if x+1 < w {
+					gx = u[i+1] - u[i]
+				}
+				if y+1 < h {
+					gy = u[i+w] - u[i]
+				}
+				ax, ay := qx[i]+step[i]*gx, qy[i]+step[i]*gy
+				if m := ax*ax + ay*ay; m > 1 {
+					m = 1 / float32(math.Sqrt(float64(m)))
+					ax, ay = ax*m, ay*m
+				}
+				qx[i], qy[i] = ax+ahead*(ax-px[i]), ay+ahead*(ay-py[i])
+				px[i], py[i] = ax, ay
+			}
+		}
+	}
+	primal(px, py)
+	return u, nil
+}
