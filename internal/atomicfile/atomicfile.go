@@ -1,5 +1,6 @@
-// Package atomicfile writes files of which there is never half a one: Write
-// fills a temporary file of the same folder and renames it.
+// Package atomicfile writes files and folders of which there is never half a one:
+// [Write] fills a temporary file of the same folder and renames it, [WriteDir]
+// does the same with a folder.
 package atomicfile
 
 import (
