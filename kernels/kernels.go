@@ -44,13 +44,16 @@ type Layer struct {
 //
 //  1. y and sigma are extended to even H, W by repeating the last row and column;
 //  2. channel 2*dy+dx of the first layer's input is y[2i+dy, 2j+dx], channel 4
-//     is SigmaScale times the mean of sigma over that 2×2 cell;
+//     is SigmaScale times the mean of sigma over that 2×2 cell, and the Constants
+//     that follow are the same at every cell;
 //  3. the layers run in order;
 //  4. the output is y[2i+dy, 2j+dx] minus channel 2*dy+dx of the last layer.
 //
-// So the first layer has NetIn input channels and the last NetOut output channels.
+// So the first layer has NetIn + Constants input channels and the last NetOut output
+// channels.
 type Net struct {
-	Layers []Layer
+	Constants int // 0 to MaxConstants
+	Layers    []Layer
 }
 
 // Fixed properties of a Net.
@@ -58,6 +61,8 @@ const (
 	NetIn      = 5
 	NetOut     = 4
 	SigmaScale = 10
+	// MaxConstants is the most input channels that are the same at every pixel.
+	MaxConstants = 3
 )
 
 // Backend computes on one device. Its methods are safe for concurrent use.
@@ -79,12 +84,13 @@ type Backend interface {
 type Network interface {
 	// Forward writes y minus the predicted noise to dst. All three slices are
 	// [height, width], row major; dst may be y. Wrong lengths, sizes below 1 and
-	// more than MaxPixels pixels are a *ShapeError.
-	Forward(dst, y, sigma []float32, width, height int) error
+	// more than MaxPixels pixels are a *ShapeError. There are as many constants as
+	// the Net says; ones left out at the end are 0.
+	Forward(dst, y, sigma []float32, width, height int, constants ...float32) error
 
 	// Trace is Forward that also returns the output of every layer, as
 	// [channels, ceil(height/2), ceil(width/2)]. It is for tests.
-	Trace(dst, y, sigma []float32, width, height int) ([][]float32, error)
+	Trace(dst, y, sigma []float32, width, height int, constants ...float32) ([][]float32, error)
 }
 
 // ShapeError is the error for buffers and sizes that do not fit together.
@@ -125,7 +131,10 @@ func (n *Net) Check() error {
 	if len(n.Layers) < 1 || len(n.Layers) > MaxLayers {
 		return fmt.Errorf("network has %d layers, allowed are 1 to %d", len(n.Layers), MaxLayers)
 	}
-	in := NetIn
+	if n.Constants < 0 || n.Constants > MaxConstants {
+		return &ShapeError{"network", "number of constants", n.Constants, MaxConstants}
+	}
+	in := NetIn + n.Constants
 	for i := range n.Layers {
 		l := &n.Layers[i]
 		if err := l.Check(); err != nil {

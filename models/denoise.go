@@ -52,7 +52,7 @@ const (
 
 // forwarder is the network; Student is one.
 type forwarder interface {
-	Forward(dst, y, sigma []float32, width, height int) error
+	Forward(dst, y, sigma []float32, rho [2]float32, width, height int) error
 }
 
 // Denoise takes the noise off one slice on one core:
@@ -180,7 +180,7 @@ func grow[T any](s []T, n int) []T {
 
 // predict sets removed to what the network takes off y, held to what noise can be.
 func (b *scratch) predict(net forwarder, removed, y []float32, w, h int) error {
-	if err := net.Forward(removed, y, b.noise.Sigma, w, h); err != nil {
+	if err := net.Forward(removed, y, b.noise.Sigma, b.rho(), w, h); err != nil {
 		return err
 	}
 	for i, v := range removed {
@@ -191,6 +191,12 @@ func (b *scratch) predict(net forwarder, removed, y []float32, w, h int) error {
 	}
 	b.restrain(removed, b.noise.Sigma, w, h)
 	return nil
+}
+
+// rho is what the network is told of the noise's correlation.
+func (b *scratch) rho() [2]float32 {
+	c := &b.noise.Correlation
+	return [2]float32{float32(c.At(1, 0)), float32(c.At(0, 1))}
 }
 
 // Bounds of what is taken off.

@@ -211,7 +211,7 @@ func TestDenoiseRefuses(t *testing.T) {
 // blur is a network that takes off whatever is fine, noise or not.
 type blur struct{}
 
-func (blur) Forward(dst, y, _ []float32, w, h int) error {
+func (blur) Forward(dst, y, _ []float32, _ [2]float32, w, h int) error {
 	for i := range dst {
 		x, n, sum := i%w, float32(0), float32(0)
 		for j := max(i/w-1, 0); j <= min(i/w+1, h-1); j++ {
@@ -233,7 +233,7 @@ func TestConfirm(t *testing.T) {
 		t.Fatal(err)
 	}
 	blurred := make([]float32, w*h)
-	if err := (blur{}).Forward(blurred, noisy, nil, w, h); err != nil {
+	if err := (blur{}).Forward(blurred, noisy, nil, [2]float32{}, w, h); err != nil {
 		t.Fatal(err)
 	}
 	a, b, c := score.PSNR(noisy, truth, 1), score.PSNR(r.Pixels, truth, 1), score.PSNR(blurred, truth, 1)
@@ -305,7 +305,7 @@ func TestAllocations(t *testing.T) {
 // identity is a network that finds nothing, to time what is around it.
 type identity struct{}
 
-func (identity) Forward(dst, y, _ []float32, _, _ int) error {
+func (identity) Forward(dst, y, _ []float32, _ [2]float32, _, _ int) error {
 	copy(dst, y)
 	return nil
 }

@@ -193,6 +193,6 @@ func ExampleStudent_Forward() {
 	for i := range slice {
 		slice[i], sigma[i] = 0.5, 0.05
 	}
-	fmt.Println(m.Student().Forward(slice, slice, sigma, width, height))
+	fmt.Println(m.Student().Forward(slice, slice, sigma, [2]float32{}, width, height))
 	// Output: <nil>
 }

@@ -13,7 +13,7 @@ import (
 //
 //	u = pixel-unshuffle(y)             [H, W] → [4, H/2, W/2]
 //	m = 10 · mean2×2(sigma)            [H, W] → [1, H/2, W/2]
-//	h = Head(u, m)                     5 → C
+//	h = Head(u, m, rhoX, rhoY)         7 → C, or 5 → C without the correlation
 //	h = h + B(relu(A(h)))              C → C → C, for each block
 //	r = pixel-shuffle(Tail(h))         C → 4, [H, W]
 //	output = y - r
@@ -26,14 +26,19 @@ type Student struct {
 	blocks []studentBlock
 	tail   kernels.Conv
 
-	network kernels.Network
+	constants int // of the head: 2 if it is told of the correlation, else 0
+	network   kernels.Network
 }
 
 // studentBlock is h + b(relu(a(h))).
 type studentBlock struct{ a, b kernels.Conv }
 
-// studentFormat is the metadata "format" of a weights file of a Student.
-const studentFormat = "denoised-student-v1"
+// Metadata "format" of the weights files of a Student: the second is also told how
+// the noise of neighbouring pixels is correlated.
+const (
+	studentFormat           = "denoised-student-v1"
+	studentFormatCorrelated = "denoised-student-v2"
+)
 
 // maxBlocks bounds the depth of a network that a weights file asks for.
 const maxBlocks = 128
@@ -43,10 +48,14 @@ const maxBlocks = 128
 // [out, in, 3, 3] and .bias [out], and nothing else; the number of channels
 // and of blocks is whatever it holds.
 func NewStudent(f *safetensors.File, backend kernels.Backend) (*Student, error) {
-	if got := f.Metadata["format"]; got != studentFormat {
-		return nil, fmt.Errorf("weights are of format %.40q, want %q", got, studentFormat)
-	}
 	s := new(Student)
+	switch got := f.Metadata["format"]; got {
+	case studentFormat:
+	case studentFormatCorrelated:
+		s.constants = StudentIn - kernels.NetIn
+	default:
+		return nil, fmt.Errorf("weights are of format %.40q, want %q or %q", got, studentFormat, studentFormatCorrelated)
+	}
 	used := 0
 	load := func(c *kernels.Conv, name string, in, out int) error {
 		w, b := f.Tensors[name+".weight"], f.Tensors[name+".bias"]
@@ -63,7 +72,7 @@ func NewStudent(f *safetensors.File, backend kernels.Backend) (*Student, error) 
 		return nil, fmt.Errorf("weights \"head.bias\" have shape %v, want one dimension of 1 to %d", bias.Shape, kernels.MaxChannels)
 	}
 	channels := bias.Shape[0]
-	if err := load(&s.head, "head", kernels.NetIn, channels); err != nil {
+	if err := load(&s.head, "head", kernels.NetIn+s.constants, channels); err != nil {
 		return nil, err
 	}
 	for i := range maxBlocks {
@@ -95,7 +104,7 @@ func NewStudent(f *safetensors.File, backend kernels.Backend) (*Student, error) 
 
 // Net describes the network to a backend.
 func (s *Student) Net() *kernels.Net {
-	net := &kernels.Net{Layers: []kernels.Layer{{Conv: s.head}}}
+	net := &kernels.Net{Constants: s.constants, Layers: []kernels.Layer{{Conv: s.head}}}
 	for _, blk := range s.blocks {
 		net.Layers = append(net.Layers, kernels.Layer{Conv: blk.a}, kernels.Layer{Conv: blk.b, Skip: 2})
 	}
@@ -106,9 +115,12 @@ func (s *Student) Net() *kernels.Net {
 // Forward denoises one slice on one core. dst, y and sigma are [height, width],
 // row major; dst may be y. The scale of y is that of training: 1 is the 99.9th
 // percentile of the slice. sigma is the standard deviation of the noise at each
-// pixel in the same scale. The error is a *kernels.ShapeError.
-func (s *Student) Forward(dst, y, sigma []float32, width, height int) error {
-	return s.network.Forward(dst, y, sigma, width, height)
+// pixel in the same scale; rho is the correlation of the noise of pixels that are
+// neighbours along x and along y, 0 and 0 if it is white or if nothing is known (a
+// student that was not trained for it ignores it). The error is a
+// *kernels.ShapeError.
+func (s *Student) Forward(dst, y, sigma []float32, rho [2]float32, width, height int) error {
+	return s.network.Forward(dst, y, sigma, width, height, rho[:s.constants]...)
 }
 
 // Activations is Forward that also returns what is in between, by the names

@@ -87,3 +87,59 @@ func parseTeacher(s string) (c TeacherConfig, err error) {
 	}
 	return c, c.Graph().Err()
 }
+
+// TeacherCondition is the number of channels of Condition.
+const TeacherCondition = 5
+
+// Condition writes what the network is given beside the state, [pixels,
+// TeacherCondition]: the noisy image, the base that the result is counted from, the
+// noise map and the correlation of the noise along x and y.
+func Condition(dst, y, base, sigma []float32, rhoX, rhoY float32) {
+	for i, v := range y {
+		p := dst[i*TeacherCondition:][:TeacherCondition]
+		p[0], p[1], p[2], p[3], p[4] = v, base[i], kernels.SigmaScale*sigma[i], rhoX, rhoY
+	}
+}
+
+// Unit writes the standard deviation in which the diffusion is counted: that of the
+// noise, but never less than a small share of its mean, so that noise-free places do
+// not blow up.
+func Unit(dst, sigma []float32) {
+	sum := 0.0
+	for _, s := range sigma {
+		sum += float64(s)
+	}
+	least := max(float32(0.2*sum/float64(max(len(sigma), 1))), 0.2/255)
+	for i, s := range sigma {
+		dst[i] = max(s, least)
+	}
+}
+
+// posteriorWindow is half the window of Posterior: 9×9 pixels.
+const posteriorWindow = 4
+
+// Posterior fuses what a blind-spot network predicts for a pixel with the pixel
+// itself, as the mean of two normal distributions (Laine et al. 2019, section 3;
+// method section 9):
+//
+//	(blind·σ² + y·v) / (v + σ²)   with v = mean of (y − blind)² over 9×9 − σ², at least 0
+//
+// where v is how far the prediction is off the image. All are w×h.
+func Posterior(dst, y, blind, sigma []float32, w, h int) {
+	var b scratch
+	off := make([]float32, len(y))
+	for i, v := range y {
+		d := v - blind[i]
+		off[i] = d * d
+	}
+	b.means(off, w, h, posteriorWindow)
+	for i, v := range y {
+		noise := sigma[i] * sigma[i]
+		model := max(off[i]-noise, 0)
+		if model+noise == 0 {
+			dst[i] = v
+			continue
+		}
+		dst[i] = (blind[i]*noise + v*model) / (model + noise)
+	}
+}

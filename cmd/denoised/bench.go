@@ -178,7 +178,7 @@ func runBench(model string, isas []string, sizes []int, rounds, cores int, progr
 				run  func(dst, y, sigma []float32) error
 			}{
 				{"student", m.Student().Net().FLOP(size, size), func(dst, y, sigma []float32) error {
-					return m.Student().Forward(dst, y, sigma, size, size)
+					return m.Student().Forward(dst, y, sigma, [2]float32{}, size, size)
 				}},
 				{"plain32", benchPlain32().FLOP(size, size), func(dst, y, sigma []float32) error {
 					return plain.Forward(dst, y, sigma, size, size)

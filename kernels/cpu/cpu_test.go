@@ -51,9 +51,9 @@ func TestStrips(t *testing.T) {
 		for _, width := range []int{1, 14, 47, 64, 100, 131} {
 			y, sigma := noise(uint64(width), width*height)
 			want, got := make([]float32, len(y)), make([]float32, len(y))
-			n.forward(want, y, sigma, width, height, 1<<20, nil)
+			n.forward(want, y, sigma, width, height, nil, 1<<20, nil)
 			for _, aim := range []int{1, 8, 9, 16, 24, 40} {
-				n.forward(got, y, sigma, width, height, aim, nil)
+				n.forward(got, y, sigma, width, height, nil, aim, nil)
 				if !slices.Equal(got, want) {
 					t.Errorf("width %d: strips of about %d columns change the result", width, aim)
 				}

@@ -40,7 +40,7 @@ type stage struct {
 	ring, saved int // where in a scratch the rows and the carried columns begin
 }
 
-// inputStride is the floats per pixel of stage 0, NetIn padded for the kernels.
+// inputStride is the floats per pixel of stage 0, NetIn and all constants.
 const inputStride = 8
 
 // Load implements kernels.Backend.
@@ -48,7 +48,7 @@ func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
 	if err := net.Check(); err != nil {
 		return nil, fmt.Errorf("load network: %w", err)
 	}
-	n := &network{carry: 2, stages: []stage{{channels: kernels.NetIn, stride: inputStride, rows: 3}}}
+	n := &network{carry: 2, stages: []stage{{channels: kernels.NetIn + net.Constants, stride: inputStride, rows: 3}}}
 	for i := range net.Layers {
 		l := &net.Layers[i]
 		p := packConv(&b.isa, &l.Conv, n.stages[i].stride)
@@ -73,25 +73,32 @@ type scratch struct {
 }
 
 // Forward implements kernels.Network.
-func (n *network) Forward(dst, y, sigma []float32, width, height int) error {
-	if err := kernels.CheckImage("forward", dst, y, sigma, width, height); err != nil {
+func (n *network) Forward(dst, y, sigma []float32, width, height int, constants ...float32) error {
+	if err := n.check("forward", dst, y, sigma, width, height, constants); err != nil {
 		return err
 	}
-	n.forward(dst, y, sigma, width, height, stripColumns, nil)
+	n.forward(dst, y, sigma, width, height, constants, stripColumns, nil)
 	return nil
 }
 
 // Trace implements kernels.Network.
-func (n *network) Trace(dst, y, sigma []float32, width, height int) ([][]float32, error) {
-	if err := kernels.CheckImage("trace", dst, y, sigma, width, height); err != nil {
+func (n *network) Trace(dst, y, sigma []float32, width, height int, constants ...float32) ([][]float32, error) {
+	if err := n.check("trace", dst, y, sigma, width, height, constants); err != nil {
 		return nil, err
 	}
 	layers := make([][]float32, len(n.stages)-1)
 	for i := range layers {
 		layers[i] = make([]float32, n.stages[i+1].channels*((width+1)/2)*((height+1)/2))
 	}
-	n.forward(dst, y, sigma, width, height, stripColumns, layers)
+	n.forward(dst, y, sigma, width, height, constants, stripColumns, layers)
 	return layers, nil
+}
+
+func (n *network) check(op string, dst, y, sigma []float32, width, height int, constants []float32) error {
+	if most := n.stages[0].channels - kernels.NetIn; len(constants) > most {
+		return &kernels.ShapeError{Op: op, What: "number of constants", Got: len(constants), Want: most}
+	}
+	return kernels.CheckImage(op, dst, y, sigma, width, height)
 }
 
 // strips cuts w columns into strips of about aim columns and returns the number
@@ -104,7 +111,7 @@ func strips(w, aim int) (count, cols int) {
 
 // forward computes a slice whose arguments have been checked. trace, if not
 // nil, receives the output of every layer.
-func (n *network) forward(dst, y, sigma []float32, width, height, aim int, trace [][]float32) {
+func (n *network) forward(dst, y, sigma []float32, width, height int, constants []float32, aim int, trace [][]float32) {
 	w, h := (width+1)/2, (height+1)/2
 	count, cols := strips(w, aim)
 	s := n.scratch.Get().(*scratch)
@@ -128,7 +135,7 @@ func (n *network) forward(dst, y, sigma []float32, width, height, aim int, trace
 				body := out[n.carry*st.stride:]
 				lo, pixels := s.lo[i], s.hi[i]-s.lo[i]
 				if i == 0 {
-					unshuffle(body, y, sigma, width, height, r, lo, lo+pixels)
+					unshuffle(body, y, sigma, width, height, constants, r, lo, lo+pixels)
 				} else {
 					// Column lo-1 of the stage before, and column lo of the residual.
 					prev := &s.stages[i-1]
@@ -218,7 +225,10 @@ func (s *scratch) lineOrZero(i, r, h int) []float32 {
 
 // unshuffle makes columns lo to hi of row r of the network's input: steps 1 and
 // 2 of kernels.Net.
-func unshuffle(x, y, sigma []float32, width, height, r, lo, hi int) {
+func unshuffle(x, y, sigma []float32, width, height int, constants []float32, r, lo, hi int) {
+	var more [inputStride - kernels.NetIn]float32
+	copy(more[:], constants)
+
 	row0, row1 := 2*r*width, min(2*r+1, height-1)*width
 	y0, y1 := y[row0:][:width], y[row1:][:width]
 	s0, s1 := sigma[row0:][:width], sigma[row1:][:width]
@@ -227,7 +237,7 @@ func unshuffle(x, y, sigma []float32, width, height, r, lo, hi int) {
 		p := x[(c-lo)*inputStride:][:inputStride]
 		p[0], p[1], p[2], p[3] = y0[a], y0[b], y1[a], y1[b]
 		p[4] = (s0[a] + s0[b] + s1[a] + s1[b]) * (kernels.SigmaScale / 4.0)
-		p[5], p[6], p[7] = 0, 0, 0
+		p[5], p[6], p[7] = more[0], more[1], more[2]
 	}
 }
 

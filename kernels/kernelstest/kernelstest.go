@@ -77,13 +77,17 @@ func reference(src, residual []float64, height, width int, c *kernels.Conv) []fl
 
 // ReferenceNet is Network.Trace by definition, in float64: the output, and what
 // every layer puts out as [channels, h, w].
-func ReferenceNet(net *kernels.Net, y, sigma []float32, width, height int) (out []float64, layers [][]float64) {
+func ReferenceNet(net *kernels.Net, y, sigma []float32, width, height int, constants ...float32) (out []float64, layers [][]float64) {
 	w, h := (width+1)/2, (height+1)/2
 	at := func(row, col int) int { return min(row, height-1)*width + min(col, width-1) }
-	x := make([]float64, h*w*kernels.NetIn)
+	in := kernels.NetIn + net.Constants
+	x := make([]float64, h*w*in)
 	for r := range h {
 		for c := range w {
-			p := x[(r*w+c)*kernels.NetIn:]
+			p := x[(r*w+c)*in:]
+			for k, v := range constants {
+				p[kernels.NetIn+k] = float64(v)
+			}
 			for k := range 4 {
 				p[k] = float64(y[at(2*r+k/2, 2*c+k%2)])
 				p[4] += kernels.SigmaScale / 4.0 * float64(sigma[at(2*r+k/2, 2*c+k%2)])
@@ -312,6 +316,7 @@ func testShapes(t *testing.T, b kernels.Backend) {
 	shape("noise map", network.Forward(f(6), f(6), f(0), 3, 2))
 	shape("width", network.Forward(nil, nil, nil, 0, 2))
 	shape("height", network.Forward(nil, nil, nil, 2, -1))
+	shape("constants", network.Forward(f(6), f(6), f(6), 3, 2, 1))
 	shape("huge", network.Forward(nil, nil, nil, math.MaxInt, math.MaxInt))
 }
 
@@ -327,7 +332,10 @@ func testForward(t *testing.T, b kernels.Backend) {
 		"student's":     RandomNet(2, 32, 2),
 		"odd channels":  RandomNet(3, 19, 3),
 		"skips":         single,
+		"constants":     RandomNet(4, 9, 1),
 	}
+	nets["constants"].Constants = 2
+	nets["constants"].Layers[0].Conv = *randomConv(rng, kernels.NetIn+2, 9, false)
 	sizes := [][2]int{{1, 1}, {2, 1}, {1, 2}, {3, 2}, {2, 3}, {1, 40}, {40, 1}, {15, 17}, {16, 16}, {33, 9}, {301, 6}, {530, 5}}
 	for name, net := range nets {
 		network, err := b.Load(net)
@@ -340,8 +348,9 @@ func testForward(t *testing.T, b kernels.Backend) {
 			y, checkY := copyGuarded(randoms(rng, width*height))
 			sigma, checkSigma := copyGuarded(randoms(rng, width*height))
 			dst, checkDst := guarded(width * height)
-			want, wantLayers := ReferenceNet(net, y, sigma, width, height)
-			layers, err := network.Trace(dst, y, sigma, width, height)
+			constants := randoms(rng, net.Constants)
+			want, wantLayers := ReferenceNet(net, y, sigma, width, height, constants...)
+			layers, err := network.Trace(dst, y, sigma, width, height, constants...)
 			if err != nil {
 				t.Fatalf("%s: %v", at, err)
 			}
@@ -357,7 +366,7 @@ func testForward(t *testing.T, b kernels.Backend) {
 				t.Errorf("%s: relative error %.3g", at, e)
 			}
 			traced := slices.Clone(dst)
-			if err := network.Forward(y, y, sigma, width, height); err != nil {
+			if err := network.Forward(y, y, sigma, width, height, constants...); err != nil {
 				t.Fatalf("%s in place: %v", at, err)
 			}
 			if !slices.Equal(y, traced) {

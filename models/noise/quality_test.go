@@ -271,7 +271,7 @@ func runRows(t *testing.T, pics []picture, seed uint64, held bool) {
 				}
 				sn[i], so[i] = score.SSIM(y, ref, p.w, p.h, 1), score.SSIM(res.Pixels, ref, p.w, p.h, 1)
 				best := make([]float32, len(y))
-				if err := m.Student().Forward(best, y, s, p.w, p.h); err != nil {
+				if err := m.Student().Forward(best, y, s, [2]float32{}, p.w, p.h); err != nil {
 					return err
 				}
 				bound[i] = score.PSNR(best, ref, 1)
