@@ -53,7 +53,9 @@ type Plot struct {
 	Width, Height         int // pixels; 0: 960, 560
 	LogX, LogY            bool
 	// Names, where set, are written at x = 0, 1, 2, … instead of numbers.
-	Names  []string
+	Names []string
+	// Zero draws a line at y = 0, which is then in the range.
+	Zero   bool
 	Series []Series
 }
 
@@ -133,6 +135,12 @@ func (p Plot) WritePNG(w io.Writer) error {
 		c.X.Tick.Label.Rotation = math.Pi / 5
 		c.X.Tick.Label.XAlign, c.X.Tick.Label.YAlign = draw.XRight, draw.YCenter
 		c.X.Min, c.X.Max = min(c.X.Min, -0.5), max(c.X.Max, float64(len(p.Names))-0.5)
+	}
+	if p.Zero && !p.LogY {
+		c.Y.Min, c.Y.Max = min(c.Y.Min, 0), max(c.Y.Max, 0)
+		zero := plotter.NewFunction(func(float64) float64 { return 0 })
+		zero.Color, zero.Width, zero.Samples = color.Gray{90}, 1, 2
+		c.Add(zero)
 	}
 	widen(&c.X, p.LogX)
 	widen(&c.Y, p.LogY)

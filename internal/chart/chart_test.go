@@ -101,6 +101,23 @@ func TestPlotLog(t *testing.T) {
 	}
 }
 
+func TestPlotZero(t *testing.T) {
+	var with, without bytes.Buffer
+	p := chart.Plot{Series: []chart.Series{{Y: []float64{5, 6}}}}
+	if err := p.WritePNG(&without); err != nil {
+		t.Fatal(err)
+	}
+	p.Zero = true
+	if err := p.WritePNG(&with); err != nil {
+		t.Fatal(err)
+	}
+	_, _, high := coloured(decode(t, with.Bytes()), blue)
+	_, _, low := coloured(decode(t, without.Bytes()), blue)
+	if high > low-50 {
+		t.Errorf("with 0 in the range the line is at row %.0f, without at row %.0f", high, low)
+	}
+}
+
 func TestPlotRefuses(t *testing.T) {
 	for name, p := range map[string]chart.Plot{
 		"no series":       {},
@@ -119,6 +136,7 @@ func TestPlotRefuses(t *testing.T) {
 	for _, p := range []chart.Plot{
 		{Series: []chart.Series{{Y: []float64{5}}}},
 		{LogX: true, LogY: true, Series: []chart.Series{{X: []float64{3, 3}, Y: []float64{3, 3}}}},
+		{Zero: true, LogY: true, Series: []chart.Series{{Y: []float64{5, 6}}}},
 		{Names: []string{"one", "two"}, Series: []chart.Series{{Y: []float64{0, 0}}}},
 	} {
 		if err := p.WritePNG(new(bytes.Buffer)); err != nil {

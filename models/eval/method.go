@@ -134,7 +134,7 @@ func mirror(i, n int) int {
 // 514, found best for MR images.
 const (
 	nlmSearch = 5 // 11×11 pixels are averaged
-	nlmPatch  = 2 // by how alike the 5×5 pixels around them are
+	nlmPatch  = 2 // by how alike the 5×5 pixels around them are; the inner loop adds up five
 )
 
 // least standard deviation of noise that a division uses.
@@ -259,6 +259,10 @@ const tvSteps = 60
 // (2009) 2419. As λ varies over the image, so does the step: 1/8 of the largest λ
 // around.
 func totalVariation(ctx context.Context, in Input) ([]float32, error) {
+	return totalVariationIn(ctx, in, tvSteps)
+}
+
+func totalVariationIn(ctx context.Context, in Input, steps int) ([]float32, error) {
 	if err := in.check(); err != nil {
 		return nil, err
 	}
@@ -303,7 +307,7 @@ func totalVariation(ctx context.Context, in Input) ([]float32, error) {
 		}
 	}
 	t := 1.0
-	for range tvSteps {
+	for range steps {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}

@@ -385,7 +385,7 @@ func (r *Report) draw(dir string) error {
 			{"psnr", "mean PSNR, dB", func(m, _ *Mean) float64 { return m.PSNR }, 0},
 			{"gain", "mean gain in tissue over the noisy image, dB", func(m, noisy *Mean) float64 { return m.TissuePSNR - noisy.TissuePSNR }, 1},
 		} {
-			c := chart.Plot{Title: t.Title(), YLabel: p.label, Names: rows}
+			c := chart.Plot{Title: t.Title(), YLabel: p.label, Names: rows, Zero: p.from > 0}
 			for _, method := range r.Methods[p.from:] {
 				s := chart.Series{Name: method, Points: true}
 				for k, row := range rows {
@@ -423,7 +423,7 @@ func (r *Report) draw(dir string) error {
 // differences plots, for every slice, how much better ours is than the others.
 func (r *Report) differences(t *Table, ours string) (chart.Plot, bool) {
 	rows := slices.DeleteFunc(t.rows(), func(s string) bool { return s == AllRows })
-	c := chart.Plot{Title: t.Title(), YLabel: ours + " minus the other, tissue PSNR, dB", Names: rows}
+	c := chart.Plot{Title: t.Title(), YLabel: ours + " minus the other, tissue PSNR, dB", Names: rows, Zero: true}
 	mine := map[[2]string]float64{}
 	for i := range r.Scores {
 		if s := &r.Scores[i]; s.Protocol == t.Protocol && s.Group == t.Group && s.Method == ours {
