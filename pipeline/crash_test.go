@@ -30,6 +30,7 @@ const (
 	envState = "DENOISED_TEST_CRASH_STATE" // set: this process is a child
 	envPoint = "DENOISED_TEST_CRASH_POINT" // name:n, empty = run to the end
 	envPurge = "DENOISED_TEST_CRASH_PURGE" // set: remove files once delivered
+	envHigh  = "DENOISED_TEST_CRASH_HIGH"  // before, after: flag the series then
 )
 
 const crashImages = 5
@@ -63,6 +64,11 @@ func child(state, point string) error {
 	if os.Getenv(envPurge) != "" {
 		o.AfterForward = time.Nanosecond
 	}
+	objects := 2 * crashImages
+	if os.Getenv(envHigh) != "" {
+		o.Denoiser, o.Quiet, o.QuietOpen = &teacher{}, 10*time.Millisecond, 10*time.Millisecond
+		objects = 3 * crashImages
+	}
 	if os.Getenv("DENOISED_TEST_CRASH_LOG") != "" {
 		o.Logger = zap.Must(zap.NewDevelopment())
 	}
@@ -80,6 +86,19 @@ func child(state, point string) error {
 	// A scanner that sends again what it got no answer for, over two associations.
 	known, err := os.ReadFile(acks.Name())
 	if err != nil {
+		return err
+	}
+	flag := func(when string) error {
+		if os.Getenv(envHigh) != when || bytes.Contains(known, []byte("flag\n")) {
+			return nil
+		}
+		if _, err := p.Flag(ctx, slice(1, 1).series, Flag{Quality: High, Why: "lesion?"}); err != nil {
+			return err
+		}
+		_, err := acks.WriteString("flag\n")
+		return err
+	}
+	if err := flag("before"); err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
@@ -112,13 +131,16 @@ func child(state, point string) error {
 	if err := <-errs; err != nil {
 		return err
 	}
+	if err := flag("after"); err != nil {
+		return err
+	}
 	deadline := time.Now().Add(30 * time.Second)
 	for {
 		s, err := p.SeriesByUID(ctx, slice(1, 1).series)
 		if err != nil {
 			return err
 		}
-		done := s.Received == crashImages && s.Denoised == crashImages && len(s.Destinations) == 1 && s.Destinations[0].Stored == 2*crashImages
+		done := s.Received == crashImages && s.Denoised == crashImages && len(s.Destinations) == 1 && s.Destinations[0].Stored == int64(objects)
 		if done && os.Getenv(envPurge) != "" {
 			p.wakePurge.fire()
 			for _, in := range s.Instances {
@@ -176,13 +198,10 @@ func (l folderLink) Store(_ context.Context, o Outgoing, r io.Reader) (uint16, e
 }
 
 // runChild runs a child to its end and tells whether it killed itself.
-func runChild(t *testing.T, state, point string, purge bool) (killed bool) {
+func runChild(t *testing.T, state, point string, env ...string) (killed bool) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), envState+"="+state, envPoint+"="+point)
-	if purge {
-		cmd.Env = append(cmd.Env, envPurge+"=1")
-	}
+	cmd.Env = append(append(os.Environ(), envState+"="+state, envPoint+"="+point), env...)
 	out, err := cmd.CombinedOutput()
 	if err == nil {
 		return false
@@ -208,6 +227,12 @@ func inFlight(state string) string {
 // its derived object are there, all copies of one are the same bytes, and only
 // images that were in flight at a kill came twice.
 func checkArchive(t *testing.T, state string, inFlight ...string) {
+	t.Helper()
+	checkObjects(t, state, 2*crashImages, inFlight...)
+}
+
+// checkObjects is checkArchive for another number of objects.
+func checkObjects(t *testing.T, state string, objects int, inFlight ...string) {
 	t.Helper()
 	acks, err := os.ReadFile(filepath.Join(state, "acks"))
 	if err != nil {
@@ -236,8 +261,8 @@ func checkArchive(t *testing.T, state string, inFlight ...string) {
 			t.Errorf("image %s: not in the archive as it was sent: %v", im.sop, c)
 		}
 	}
-	if len(got) != 2*crashImages {
-		t.Errorf("%d instances in the archive, want %d originals and as many derived", len(got), crashImages)
+	if len(got) != objects {
+		t.Errorf("%d instances in the archive of %d images, want %d", len(got), crashImages, objects)
 	}
 	for uid, c := range got {
 		for _, x := range c[1:] {
@@ -263,11 +288,11 @@ func TestKilledAtEveryDurableStep(t *testing.T) {
 		for _, n := range counts {
 			t.Run(fmt.Sprintf("%s/%d", pt, n), func(t *testing.T) {
 				state := t.TempDir()
-				if !runChild(t, state, fmt.Sprintf("%s:%d", pt, n), false) {
+				if !runChild(t, state, fmt.Sprintf("%s:%d", pt, n)) {
 					t.Fatal("the child did not pass this step often enough")
 				}
 				last := inFlight(state)
-				if runChild(t, state, "", false) {
+				if runChild(t, state, "") {
 					t.Fatal("the second child was killed")
 				}
 				checkArchive(t, state, last)
@@ -279,11 +304,11 @@ func TestKilledAtEveryDurableStep(t *testing.T) {
 // A purge that is killed between mark and removal is finished by the next process.
 func TestKilledWhilePurging(t *testing.T) {
 	state := t.TempDir()
-	if !runChild(t, state, "purge-marked:2", true) {
+	if !runChild(t, state, "purge-marked:2", envPurge+"=1") {
 		t.Fatal("the child did not purge")
 	}
 	last := inFlight(state)
-	if runChild(t, state, "", true) {
+	if runChild(t, state, "", envPurge+"=1") {
 		t.Fatal("the second child was killed")
 	}
 	checkArchive(t, state, last)
@@ -297,12 +322,55 @@ func TestKilledAgainAndAgain(t *testing.T) {
 	state := t.TempDir()
 	var last []string
 	for _, pt := range []string{"renamed:2", "commit:4", "derive-written:1", "marked:2", "committed:3", "folder-sync:1"} {
-		if runChild(t, state, pt, false) {
+		if runChild(t, state, pt) {
 			last = append(last, inFlight(state))
 		}
 	}
-	if runChild(t, state, "", false) {
+	if runChild(t, state, "") {
 		t.Fatal("the last child was killed")
 	}
 	checkArchive(t, state, last...)
+}
+
+// A flag and the steps of the high pass: killed at each of them the next process
+// ends with the same objects, each made of the same bytes.
+func TestKilledInTheHighPass(t *testing.T) {
+	points := []struct{ when, point string }{
+		{"before", "flag-write:1"}, {"before", "flag-renamed:1"}, {"before", "flag-written:1"}, {"before", "committed:1"},
+		{"after", "flag-written:1"}, {"after", "high-write:1"}, {"after", "high-write:3"}, {"after", "high-written:1"}, {"after", "high-written:5"},
+		{"after", "sent:12"}, {"after", "renamed:12"}, {"after", "folder-synced:13"},
+	}
+	if testing.Short() {
+		points = points[6:9]
+	}
+	for _, c := range points {
+		t.Run(c.when+" "+c.point, func(t *testing.T) {
+			state := t.TempDir()
+			high := envHigh + "=" + c.when
+			if !runChild(t, state, c.point, high) {
+				t.Fatal("the child did not pass this step often enough")
+			}
+			last := inFlight(state)
+			if runChild(t, state, "", high) {
+				t.Fatal("the second child was killed")
+			}
+			checkObjects(t, state, 3*crashImages, last)
+		})
+	}
+}
+
+// Killed again and again while the high pass runs.
+func TestKilledInTheHighPassAgainAndAgain(t *testing.T) {
+	state := t.TempDir()
+	high := envHigh + "=after"
+	var last []string
+	for _, pt := range []string{"high-write:2", "high-written:1", "high-written:2", "sent:2", "high-write:1"} {
+		if runChild(t, state, pt, high) {
+			last = append(last, inFlight(state))
+		}
+	}
+	if runChild(t, state, "", high) {
+		t.Fatal("the last child was killed")
+	}
+	checkObjects(t, state, 3*crashImages, last...)
 }

@@ -640,7 +640,7 @@ func TestRetentionWaitsForHigh(t *testing.T) {
 	eventually(t, "only the other series is purged", func() bool { clk.advance(time.Hour); return spoolFiles(t, o.StateDir) == 5+1 }) // one is being written
 	clk.advance(100 * time.Hour)
 	close(hold)
-	eventually(t, "all purged, after the second high object was delivered", func() bool { clk.advance(time.Minute); return spoolFiles(t, o.StateDir) == 0 })
+	eventually(t, "all purged, after the second high object was delivered", func() bool { clk.advance(time.Hour); return spoolFiles(t, o.StateDir) == 0 })
 	if n := a.count("pacs"); n != 8 {
 		t.Errorf("%d objects in the archive", n)
 	}

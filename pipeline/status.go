@@ -351,6 +351,9 @@ func (p *Pipeline) highStatus(ctx context.Context, s spool.Series) (*HighStatus,
 	return h, nil
 }
 
+// HighNow is what the high lane has in hand; nil: nothing.
+func (p *Pipeline) HighNow() *HighStep { return p.highNow(0) }
+
 // highNow is what the high lane has in hand, if it is of the series; series 0 is any.
 func (p *Pipeline) highNow(series int64) *HighStep {
 	paused := p.fast.busy()

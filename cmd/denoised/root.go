@@ -21,7 +21,7 @@ and archive.`,
 		Version:       thisBuild().Version,
 	}
 	root.AddCommand(
-		newDemoCmd(), newServeCmd(), newCheckCmd(), newStatusCmd(), newRetryCmd(),
+		newDemoCmd(), newServeCmd(), newCheckCmd(), newStatusCmd(), newFlagCmd(), newRetryCmd(),
 		newEchoCmd(), newSendCmd(), newVersionCmd(),
 		newDenoiseCmd(), newEvalCmd(), newBenchCmd(), newModelCmd(), newServiceCmd(),
 	)

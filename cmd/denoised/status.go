@@ -132,6 +132,34 @@ func plain(s string) string {
 	}, s)
 }
 
+// highState says what the lane of the full method does.
+func highState(h web.High) string {
+	switch {
+	case h.NotPossible != "":
+		return "not possible: " + plain(h.NotPossible)
+	case h.Now == nil:
+		return ""
+	case h.Now.Paused:
+		return "waits for denoise"
+	}
+	return "at work"
+}
+
+// highProgress says in a few words where the full method of a series is.
+func highProgress(h *pipeline.HighStatus) string {
+	text := strings.ReplaceAll(h.State, "-", " ")
+	if h.Images > 0 && h.State != pipeline.HighNotPossible {
+		text += fmt.Sprintf(" %d/%d", h.Done, h.Images)
+	}
+	if n := h.Now; n != nil && n.Steps > 0 {
+		text += fmt.Sprintf(", step %d/%d", n.Step, n.Steps)
+	}
+	if h.Failed > 0 && (h.State == pipeline.HighFailed || h.State == pipeline.HighIncomplete) {
+		text += fmt.Sprintf(", %d FAILED", h.Failed)
+	}
+	return text
+}
+
 func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) error {
 	state := "images are received"
 	if !s.Ready {
@@ -150,6 +178,7 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 	}
 	fmt.Fprintf(t, "\nQUEUE\tSTATE\tWAITING\tOLDEST\n")
 	fmt.Fprintf(t, "denoise\t\t%d\t%s\n", s.Denoise.Waiting, age(s.Denoise))
+	fmt.Fprintf(t, "full method (high)\t%s\t%d\t%s\n", highState(s.High), s.High.Waiting, age(s.High.Queue))
 	for _, d := range s.Destinations {
 		breaker := d.Breaker
 		switch breaker {
@@ -185,7 +214,11 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 		if n := r.Reasons["unchanged"]; n > 0 {
 			denoised += fmt.Sprintf(" (%d unchanged)", n)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%s\t%s\n", r.LastAt.Local().Format("01-02 15:04:05"), plain(r.Calling), r.State, r.Quality,
+		quality := r.Quality
+		if r.High != nil {
+			quality += " (" + highProgress(r.High) + ")"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%s\t%s\n", r.LastAt.Local().Format("01-02 15:04:05"), plain(r.Calling), r.State, quality,
 			r.Received, denoised, r.Passed, r.Failed+r.Lost+r.Conflict, strings.Join(forwarded, ", "), plain(r.UID))
 	}
 	if len(series) == 0 {

@@ -1,6 +1,7 @@
 // Package web is the HTTP interface of the daemon: health, metrics, the state of
-// series as JSON and as a stream of events, and one status page. It changes
-// nothing but that refused images can be put back into the queue.
+// series as JSON and as a stream of events, and the status page. It changes
+// nothing but that series can be flagged and refused images put back into the
+// queue.
 //
 // The two types a reader needs are [Options], which says where everything comes
 // from, and [Status], which is how the daemon is.
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"mime"
 	"net"
 	"net/http"
 	"strings"
@@ -32,6 +34,9 @@ type Source interface {
 	SeriesByUID(ctx context.Context, uid string) (*pipeline.SeriesStatus, error)
 	// Retry puts refused deliveries of a series back into the queue and tells how many.
 	Retry(ctx context.Context, uid string) (int64, error)
+	// Flag says in what quality a series is wanted. Errors are those of
+	// pipeline.Pipeline.Flag.
+	Flag(ctx context.Context, uid string, f pipeline.Flag) (*pipeline.Flagged, error)
 	// Events may lose some when they are not read; it never blocks the sender.
 	Events() (<-chan pipeline.Event, func())
 }
@@ -58,6 +63,7 @@ type Status struct {
 	DiskUsed     float64       `json:"diskUsed"`   // fraction
 	DiskRefuse   float64       `json:"diskRefuse"` // above it images are refused
 	Denoise      Queue         `json:"denoise"`
+	High         High          `json:"high"`
 	Destinations []Destination `json:"destinations"`
 	Errors       []LogLine     `json:"errors"` // last warnings and errors, newest first
 }
@@ -66,6 +72,13 @@ type Status struct {
 type Queue struct {
 	Waiting       int64   `json:"waiting"`
 	OldestSeconds float64 `json:"oldestSeconds"`
+}
+
+// High is the lane of the full method.
+type High struct {
+	Queue
+	NotPossible string             `json:"notPossible,omitempty"` // why the model cannot run it
+	Now         *pipeline.HighStep `json:"now,omitempty"`         // the image in hand
 }
 
 // Destination is where images go.
@@ -127,6 +140,7 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("GET /api/series", s.series)
 	mux.HandleFunc("GET /api/series/{uid}", s.oneSeries)
 	mux.HandleFunc("POST /api/series/{uid}/retry", s.retry)
+	mux.HandleFunc("POST /api/series/{uid}/flag", s.flag)
 	mux.HandleFunc("GET /api/events", s.events)
 	return http.NewCrossOriginProtection().Handler(s.guard(mux))
 }
@@ -235,6 +249,60 @@ func (s *server) retry(w http.ResponseWriter, r *http.Request) {
 	s.json(w, http.StatusOK, Retried{n})
 }
 
+// Wish is the body of a flag: application/json, at most maxWish bytes.
+type Wish struct {
+	Quality pipeline.Quality `json:"quality"`
+	Why     string           `json:"why"`
+	By      string           `json:"by"` // who says so; nobody checks it
+}
+
+const maxWish = 4 << 10
+
+// flag says in what quality a series is wanted. The answer is a
+// pipeline.Flagged: 200 for a series that is here, 202 for one that is not yet.
+// 400: not a wish, 409: no more flags for series that are not here, 410: the
+// originals are gone, 413 and 415: body too long or of another type.
+func (s *server) flag(w http.ResponseWriter, r *http.Request) {
+	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		s.json(w, http.StatusUnsupportedMediaType, problem{"send application/json"})
+		return
+	}
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxWish))
+	d.DisallowUnknownFields()
+	var wish Wish
+	err := d.Decode(&wish)
+	if err == nil && d.More() {
+		err = errors.New("more than one JSON value")
+	}
+	var long *http.MaxBytesError
+	switch {
+	case errors.As(err, &long):
+		s.json(w, http.StatusRequestEntityTooLarge, problem{fmt.Sprintf("more than %d bytes", maxWish)})
+		return
+	case err != nil:
+		s.json(w, http.StatusBadRequest, problem{`not like {"quality": "high", "why": "..."}: ` + err.Error()})
+		return
+	}
+	if wish.By == "" {
+		wish.By = "HTTP"
+	}
+	got, err := s.Source.Flag(r.Context(), r.PathValue("uid"), pipeline.Flag{Quality: wish.Quality, Why: wish.Why, By: wish.By})
+	switch {
+	case err == nil && !got.Known:
+		s.json(w, http.StatusAccepted, got)
+	case err == nil:
+		s.json(w, http.StatusOK, got)
+	case errors.Is(err, pipeline.ErrFlag), errors.Is(err, pipeline.ErrUID):
+		s.json(w, http.StatusBadRequest, problem{err.Error()})
+	case errors.Is(err, pipeline.ErrTooManyFlags):
+		s.json(w, http.StatusConflict, problem{err.Error()})
+	case errors.Is(err, pipeline.ErrPurged):
+		s.json(w, http.StatusGone, problem{err.Error()})
+	default:
+		s.fail(w, r, err)
+	}
+}
+
 // events streams what happens (text/event-stream, one JSON object an event, the
 // type of which is the event's name). A client that does not read for ten
 // seconds is dropped; nothing else waits for it.
@@ -320,6 +388,54 @@ type row struct {
 	pipeline.SeriesStatus
 	Alarm   bool   // a person must look
 	Trouble string // what went otherwise than wanted
+	// HighText is where the high pass is; Ask the quality that the row's button asks
+	// for, empty for none, and AskText its label.
+	HighText, Ask, AskText string
+}
+
+// wish is what a person may want for a series next.
+func wish(s pipeline.SeriesStatus) (quality, label string) {
+	if strings.HasPrefix(s.UID, "?") {
+		return "", "" // no series
+	}
+	if s.High == nil {
+		return "high", "Full method"
+	}
+	switch s.High.State {
+	case pipeline.HighWaiting, pipeline.HighQueued, pipeline.HighRunning:
+		return "fast", "Call off"
+	case pipeline.HighFailed, pipeline.HighIncomplete, pipeline.HighNotPossible:
+		return "high", "Try again"
+	case pipeline.HighCalledOff:
+		return "high", "Full method"
+	}
+	return "", ""
+}
+
+// highText says in a few words where the high pass of a series is.
+func highText(h *pipeline.HighStatus) string {
+	if h == nil {
+		return ""
+	}
+	text := strings.ReplaceAll(h.State, "-", " ")
+	if h.Images > 0 && h.State != pipeline.HighNotPossible {
+		text = fmt.Sprintf("%s, %d of %d", text, h.Done, h.Images)
+	}
+	if n := h.Now; n != nil {
+		if n.Steps > 0 {
+			text += fmt.Sprintf(", step %d of %d", n.Step, n.Steps)
+		}
+		if n.Frames > 1 && n.Frame > 0 {
+			text += fmt.Sprintf(" of frame %d of %d", n.Frame, n.Frames)
+		}
+		if n.Paused {
+			text += ", waits for the fast lane"
+		}
+	}
+	if s := h.RemainingSeconds; s >= 1 && (h.State == pipeline.HighRunning || h.State == pipeline.HighQueued) {
+		text += ", about " + (time.Duration(s) * time.Second).String() + " left"
+	}
+	return text
 }
 
 func rows(list []pipeline.SeriesStatus) []row {
@@ -344,6 +460,14 @@ func rows(list []pipeline.SeriesStatus) []row {
 		if s.State == "incomplete" {
 			count(s.Missing, "missing", true)
 		}
+		if h := s.High; h != nil {
+			count(h.Copies, "that the high pass failed for", false)
+			if h.State == pipeline.HighFailed || h.State == pipeline.HighIncomplete {
+				count(h.Failed, "not made by the high pass", true)
+			}
+		}
+		r.HighText = highText(s.High)
+		r.Ask, r.AskText = wish(s)
 		r.Trouble = strings.Join(t, ", ")
 		out = append(out, r)
 	}

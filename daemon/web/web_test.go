@@ -27,6 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fake struct {
 	list []pipeline.SeriesStatus
 	err  error
+	flag pipeline.Flag // the last one
 
 	mu   sync.Mutex
 	subs map[chan pipeline.Event]bool
@@ -50,6 +51,23 @@ func (f *fake) Retry(ctx context.Context, uid string) (int64, error) {
 		return 0, err
 	}
 	return s.Destinations[0].Refused, nil
+}
+
+func (f *fake) Flag(_ context.Context, uid string, w pipeline.Flag) (*pipeline.Flagged, error) {
+	f.flag = w
+	switch {
+	case w.Quality != "high" && w.Quality != "fast" && w.Quality != "off":
+		return nil, fmt.Errorf("%w: quality %q", pipeline.ErrFlag, w.Quality)
+	case uid == "bad":
+		return nil, pipeline.ErrUID
+	case uid == "many":
+		return nil, pipeline.ErrTooManyFlags
+	case uid == "purged":
+		return nil, pipeline.ErrPurged
+	case uid == "broken":
+		return nil, errors.New("secret detail")
+	}
+	return &pipeline.Flagged{Series: uid, Quality: w.Quality, Known: uid == "1.2.3"}, nil
 }
 
 func (f *fake) Events() (<-chan pipeline.Event, func()) {
@@ -150,7 +168,104 @@ func TestSeries(t *testing.T) {
 	}
 }
 
-// TestRetry: the one thing that can be changed, and not by a page elsewhere.
+// TestFlag: what can be asked for and how, and not by a page elsewhere.
+func TestFlag(t *testing.T) {
+	r := start(t, 0)
+	const good = `{"quality":"high","why":"lesion?","by":"Mx"}`
+	for _, c := range []struct {
+		uid, contentType, site, body string
+		code                         int
+	}{
+		{"1.2.3", "application/json", "", good, 200},
+		{"1.2.3", "application/json; charset=utf-8", "same-origin", `{"quality":"off"}`, 200},
+		{"1.2.4", "application/json", "", good, 202},
+		{"1.2.3", "application/json", "cross-site", good, 403},
+		{"1.2.3", "text/plain", "", good, 415},
+		{"1.2.3", "application/x-www-form-urlencoded", "", "quality=high", 415},
+		{"1.2.3", "", "", good, 415},
+		{"1.2.3", "application/json", "", ``, 400},
+		{"1.2.3", "application/json", "", `{`, 400},
+		{"1.2.3", "application/json", "", `[]`, 400},
+		{"1.2.3", "application/json", "", `null`, 400},
+		{"1.2.3", "application/json", "", `{"quality":7}`, 400},
+		{"1.2.3", "application/json", "", `{"quality":"best"}`, 400},
+		{"1.2.3", "application/json", "", `{"quality":"high","hurry":true}`, 400},
+		{"1.2.3", "application/json", "", good + good, 400},
+		{"1.2.3", "application/json", "", `{"quality":"high","why":"` + strings.Repeat("x", 1<<20) + `"}`, 413},
+		{"bad", "application/json", "", good, 400},
+		{"many", "application/json", "", good, 409},
+		{"purged", "application/json", "", good, 410},
+		{"broken", "application/json", "", good, 500},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+"/api/series/"+c.uid+"/flag", strings.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.contentType != "" {
+			req.Header.Set("Content-Type", c.contentType)
+		}
+		if c.site != "" {
+			req.Header.Set("Sec-Fetch-Site", c.site)
+		}
+		r.flag = pipeline.Flag{}
+		resp, err := r.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != c.code || len(body) > 1000 || strings.Contains(string(body), "secret") {
+			t.Errorf("%s %q %.60s: %s %.200s %v", c.uid, c.contentType, c.body, resp.Status, body, err)
+		}
+		if c.code == 200 && c.body == good && r.flag != (pipeline.Flag{Quality: "high", Why: "lesion?", By: "Mx"}) {
+			t.Errorf("%+v", r.flag)
+		}
+		if c.code == 415 && r.flag != (pipeline.Flag{}) {
+			t.Errorf("%s reached the pipeline", c.contentType)
+		}
+	}
+	if resp, _ := r.get(t, "/api/series/1.2.3/flag"); resp.StatusCode != 405 {
+		t.Errorf("GET: %s", resp.Status)
+	}
+}
+
+// TestHighOnPage: where the full method is, what may be asked for next, and who
+// asked and why.
+func TestHighOnPage(t *testing.T) {
+	for state, button := range map[string]string{"": "Full method", pipeline.HighWaiting: "Call off", pipeline.HighQueued: "Call off", pipeline.HighRunning: "Call off", pipeline.HighFailed: "Try again",
+		pipeline.HighIncomplete: "Try again", pipeline.HighNotPossible: "Try again", pipeline.HighCalledOff: "Full method", pipeline.HighDone: "", pipeline.HighNothing: ""} {
+		r := start(t, 0)
+		s := pipeline.SeriesStatus{UID: "1.2", Quality: "high", Flag: &pipeline.FlagStatus{Quality: "high", Why: `"><script>`, By: "Mx"}}
+		if state != "" {
+			s.High = &pipeline.HighStatus{State: state, Images: 9, Done: 4, Failed: 2}
+			if state == pipeline.HighRunning {
+				s.High.Now, s.High.RemainingSeconds = &pipeline.HighStep{Step: 3, Steps: 20, Frame: 1, Frames: 1, Paused: true}, 75
+			}
+		}
+		r.list = []pipeline.SeriesStatus{s, {UID: "?MR1"}}
+		_, page := r.get(t, "/")
+		want := []string{"flagged", "high by Mx: &#34;&gt;&lt;script&gt;"}
+		switch state {
+		case pipeline.HighRunning:
+			want = append(want, "running, 4 of 9, step 3 of 20, waits for the fast lane, about 1m15s left")
+		case pipeline.HighFailed:
+			want = append(want, "2 not made by the high pass", `class="bad"`)
+		}
+		for _, w := range want {
+			if !strings.Contains(page, w) {
+				t.Errorf("%s: page lacks %q", state, w)
+			}
+		}
+		if n := strings.Count(page, "<button"); button == "" && n != 0 || button != "" && (n != 1 || !strings.Contains(page, ">"+button+"</button>")) {
+			t.Errorf("%s: %d buttons, want %q", state, n, button)
+		}
+		if m := inline.FindString(page); m != "" {
+			t.Errorf("inline: %q", m)
+		}
+	}
+}
+
+// TestRetry: refused images are put back, and not by a page elsewhere.
 func TestRetry(t *testing.T) {
 	r := start(t, 0)
 	r.list = []pipeline.SeriesStatus{{UID: "1.2.3", Destinations: []pipeline.DestinationStatus{{Name: "pacs", Refused: 7}}}}

@@ -34,10 +34,38 @@ async function refresh() {
 }
 
 const events = new EventSource("/api/events");
-for (const type of ["received", "slice", "delivery", "series", "destination"]) {
+for (const type of ["received", "slice", "high", "flag", "delivery", "series", "destination"]) {
   events.addEventListener(type, refresh);
 }
 // Whether there is a connection, the question tells: there may be one without events.
 events.addEventListener("open", refresh);
 events.addEventListener("error", refresh);
 setInterval(refresh, 10000);
+
+// A button of a row says in what quality its series is wanted.
+const notice = document.getElementById("notice");
+
+live.addEventListener("click", async (click) => {
+  const button = click.target.closest("button[data-series]");
+  if (!button) return;
+  const { series, quality } = button.dataset;
+  let why = "";
+  if (quality === "high") {
+    why = prompt("Full method for this series. Reason, if you like (no patient's name):", "");
+    if (why === null) return;
+  }
+  button.disabled = true;
+  try {
+    const answer = await fetch(`/api/series/${encodeURIComponent(series)}/flag`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ quality, why, by: "status page" }),
+      signal: AbortSignal.timeout(8000),
+    });
+    const said = await answer.json();
+    notice.textContent = answer.ok ? "" : `Not done: ${said.error}`;
+  } catch (trouble) {
+    notice.textContent = `Not done: ${trouble.message}`;
+  }
+  refresh();
+});
