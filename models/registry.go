@@ -164,15 +164,7 @@ func (m *Model) Version() string { return m.Card.Version }
 func (m *Model) Hash() string { return m.hash }
 
 // Has tells whether the model has a network of that name.
-func (m *Model) Has(network string) bool {
-	for _, n := range networks {
-		if n.name == network {
-			_, ok := m.Card.hashes()[n.file]
-			return ok
-		}
-	}
-	return false
-}
+func (m *Model) Has(network string) bool { return slices.Contains(m.Card.Networks(), network) }
 
 // Network reads the weights of a network and compares their hash with the card.
 // The error wraps ErrNoNetwork if the model does not have it.
@@ -211,6 +203,17 @@ func (m *Model) read(name string) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %s has SHA-256 %s, %s says %.64q", ErrHash, name, got, CardFile, want)
 	}
 	return b, nil
+}
+
+// Networks are the names of the model's networks.
+func (c *Card) Networks() []string {
+	var names []string
+	for _, n := range networks {
+		if _, ok := c.hashes()[n.file]; ok {
+			names = append(names, n.name)
+		}
+	}
+	return names
 }
 
 // hashes are those of all files that the card describes. Cards without Files tell

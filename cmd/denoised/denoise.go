@@ -96,7 +96,7 @@ a file appears under OUT only when it is complete.`,
 			case backend != "auto" && backend != "cpu":
 				return usagef("denoise: --backend %q; choose auto, cpu or cuda", backend)
 			}
-			m, err := models.Open(model)
+			m, err := models.Open(findModel(model))
 			if err != nil {
 				return fmt.Errorf("denoise: open model %s: %w", model, err)
 			}

@@ -2,7 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -11,16 +15,24 @@ import (
 	"github.com/diffdenoise/denoised/models"
 )
 
+// modelsDir is where models are installed if --dir does not say otherwise: under
+// the state_dir of the configuration that packages bring.
+const modelsDir = "/var/lib/denoised/models"
+
+// findModel returns what models.Open takes for the argument of --model.
+func findModel(nameOrDir string) string { return models.Find(nameOrDir, modelsDir) }
+
 func newModelCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "model",
-		Short: "List, show and verify models",
-		Long: `List, show and verify models.
+		Short: "List, show, verify and install models",
+		Long: `List, show, verify and install models.
 
-A model is "default", which is built in, or a folder with weights.safetensors
-and card.json.`,
+A model is "default", which is built in, the name of an installed one, or a
+folder with weights.safetensors and card.json, and with bsn.safetensors and
+diffusion.safetensors if it has the networks for quality high.`,
 	}
-	cmd.AddCommand(newModelListCmd(), newModelShowCmd(), newModelVerifyCmd())
+	cmd.AddCommand(newModelListCmd(), newModelShowCmd(), newModelVerifyCmd(), newModelInstallCmd())
 	return cmd
 }
 
@@ -31,9 +43,12 @@ func newModelListCmd() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List the built-in model and those in a folder",
+		Short: "List the built-in model and those that are installed",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !cmd.Flags().Changed("dir") && !isFolder(dir) {
+				dir = "" // nothing was ever installed
+			}
 			list, err := models.List(dir)
 			if err != nil {
 				return err
@@ -55,18 +70,18 @@ func newModelListCmd() *cobra.Command {
 				return printModelJSON(cmd, items)
 			}
 			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(t, "MODEL\tNAME\tVERSION\tPARAMETERS\tWEIGHTS SHA-256")
+			fmt.Fprintln(t, "MODEL\tNAME\tVERSION\tNETWORKS\tPARAMETERS\tWEIGHTS SHA-256")
 			for _, e := range list {
 				if e.Err != nil {
-					fmt.Fprintf(t, "%s\t%v\t\t\t\n", e.Open, e.Err)
+					fmt.Fprintf(t, "%s\t%v\t\t\t\t\n", e.Open, e.Err)
 					continue
 				}
-				fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%.16s\n", e.Open, e.Card.Name, e.Card.Version, e.Card.Parameters, e.Card.WeightsSHA256)
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%.16s\n", e.Open, e.Card.Name, e.Card.Version, strings.Join(e.Card.Networks(), " "), e.Card.Parameters, e.Card.WeightsSHA256)
 			}
 			return t.Flush()
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", "", "folder whose subfolders are models")
+	cmd.Flags().StringVar(&dir, "dir", modelsDir, "folder whose subfolders are models")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -77,7 +92,7 @@ func newModelShowCmd() *cobra.Command {
 		Short: "Print the card of a model: architecture, training data, licence, scores",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := models.Open(modelArgument(args))
+			m, err := models.Open(findModel(modelArgument(args)))
 			if err != nil {
 				return err
 			}
@@ -89,15 +104,15 @@ func newModelShowCmd() *cobra.Command {
 func newModelVerifyCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify [MODEL]",
-		Short: "Check a model's weights against its card and its golden vectors",
-		Long: `Check a model's weights against its card and its golden vectors.
+		Short: "Check a model's files against its card and its golden vectors",
+		Long: `Check a model's files against its card and its golden vectors.
 
-The hash of the weights must be the one on the card. Golden vectors are computed
+The hash of every file must be the one on the card. Golden vectors are computed
 with every instruction set of this machine and must agree to a relative error of
-1e-5. A model folder without golden.safetensors has its hash checked only.`,
+1e-5. A network without golden vectors has its hash checked only.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			name := modelArgument(args)
+			name := findModel(modelArgument(args))
 			for _, isa := range cpu.ISAs() {
 				backend, err := cpu.New(isa)
 				if err != nil {
@@ -111,15 +126,61 @@ with every instruction set of this machine and must agree to a relative error of
 				if err != nil {
 					return err
 				}
-				golden := "no golden vectors"
-				if v.Golden {
-					golden = fmt.Sprintf("golden vectors agree to %.2g", v.GoldenError)
+				for _, n := range v.Networks {
+					golden := "no golden vectors"
+					if n.Golden {
+						golden = fmt.Sprintf("golden vectors agree to %.2g", n.GoldenError)
+					}
+					fmt.Fprintf(cmd.OutOrStdout(), "%s %s on %s: %s weights %.16s match the card, %s\n", m.Name(), m.Version(), backend.Name(), n.Network, n.Hash, golden)
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s %s on %s: weights %.16s match the card, %s\n", m.Name(), m.Version(), backend.Name(), v.Hash, golden)
 			}
 			return nil
 		},
 	}
+}
+
+func newModelInstallCmd() *cobra.Command {
+	var (
+		dir, name string
+		force     bool
+	)
+	cmd := &cobra.Command{
+		Use:   "install DIR [--as NAME]",
+		Short: "Verify a model and copy it to where the service finds it by name",
+		Long: `Verify a model and copy it to where the service finds it by name.
+
+DIR is a folder that denoised train made, or any other with a card. The copy
+appears under --dir when it is complete and verified. With "denoise: {model:
+NAME}" in the configuration the service uses it, for which --dir must be the
+folder models in its state_dir.`,
+		Example: `  sudo denoised model install trained/model --as knee-3t
+  sudo denoised model install trained/model --as knee-3t --force`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if name != "" {
+				if err := models.CheckName(name); err != nil {
+					return usagef("model install: --as: %v", err)
+				}
+			}
+			m, err := models.Install(args[0], dir, name, force)
+			if errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("%w; choose another name with --as, or replace it with --force", err)
+			}
+			if err != nil {
+				return err
+			}
+			if name == "" {
+				name = m.Name()
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s is installed as %s: %s\n", m.Name(), m.Version(), name, filepath.Join(dir, name))
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&name, "as", "", "name to install it under (default: the one on its card)")
+	f.StringVar(&dir, "dir", modelsDir, "folder of installed models")
+	f.BoolVar(&force, "force", false, "replace a model of that name")
+	return cmd
 }
 
 // modelArgument is the optional name of a model.

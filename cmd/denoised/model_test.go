@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -23,11 +24,12 @@ func runModel(t *testing.T, args ...string) (string, error) {
 }
 
 func TestModelList(t *testing.T) {
-	out, err := runModel(t, "list")
+	none := t.TempDir()
+	out, err := runModel(t, "list", "--dir", none)
 	if err != nil || !strings.Contains(out, "default") || !strings.Contains(out, "student-bootstrap") {
 		t.Errorf("list: %v\n%s", err, out)
 	}
-	out, err = runModel(t, "list", "--json")
+	out, err = runModel(t, "list", "--json", "--dir", none)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +65,7 @@ func TestModelVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, isa := range cpu.ISAs() {
-		if !strings.Contains(out, "cpu/"+string(isa)+": weights") {
+		if !strings.Contains(out, "cpu/"+string(isa)+": student weights") {
 			t.Errorf("verify does not speak of %s:\n%s", isa, out)
 		}
 	}
@@ -73,9 +75,38 @@ func TestModelVerify(t *testing.T) {
 }
 
 func TestModelRefuses(t *testing.T) {
-	for _, args := range [][]string{{"show", "/nonexistent"}, {"verify", "/nonexistent"}, {"list", "--dir", "/nonexistent"}, {"show", "a", "b"}} {
+	for _, args := range [][]string{{"show", "/nonexistent"}, {"verify", "/nonexistent"}, {"list", "--dir", "/nonexistent"}, {"install", "/nonexistent", "--dir", t.TempDir()}, {"install", "default", "--as", "../x"}, {"show", "a", "b"}} {
 		if _, err := runModel(t, args...); err == nil {
 			t.Errorf("model %v: no error", args)
 		}
+	}
+}
+
+// TestModelInstall: an installed model is listed, shown and verified by its folder,
+// and replaced only on request.
+func TestModelInstall(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "models")
+	out, err := runModel(t, "install", "default", "--as", "knee-3t", "--dir", dir)
+	if err != nil || !strings.Contains(out, "is installed as knee-3t") {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	if _, err := runModel(t, "install", "default", "--as", "knee-3t", "--dir", dir); err == nil || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("a second time: %v", err)
+	}
+	if out, err := runModel(t, "install", "default", "--as", "knee-3t", "--dir", dir, "--force"); err != nil {
+		t.Errorf("--force: %v\n%s", err, out)
+	}
+	out, err = runModel(t, "list", "--dir", dir)
+	if err != nil || !strings.Contains(out, filepath.Join(dir, "knee-3t")) {
+		t.Errorf("list: %v\n%s", err, out)
+	}
+	out, err = runModel(t, "verify", filepath.Join(dir, "knee-3t"))
+	if err != nil || !strings.Contains(out, "golden vectors agree") {
+		t.Errorf("verify: %v\n%s", err, out)
+	}
+	// Without --as it gets the name of the card.
+	out, err = runModel(t, "install", filepath.Join(dir, "knee-3t"), "--dir", dir)
+	if err != nil || !strings.Contains(out, "is installed as student-bootstrap") {
+		t.Errorf("install under its own name: %v\n%s", err, out)
 	}
 }
