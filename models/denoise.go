@@ -40,6 +40,9 @@ type Result struct {
 	NativeWidth, NativeHeight int
 	// Untouched says why the image came back as it was; empty if it did not.
 	Untouched string
+	// Uncertainty is half the difference of the pair of samples at every pixel, in
+	// the unit of the image; nil where none were drawn (Denoise).
+	Uncertainty []float32
 }
 
 // Reasons of Result.Untouched.
@@ -78,14 +81,30 @@ func (m *Model) Denoise(ctx context.Context, img Image, o Options) (*Result, err
 }
 
 func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result, error) {
+	return remove(ctx, img, o.Strength, func(ctx context.Context, b *scratch, native []float32, w, h int) error {
+		b.removed = grow(b.removed, w*h)
+		if err := b.predict(net, b.removed, native, w, h); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return b.confirm(net, native, w, h)
+	})
+}
+
+// remove is the frame of Denoise and High: all but how the noise is found. find sets
+// b.removed, and perhaps b.uncertain, for the image on its native grid, whose noise
+// is in b.noise.
+func remove(ctx context.Context, img Image, strength float64, find func(ctx context.Context, b *scratch, native []float32, w, h int) error) (*Result, error) {
 	w, h := img.Width, img.Height
 	switch {
 	case w < 1 || h < 1 || w > MaxPixels/h:
 		return nil, fmt.Errorf("denoise: %d×%d pixels are outside 1 to %d", w, h, MaxPixels)
 	case len(img.Pixels) != w*h || img.Skip != nil && len(img.Skip) != w*h:
 		return nil, fmt.Errorf("denoise %d×%d pixels: %d values, %d mask values", w, h, len(img.Pixels), len(img.Skip))
-	case !(o.Strength >= 0 && o.Strength <= 1):
-		return nil, fmt.Errorf("denoise: strength %g is outside 0 to 1", o.Strength)
+	case !(strength >= 0 && strength <= 1):
+		return nil, fmt.Errorf("denoise: strength %g is outside 0 to 1", strength)
 	}
 	for i, v := range img.Pixels {
 		if !finite(v) && (img.Skip == nil || !img.Skip[i]) {
@@ -96,7 +115,7 @@ func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result,
 		return nil, err
 	}
 	res := &Result{Pixels: slices.Clone(img.Pixels), NativeWidth: w, NativeHeight: h}
-	if o.Strength == 0 {
+	if strength == 0 {
 		res.Untouched = UntouchedStrength
 		return res, nil
 	}
@@ -133,15 +152,12 @@ func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result,
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	b.removed = grow(b.removed, nw*nh)
-	if err := b.predict(net, b.removed, native, nw, nh); err != nil {
+	b.uncertain = b.uncertain[:0]
+	if err := find(ctx, b, native, nw, nh); err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if err := b.confirm(net, native, nw, nh); err != nil {
-		return nil, err
+	if len(b.uncertain) > 0 {
+		res.Uncertainty = b.uncertainty(grid, scale)
 	}
 	removed := b.removed
 	if grid.Filled() {
@@ -152,7 +168,7 @@ func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result,
 		if b.outside[i] {
 			continue
 		}
-		v := float64(v) - o.Strength*float64(removed[i])*float64(scale)
+		v := float64(v) - strength*float64(removed[i])*float64(scale)
 		res.Pixels[i] = min(max(float32(v), least), most)
 	}
 	return res, nil
@@ -161,6 +177,7 @@ func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result,
 // scratch is the memory of one call of denoise.
 type scratch struct {
 	y, native, removed   []float32
+	uncertain            []float32
 	probe, probed, again []float32
 	energy, shared, tmp  []float32
 	sums                 []float64 // of columns

@@ -3,6 +3,7 @@ package train
 import (
 	"math/rand/v2"
 
+	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/noise"
 )
 
@@ -48,7 +49,7 @@ func take(slices []Slice, side int, rng *rand.Rand) pair {
 			}
 		}
 		turn := rng.IntN(8)
-		return pair{turned(p.input, side, turn), turned(p.target, side, turn), turned(p.own, side, turn)}
+		return pair{models.Turned(p.input, side, side, turn), models.Turned(p.target, side, side, turn), models.Turned(p.own, side, side, turn)}
 	}
 }
 
@@ -56,30 +57,6 @@ func window(img []float32, w, x0, y0, side int) []float32 {
 	out := make([]float32, side*side)
 	for r := range side {
 		copy(out[r*side:][:side], img[(y0+r)*w+x0:])
-	}
-	return out
-}
-
-// turned returns a square image in one of its eight positions.
-func turned(img []float32, side, turn int) []float32 {
-	if turn == 0 {
-		return img
-	}
-	out := make([]float32, len(img))
-	for r := range side {
-		for c := range side {
-			y, x := r, c
-			if turn&1 == 1 {
-				x = side - 1 - x
-			}
-			if turn&2 == 2 {
-				y = side - 1 - y
-			}
-			if turn&4 == 4 {
-				x, y = y, x
-			}
-			out[r*side+c] = img[y*side+x]
-		}
 	}
 	return out
 }

@@ -1,0 +1,270 @@
+package models
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+
+	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/models/diffusion"
+	"github.com/diffdenoise/denoised/models/noise"
+)
+
+// HighOptions steer High.
+type HighOptions struct {
+	// Strength is as in Options.
+	Strength float64
+	// Steps of the sampling of one pair; 0: DefaultSteps.
+	Steps int
+	// Passes is how many positions of the image, of eight, are sampled and averaged;
+	// 0: DefaultPasses.
+	Passes int
+	// Seed chooses the noise that sampling starts from.
+	Seed uint64
+	// Progress, if not nil, is told after every call of a network how many of them
+	// are done. Calls come from the goroutine that called High.
+	Progress func(done, total int)
+}
+
+// What High does if it is not told otherwise; docs/quality.md has what more would
+// gain.
+const (
+	DefaultSteps  = 2
+	DefaultPasses = 4
+	maxPasses     = 8
+)
+
+// HasHigh tells whether the model has the networks that High needs.
+func (m *Model) HasHigh() bool {
+	for _, name := range []string{NetworkBSN, NetworkDiffusion} {
+		if _, err := m.Network(name); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// High takes the noise off one slice by the full method (arXiv 2504.00264, in the
+// leak-free form of docs/quality.md):
+//
+//  1. to 3. as Denoise;
+//  4. a blind-spot network predicts every pixel from its surroundings, across a hole
+//     as wide as the noise's correlation asks for, and the prediction is fused with
+//     the pixel (Posterior);
+//  5. a diffusion network, given the image, that fused prediction and the noise,
+//     samples what is missing to the image, as the mean of a stabilized pair
+//     (diffusion.SRDS), in several positions of the image, which are averaged;
+//  6. and 7. as Denoise.
+//
+// The promises are those of Denoise; it takes some hundred times as long. The result
+// is the same for the same seed. A model without the networks is an error that wraps
+// ErrNoNetwork.
+func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, error) {
+	if o.Steps == 0 {
+		o.Steps = DefaultSteps
+	}
+	if o.Passes == 0 {
+		o.Passes = DefaultPasses
+	}
+	if o.Steps < 1 || o.Steps > diffusion.MaxSteps || o.Passes < 1 || o.Passes > maxPasses {
+		return nil, fmt.Errorf("denoise: %d steps and %d passes, allowed are 1 to %d and 1 to %d", o.Steps, o.Passes, diffusion.MaxSteps, maxPasses)
+	}
+	h := &high{HighOptions: o}
+	var err error
+	if _, h.blind, err = m.Graph(NetworkBSN); err != nil {
+		return nil, err
+	}
+	if _, h.teacher, err = m.Graph(NetworkDiffusion); err != nil {
+		return nil, err
+	}
+	return remove(ctx, img, o.Strength, h.find)
+}
+
+// high is one call of High.
+type high struct {
+	HighOptions
+	blind, teacher kernels.Program
+	done, total    int
+}
+
+// margin is how far the image is continued on every side, by mirroring, so that no
+// network sees zeros beside it; a multiple of what they divide sizes by.
+const margin = 8
+
+func (h *high) find(ctx context.Context, b *scratch, native []float32, width, height int) error {
+	w, ht := roundUp(width, 4)+2*margin, roundUp(height, 4)+2*margin
+	y, sigma := extended(native, width, height, w, ht), extended(b.noise.Sigma, width, height, w, ht)
+	h.total = h.Passes * (1 + 2*h.Steps)
+	mean, spread := make([]float32, w*ht), make([]float32, w*ht)
+	rng := rand.New(rand.NewPCG(h.Seed, uint64(w)<<32|uint64(ht)))
+	for pass := range h.Passes {
+		// quarter of the positions keep the axes, so that few passes see both
+		turn := []int{0, 7, 1, 6, 2, 5, 3, 4}[pass]
+		if err := h.pass(ctx, mean, spread, y, sigma, &b.noise.Correlation, turn, w, ht, rng); err != nil {
+			return err
+		}
+	}
+	b.removed, b.uncertain = grow(b.removed, width*height), grow(b.uncertain, width*height)
+	scale := 1 / float32(h.Passes)
+	for r := range height {
+		for c := range width {
+			from, to := (r+margin)*w+c+margin, r*width+c
+			v := mean[from] * scale
+			if !finite(v) {
+				return errors.New("denoise: the networks' result is not finite")
+			}
+			b.removed[to], b.uncertain[to] = native[to]-v, spread[from]*scale
+		}
+	}
+	b.restrain(b.removed, b.noise.Sigma, width, height)
+	return nil
+}
+
+// pass adds the result in one position of the image to mean and the spread of its
+// pair to spread.
+func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, c *noise.Correlation, turn, w, ht int, rng *rand.Rand) error {
+	n := w * ht
+	sx, sy := c.Holes()
+	rhoX, rhoY := float32(c.At(1, 0)), float32(c.At(0, 1))
+	tw, th := w, ht
+	if turn&4 == 4 {
+		sx, sy, rhoX, rhoY, tw, th = sy, sx, rhoY, rhoX, ht, w
+	}
+	y, sigma = Turned(y, w, ht, turn), Turned(sigma, w, ht, turn)
+	base, unit := make([]float32, n), make([]float32, n)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := h.blind.Run(base, &kernels.Batch{Count: 1, Height: th, Width: tw, Inputs: [][]float32{y}, Shifts: BSNShifts(sx, sy)})
+	if err != nil {
+		return fmt.Errorf("blind-spot network: %w", err)
+	}
+	h.step()
+	Posterior(base, y, base, sigma, tw, th)
+	Unit(unit, sigma)
+	p := &conditioned{high: h, w: tw, h: th, condition: make([]float32, n*TeacherCondition)}
+	Condition(p.condition, y, base, sigma, rhoX, rhoY)
+	eps, plus, half := make([]float32, n), make([]float32, n), make([]float32, n)
+	for i := range eps {
+		eps[i] = float32(rng.NormFloat64())
+	}
+	if err := diffusion.SRDS(ctx, p, plus, half, eps, h.Steps); err != nil {
+		return err
+	}
+	for i := range plus {
+		plus[i] = base[i] + unit[i]*plus[i]
+		half[i] *= unit[i]
+	}
+	plus, half = Unturned(plus, w, ht, turn), Unturned(half, w, ht, turn)
+	for i := range mean {
+		mean[i] += plus[i]
+		spread[i] += half[i]
+	}
+	return nil
+}
+
+func (h *high) step() {
+	h.done++
+	if h.Progress != nil {
+		h.Progress(h.done, h.total)
+	}
+}
+
+// conditioned is the diffusion network with its condition.
+type conditioned struct {
+	*high
+	w, h      int
+	condition []float32
+	code      [TimeCode]float32
+}
+
+// Predict implements diffusion.Predictor.
+func (p *conditioned) Predict(ctx context.Context, v, x []float32, t float64) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	EncodeTime(p.code[:], t)
+	err := p.teacher.Run(v, &kernels.Batch{Count: 1, Height: p.h, Width: p.w, Inputs: [][]float32{x, p.condition, p.code[:]}})
+	if err != nil {
+		return fmt.Errorf("diffusion network: %w", err)
+	}
+	p.step()
+	return nil
+}
+
+// extended continues an image by mirroring to w×h, margin pixels to the left and
+// above and the rest to the right and below.
+func extended(img []float32, width, height, w, h int) []float32 {
+	out := make([]float32, w*h)
+	for r := range h {
+		row := img[mirrored(r-margin, height)*width:][:width]
+		for c := range w {
+			out[r*w+c] = row[mirrored(c-margin, width)]
+		}
+	}
+	return out
+}
+
+// mirrored returns the place within 0 to n-1 that i falls on when a line of n is
+// mirrored at its ends, again and again.
+func mirrored(i, n int) int {
+	if n == 1 {
+		return 0
+	}
+	if i = i % (2*n - 2); i < 0 {
+		i += 2*n - 2
+	}
+	return min(i, 2*n-2-i)
+}
+
+// Turned returns a w×h image in one of eight positions: mirrored in x (bit 0) and in
+// y (bit 1), then with its axes exchanged (bit 2), which makes it h×w.
+func Turned(img []float32, w, h, turn int) []float32 {
+	out := make([]float32, len(img))
+	turns(w, h, turn, func(from, to int) { out[to] = img[from] })
+	return out
+}
+
+// Unturned is the inverse of Turned; w and h are those of the result.
+func Unturned(img []float32, w, h, turn int) []float32 {
+	out := make([]float32, len(img))
+	turns(w, h, turn, func(from, to int) { out[from] = img[to] })
+	return out
+}
+
+func turns(w, h, turn int, f func(from, to int)) {
+	for r := range h {
+		for c := range w {
+			x, y := c, r
+			if turn&1 == 1 {
+				x = w - 1 - x
+			}
+			if turn&2 == 2 {
+				y = h - 1 - y
+			}
+			if turn&4 == 4 {
+				f(r*w+c, x*h+y)
+			} else {
+				f(r*w+c, y*w+x)
+			}
+		}
+	}
+}
+
+func roundUp(n, multiple int) int { return (n + multiple - 1) / multiple * multiple }
+
+// uncertainty brings b.uncertain to the image's grid and unit. It is smooth enough
+// for the values that zero-filling puts below zero to be cut off.
+func (b *scratch) uncertainty(grid *noise.Grid, scale float32) []float32 {
+	u := b.uncertain
+	if grid.Filled() {
+		u = grid.Fill(nil, u)
+	}
+	out := make([]float32, len(u))
+	for i, v := range u {
+		out[i] = float32(math.Max(0, float64(v))) * scale
+	}
+	return out
+}
