@@ -90,7 +90,7 @@ func Check(ctx context.Context, cfg *Config) []Finding {
 		}
 	}
 
-	m, err := models.Open(cfg.Denoise.Model)
+	m, err := models.Open(cfg.modelPath())
 	if err != nil {
 		add("model", Bad, "%v", err)
 	} else if v, err := m.Verify(); err != nil {

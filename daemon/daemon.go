@@ -100,7 +100,7 @@ func New(cfg *Config, opts ...Option) (*Daemon, error) {
 	}
 	d.tls.Store(files)
 	if d.denoiser == nil {
-		if d.denoiser, err = openDenoiser(cfg.Denoise.Model); err != nil {
+		if d.denoiser, err = openDenoiser(cfg.modelPath()); err != nil {
 			return nil, err
 		}
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/pipeline"
@@ -11,6 +12,12 @@ import (
 
 // denoiser is a model as the pipeline wants it.
 type denoiser struct{ m *models.Model }
+
+// modelPath is what models.Open takes for denoise.model: a plain name is first looked
+// for among the installed models, in the folder models of state_dir.
+func (c *Config) modelPath() string {
+	return models.Find(c.Denoise.Model, filepath.Join(c.StateDir, "models"))
+}
 
 func openDenoiser(nameOrDir string) (pipeline.Denoiser, error) {
 	m, err := models.Open(nameOrDir)
