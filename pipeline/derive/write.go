@@ -426,7 +426,7 @@ func (s *splice) derivationDescription() string {
 		strconv.FormatFloat(s.p.Strength, 'g', 4, 64))
 	if s.p.Remark != nil && s.pixelsMade {
 		if t := s.p.Remark(); t != "" {
-			text += "; " + t
+			text += "; " + clean(t, 300)
 		}
 	}
 	if s.untouched {

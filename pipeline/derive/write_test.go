@@ -861,3 +861,83 @@ func TestUntouched(t *testing.T) {
 		}
 	}
 }
+
+// The link to another derivation: after the source's own references, which stay.
+func TestRelated(t *testing.T) {
+	other := &derive.Related{SOPClassUID: "1.2.840.10008.5.1.4.1.1.4", SOPInstanceUID: "2.25.7", SeriesInstanceUID: "2.25.8"}
+	refs := func(o *dcm.Object, seq, child, leaf dcm.Tag) (uids []string) {
+		for item := range o.Find(seq).Children() {
+			if child == 0 {
+				uids = append(uids, item.Child(leaf).String())
+				continue
+			}
+			for inner := range item.Child(child).Children() {
+				uids = append(uids, item.Child(dcm.SeriesInstanceUID).String()+" "+inner.Child(leaf).String())
+			}
+		}
+		return uids
+	}
+	for _, ts := range []string{dcm.ExplicitVRLittleEndian, dcm.ImplicitVRLittleEndian} {
+		for _, own := range []bool{false, true} {
+			d := mr()
+			var images, series []string
+			if own {
+				item := []dcm.Node{dcm.Text(dcm.ReferencedSOPClassUID, dcm.UI, "1.2"), dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, "1.2.9")}
+				d.Set(dcm.Sequence(dcm.ReferencedImageSequence, item)).
+					Set(dcm.Sequence(dcm.ReferencedSeriesSequence, []dcm.Node{dcm.Sequence(dcm.ReferencedInstanceSequence, item), dcm.Text(dcm.SeriesInstanceUID, dcm.UI, "1.2.8")}))
+				images, series = []string{"1.2.9"}, []string{"1.2.8 1.2.9"}
+			}
+			o := mustScan(t, d, dcmtest.Form{TransferSyntaxUID: ts})
+			p := params()
+			p.Quality, p.Related = "high", other
+			got, _, _ := write(t, o, p, smooth(o))
+			images = append(images, "2.25.7")
+			series = append(series, o.String(dcm.SeriesInstanceUID)+" "+o.String(dcm.SOPInstanceUID), "2.25.8 2.25.7")
+			if g := refs(got, dcm.ReferencedImageSequence, 0, dcm.ReferencedSOPInstanceUID); !slices.Equal(g, images) {
+				t.Errorf("images %q, want %q", g, images)
+			}
+			if g := refs(got, dcm.ReferencedSeriesSequence, dcm.ReferencedInstanceSequence, dcm.ReferencedSOPInstanceUID); !slices.Equal(g, series) {
+				t.Errorf("series %q, want %q", g, series)
+			}
+			if s := got.String(dcm.SeriesDescription); s != "t1_se_tra DN HQ" {
+				t.Errorf("description %q", s)
+			}
+			p.Related = nil
+			sop, uid := derive.UIDs(o, p)
+			if sop != got.String(dcm.SOPInstanceUID) || uid != got.String(dcm.SeriesInstanceUID) {
+				t.Error("the link changes the UIDs")
+			}
+			// Without it nothing is referred to, and a lost reference is noticed.
+			plain, _, _ := write(t, o, p, smooth(o))
+			if !own && (plain.Has(dcm.ReferencedImageSequence) || plain.Has(dcm.ReferencedSeriesSequence)) {
+				t.Error("refers to nothing")
+			}
+			if own {
+				bare, _, _ := write(t, mustScan(t, mr(), dcmtest.Form{TransferSyntaxUID: ts}), p, smooth(o))
+				if err := derive.Verify(o, bare); err == nil {
+					t.Error("a lost reference was not noticed")
+				}
+			}
+		}
+	}
+}
+
+// A remark is asked for after the pixels are made, stands before the note that
+// nothing changed, and may be anything.
+func TestRemark(t *testing.T) {
+	o := mustScan(t, mr(), dcmtest.Form{})
+	for remark, want := range map[string]string{"": derive.Untouched, "quality check: x": "; quality check: x" + derive.Untouched, strings.Repeat("long ", 1000): derive.Untouched, "a\\b\x00ä": derive.Untouched} {
+		p, made := params(), false
+		p.Remark = func() string {
+			if !made {
+				t.Error("asked before the pixels were made")
+			}
+			return remark
+		}
+		next := unchanged(o)
+		got, _, _ := write(t, o, p, func(i int) ([]float32, error) { made = true; return next(i) })
+		if s := got.String(dcm.DerivationDescription); !strings.HasSuffix(s, want) || len(s) > 1024 {
+			t.Errorf("remark %.20q: %q", remark, s)
+		}
+	}
+}
