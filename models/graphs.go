@@ -71,8 +71,14 @@ func graphOf(architecture string) (*kernels.Graph, error) {
 }
 
 // Graph returns a network of the model, other than the student, on the model's
-// backend. The error wraps ErrNoNetwork if the model does not have it.
+// backend: the same one at every call. The error wraps ErrNoNetwork if the model
+// does not have it.
 func (m *Model) Graph(network string) (*kernels.Graph, kernels.Program, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c, ok := m.compiled[network]; ok {
+		return c.graph, c.program, nil
+	}
 	f, err := m.Network(network)
 	if err != nil {
 		return nil, nil, err
@@ -81,7 +87,17 @@ func (m *Model) Graph(network string) (*kernels.Graph, kernels.Program, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("model %s: network %q: %w", m.Name(), network, err)
 	}
+	if m.compiled == nil {
+		m.compiled = map[string]compiled{}
+	}
+	m.compiled[network] = compiled{g, p}
 	return g, p, nil
+}
+
+// compiled is a network that Graph has made.
+type compiled struct {
+	graph   *kernels.Graph
+	program kernels.Program
 }
 
 func compile(f *safetensors.File, on kernels.Backend) (*kernels.Graph, kernels.Program, error) {

@@ -109,6 +109,9 @@ func TestSave(t *testing.T) {
 	if err != nil || g.Shifts() != 3 || p == nil {
 		t.Errorf("Graph: %v", err)
 	}
+	if again, _, err := m.Graph(NetworkBSN); err != nil || again != g {
+		t.Errorf("Graph makes the network a second time (%v)", err)
+	}
 	if _, _, err := m.Graph("other"); !errors.Is(err, ErrNoNetwork) {
 		t.Errorf("Graph of no network: %v", err)
 	}

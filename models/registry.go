@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/diffdenoise/denoised/kernels"
@@ -151,6 +152,9 @@ type Model struct {
 	student *Student
 	files   fs.FS
 	backend kernels.Backend
+
+	mu       sync.Mutex
+	compiled map[string]compiled // by Graph
 }
 
 // Name returns the name on the card.
