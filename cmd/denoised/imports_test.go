@@ -19,7 +19,7 @@ func TestImports(t *testing.T) {
 		"daemon":    "dicomnet pipeline models kernels",
 		"dicomnet":  "",
 		"pipeline":  "internal",
-		"models":    "kernels",
+		"models":    "kernels internal",
 		"kernels":   "",
 		"packaging": "",
 		"internal":  "",
