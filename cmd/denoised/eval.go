@@ -87,11 +87,11 @@ Kinds of noise for --rows:
 	f.StringVar(&o.data, "data", "", "folder or file with the images (required)")
 	f.StringVarP(&o.out, "out", "o", "", "folder of the report; none: no files are written")
 	f.StringVar(&o.model, "model", models.DefaultName, "model name or folder")
-	f.StringVar(&o.quality, "quality", "", "fast, high or both as fast,high (default: what the model has)")
+	f.StringVar(&o.quality, "quality", "", "fast, high or both as fast,high (default: what the model has; high takes long)")
 	f.StringVar(&o.rows, "rows", "", "kinds of simulated noise, separated by commas (default: all that fit the images)")
 	f.IntVar(&o.slices, "slices", 3, "slices of each volume that are scored")
 	f.IntVar(&o.repetitions, "repetitions", 3, "repetitions of each slice that are scored")
-	f.Uint64Var(&o.seed, "seed", 1, "seed of the simulated noise")
+	f.Uint64Var(&o.seed, "seed", 1, "seed of the simulated noise and of high")
 	f.BoolVar(&o.asJSON, "json", false, "print the report as JSON")
 	return cmd
 }
@@ -106,7 +106,7 @@ func (o *evaluation) run(cmd *cobra.Command) error {
 	if err != nil {
 		return fmt.Errorf("open model %s: %w", o.model, err)
 	}
-	ours, err := ownMethods(m, o.quality)
+	ours, err := ownMethods(m, o.quality, o.seed)
 	if err != nil {
 		return err
 	}
@@ -161,9 +161,11 @@ func (o *evaluation) run(cmd *cobra.Command) error {
 }
 
 // ownMethods are the model's methods for the qualities asked for.
-func ownMethods(m *models.Model, quality string) ([]eval.Method, error) {
+func ownMethods(m *models.Model, quality string, seed uint64) ([]eval.Method, error) {
 	if quality == "" {
-		quality = "fast"
+		if quality = "fast"; m.HasHigh() {
+			quality = "fast,high"
+		}
 	}
 	var list []eval.Method
 	for name := range strings.SplitSeq(quality, ",") {
@@ -171,16 +173,23 @@ func ownMethods(m *models.Model, quality string) ([]eval.Method, error) {
 		if slices.ContainsFunc(list, func(m eval.Method) bool { return m.Name == name }) {
 			return nil, usagef("eval: --quality names %s twice", name)
 		}
+		var run func(ctx context.Context, img models.Image) (*models.Result, error)
 		switch name {
 		case "fast":
-			list = append(list, eval.FromModel(name, func(ctx context.Context, img models.Image) (*models.Result, error) {
+			run = func(ctx context.Context, img models.Image) (*models.Result, error) {
 				return m.Denoise(ctx, img, models.Options{Strength: 1})
-			}))
+			}
 		case "high":
-			return nil, fmt.Errorf("model %s has a network for --quality fast but none for high; use --quality fast", m.Name())
+			if !m.HasHigh() {
+				return nil, fmt.Errorf("model %s has a network for --quality fast but none for high; use --quality fast", m.Name())
+			}
+			run = func(ctx context.Context, img models.Image) (*models.Result, error) {
+				return m.High(ctx, img, models.HighOptions{Strength: 1, Seed: seed})
+			}
 		default:
 			return nil, usagef("eval: --quality %q; choose fast, high or fast,high", name)
 		}
+		list = append(list, eval.FromModel(name, run))
 	}
 	return list, nil
 }

@@ -278,7 +278,7 @@ func cutRepetition(source string) (base string, n int, ok bool) {
 // of all, and its correlation with the mean of the others.
 const (
 	repeatBrightness  = 0.1
-	repeatCorrelation = 0.95
+	repeatCorrelation = 0.9
 )
 
 // closeRepeats makes a set of the repetitions of one source.
@@ -338,7 +338,7 @@ func (c *Collector) closeRepeats() {
 				return
 			}
 			if q := correlation(s.repeats[r][i].px, meanOf(s.repeats, i, r)); !(q >= repeatCorrelation) {
-				no(SkipNotRepeats, "volume %d has the correlation %.2f with the mean of the others; at least %.2f is needed", r, q, repeatCorrelation)
+				no(SkipNotRepeats, "volume %d has the correlation %.3f with the mean of the others; at least %g is needed", r, q, repeatCorrelation)
 				return
 			}
 		}

@@ -164,6 +164,13 @@ func nlm(rician bool) func(context.Context, Input) ([]float32, error) {
 				p[y*pw+x] = row[mirror(x-margin, w)]
 			}
 		}
+		averaged := p
+		if rician {
+			averaged = make([]float32, len(p))
+			for i, v := range p {
+				averaged[i] = v * v
+			}
+		}
 		const side = 2*nlmPatch + 1
 		scale, free := make([]float32, w*h), make([]float32, w*h)
 		for i, s := range in.Sigma {
@@ -172,8 +179,8 @@ func nlm(rician bool) func(context.Context, Input) ([]float32, error) {
 			free[i] = float32(2 * s * s)
 		}
 		sum, weights, best := make([]float32, w*h), make([]float32, w*h), make([]float32, w*h)
-		diff := make([]float32, (w+2*nlmPatch)*(h+2*nlmPatch))
-		dw := w + 2*nlmPatch
+		dw, dh := w+2*nlmPatch, h+2*nlmPatch
+		diff := make([]float32, dw*dh)
 		columns := make([]float32, dw)
 		for dy := -nlmSearch; dy <= nlmSearch; dy++ {
 			if err := ctx.Err(); err != nil {
@@ -183,7 +190,7 @@ func nlm(rician bool) func(context.Context, Input) ([]float32, error) {
 				if dx == 0 && dy == 0 {
 					continue
 				}
-				for y := range h + 2*nlmPatch {
+				for y := range dh {
 					a := p[(y+nlmSearch)*pw+nlmSearch:][:dw]
 					b := p[(y+nlmSearch+dy)*pw+nlmSearch+dx:][:dw]
 					d := diff[y*dw:][:dw]
@@ -193,31 +200,30 @@ func nlm(rician bool) func(context.Context, Input) ([]float32, error) {
 					}
 				}
 				for y := range h {
-					// the sums over the patch's rows are made anew for each row, so that no
-					// rounding error grows down the image
-					clear(columns)
-					for k := range side {
-						for x, v := range diff[(y+k)*dw:][:dw] {
-							columns[x] += v
+					// The sums over the patches' rows slide down the image, and are made anew now
+					// and then, so that no rounding error grows.
+					if y%nlmRenew == 0 {
+						clear(columns)
+						for k := range side {
+							for x, v := range diff[(y+k)*dw:][:dw] {
+								columns[x] += v
+							}
+						}
+					} else {
+						out, in := diff[(y-1)*dw:][:dw], diff[(y+side-1)*dw:][:dw]
+						for x, v := range in {
+							columns[x] += v - out[x]
 						}
 					}
-					b := p[(y+margin+dy)*pw+margin+dx:][:w]
-					for x, v := range b {
-						d := columns[x] + columns[x+1] + columns[x+2] + columns[x+3] + columns[x+4]
-						i := y*w + x
-						e := (d*(1./(side*side)) - free[i]) * scale[i]
-						g := float32(1)
-						if e > 0 {
-							if e >= expSteps*expReach {
-								continue
-							}
-							g = expTable[int(e)]
-						}
-						if rician {
-							v *= v
-						}
-						sum[i], weights[i] = sum[i]+g*v, weights[i]+g
-						best[i] = max(best[i], g)
+					c0, c1, c2, c3, c4 := columns[:w], columns[1:][:w], columns[2:][:w], columns[3:][:w], columns[4:][:w]
+					f, sc, to, wt, most := free[y*w:][:w], scale[y*w:][:w], sum[y*w:][:w], weights[y*w:][:w], best[y*w:][:w]
+					for x, v := range averaged[(y+margin+dy)*pw+margin+dx:][:w] {
+						d := c0[x] + c1[x] + c2[x] + c3[x] + c4[x]
+						e := (d*(1./(side*side)) - f[x]) * sc[x]
+						g := expTable[int(min(max(e, 0), expLast))&expLast]
+						to[x] += g * v
+						wt[x] += g
+						most[x] = max(most[x], g)
 					}
 				}
 			}
@@ -238,13 +244,17 @@ func nlm(rician bool) func(context.Context, Input) ([]float32, error) {
 	}
 }
 
-// expTable is exp(−t) in steps of 1/expSteps, up to where it hardly counts.
-const expSteps, expReach = 256, 8
+// nlmRenew is after how many rows the sums of nlm are made anew.
+const nlmRenew = 16
 
-var expTable = func() (t [expSteps * expReach]float32) {
-	for i := range t {
-		t[i] = float32(math.Exp(-(float64(i) + 0.5) / expSteps))
+// expTable is exp(−t) in steps of 1/expSteps; beyond t = 8 it is 0.
+const expSteps, expLast = 256, 8*256 - 1
+
+var expTable = func() (t [expLast + 1]float32) {
+	for i := range t[1:expLast] {
+		t[i+1] = float32(math.Exp(-(float64(i) + 1.5) / expSteps))
 	}
+	t[0] = 1
 	return t
 }()
 

@@ -467,8 +467,10 @@ func (j *job) panel() chart.Panel {
 	}
 	x, y, w, h := window(e.w, e.h, cx/max(n, 1), cy/max(n, 1), panelSide)
 	sd := 0.0
-	for _, s := range e.sigma {
-		sd += float64(s) / float64(len(e.sigma))
+	for i, in := range e.mask {
+		if in {
+			sd += float64(e.sigma[i]) / float64(n)
+		}
 	}
 	reach := max(3*sd, 1e-3)
 	images := append(slices.Clone(j.images), picture{"reference", e.ref})
