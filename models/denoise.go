@@ -246,10 +246,12 @@ func (b *scratch) restrain(removed, sigma []float32, w, h int) {
 }
 
 // confirm scales b.removed down to the part that is noise. It adds a known noise
-// v of the map's strength, in random signs, and runs the network again. What the
-// network then takes off in addition shares <v, r(y+v) − r(y)> with v, which is
-// what r shares with the image's own noise n: by Stein's lemma both are
-// σ² Σ ∂r/∂y (Ramani, Blu and Unser, IEEE Trans. Image Process. 17 (2008) 1540).
+// v of the map's strength, in random signs or, if it is correlated, drawn with that
+// correlation, and runs the network again. What the network then takes off in
+// addition shares <v, r(y+v) − r(y)> with v, which is what r shares with the image's
+// own noise n: by Stein's lemma both are the trace of C ∂r/∂y, where C is the
+// covariance of the noise (Ramani, Blu and Unser, IEEE Trans. Image Process. 17
+// (2008) 1540, for white noise).
 // The removed part a·r that leaves the least error has a = <n, r> / <r, r>. It is
 // below 1 where r holds more than noise, that is anatomy. There the map is often
 // too high as well, for the same reason, and a with it: so a² is used, and at most 1.
@@ -258,15 +260,23 @@ func (b *scratch) confirm(net forwarder, y []float32, w, h int) error {
 	b.probe, b.probed, b.again = grow(b.probe, n), grow(b.probed, n), grow(b.again, n)
 	b.shared, b.energy = grow(b.shared, n), grow(b.energy, n)
 	signs := rand.NewPCG(uint64(w), uint64(h)) // the same at every call
-	for i := 0; i < n; i += 64 {
-		bits := signs.Uint64()
-		for j := i; j < min(i+64, n); j++ {
-			v := probeStrength * b.noise.Sigma[j]
-			if bits&1 == 1 {
-				v = -v
+	if b.noise.Correlation.Rho != noise.White().Rho {
+		b.noise.Draw(b.probe, rand.New(signs))
+		for i, v := range b.probe {
+			b.probe[i] = probeStrength * v
+			b.probed[i] = y[i] + probeStrength*v
+		}
+	} else {
+		for i := 0; i < n; i += 64 {
+			bits := signs.Uint64()
+			for j := i; j < min(i+64, n); j++ {
+				v := probeStrength * b.noise.Sigma[j]
+				if bits&1 == 1 {
+					v = -v
+				}
+				bits >>= 1
+				b.probe[j], b.probed[j] = v, y[j]+v
 			}
-			bits >>= 1
-			b.probe[j], b.probed[j] = v, y[j]+v
 		}
 	}
 	if err := b.predict(net, b.again, b.probed, w, h); err != nil {

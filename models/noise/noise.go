@@ -15,7 +15,7 @@ const (
 	perBin     = 400     // residuals per bin, at least
 	tile       = 16      // spacing of the spatial gain's grid, pixels
 	reach      = 32      // half the window of one grid point, pixels
-	flatShare  = 0.4     // share of the residuals of a bin, flattest first, that count
+	flatShare  = 0.2     // share of the residuals of a bin, flattest first, that count
 	prior      = 60.     // residuals that the assumption "gain 1" weighs
 	maxGain    = 4.      // spatial gain, and its inverse, at most
 )
@@ -43,6 +43,59 @@ type buffers struct {
 	first                     []int     // where the cells begin
 	gain, gain2, row          []float32
 	curve                     curve
+	blocks                    []block
+	blockMeans                []float32
+	inside                    []bool
+	places                    []place
+	filters                   filters
+}
+
+// filters are the two residuals that the noise is measured with. Both are
+// products of one difference along x and one along y.
+type filters struct {
+	near, far           int     // spacing of the second differences, pixels; far 0: fourth differences
+	nearScale, farScale float32 // to the standard deviation of the noise
+	preferFar           bool    // the far one sees less noise
+	disagree            bool    // much less, so the correlation is another
+}
+
+// choose takes the finest filters that still see a good part of the noise. White
+// noise is in all of them alike, and the finest see the least of the anatomy.
+// Correlated noise is not in the finest ones.
+func (b *buffers) choose(c Correlation) {
+	second := []float64{1, -2, 1}
+	if g := c.power(second, 1); g > 0.6*36 {
+		b.filters = filters{near: 1, nearScale: float32(1 / math.Sqrt(g)), farScale: float32(1 / math.Sqrt(c.power([]float64{1, -4, 6, -4, 1}, 1)))}
+		return
+	}
+	near := 1
+	for near < 2 && c.power(second, near) < 0.1*36 {
+		near++
+	}
+	b.filters = filters{near: near, far: near + 1,
+		nearScale: float32(1 / math.Sqrt(max(c.power(second, near), 0.05*36))),
+		farScale:  float32(1 / math.Sqrt(max(c.power(second, near+1), 0.05*36)))}
+}
+
+// power returns the variance, per variance of the noise, that a difference along
+// both axes sees. Its taps lie step pixels apart.
+func (c *Correlation) power(taps []float64, step int) float64 {
+	var auto [5]float64 // autocorrelation of the taps
+	for d := range len(taps) {
+		for i := d; i < len(taps); i++ {
+			auto[d] += taps[i] * taps[i-d]
+		}
+		if d > 0 {
+			auto[d] *= 2 // both directions
+		}
+	}
+	sum := 0.0
+	for dy := range len(taps) {
+		for dx := range len(taps) {
+			sum += auto[dx] * auto[dy] * c.At(dx*step, dy*step)
+		}
+	}
+	return sum
 }
 
 // sample is one residual of the finest scale with what it is sorted by, and the
@@ -76,8 +129,7 @@ func Estimate(img []float32, w, h int, skip []bool) (*Map, error) {
 	return m, nil
 }
 
-// Estimate is the function Estimate into the memory of m.
-func (m *Map) Estimate(img []float32, w, h int, skip []bool) error {
+func check(img []float32, w, h int, skip []bool) error {
 	if w < 1 || h < 1 || w > maxPixels/h || len(img) != w*h || skip != nil && len(skip) != w*h {
 		return fmt.Errorf("estimate noise of %d×%d pixels: %d values, %d mask values", w, h, len(img), len(skip))
 	}
@@ -86,8 +138,31 @@ func (m *Map) Estimate(img []float32, w, h int, skip []bool) error {
 			return fmt.Errorf("estimate noise: pixel (%d, %d) is not finite", i%w, i/w)
 		}
 	}
+	return nil
+}
+
+// Estimate is the function Estimate into the memory of m.
+func (m *Map) Estimate(img []float32, w, h int, skip []bool) error {
+	if err := check(img, w, h, skip); err != nil {
+		return err
+	}
+	m.estimate(img, w, h, skip, nil)
+	return nil
+}
+
+// EstimateWith is Estimate with a correlation that is known better than one image
+// can tell it, that of its series.
+func (m *Map) EstimateWith(c Correlation, img []float32, w, h int, skip []bool) error {
+	if err := check(img, w, h, skip); err != nil {
+		return err
+	}
+	m.estimate(img, w, h, skip, &c)
+	return nil
+}
+
+func (m *Map) estimate(img []float32, w, h int, skip []bool, known *Correlation) {
 	n := w * h
-	m.Width, m.Height, m.Median, m.Sigma, m.Correlation = w, h, 0, grow(m.Sigma, n), White()
+	m.Width, m.Height, m.Median, m.Sigma = w, h, 0, grow(m.Sigma, n)
 	b := pool.Get().(*buffers)
 	defer pool.Put(b)
 	b.mean, b.a, b.blank = grow(b.mean, n), grow(b.a, n), grow(b.blank, n)
@@ -95,19 +170,43 @@ func (m *Map) Estimate(img []float32, w, h int, skip []bool) error {
 	if skip != nil {
 		img = b.without(img, skip)
 	}
+	if known != nil {
+		m.Correlation = *known
+	} else {
+		b.flatBlocks(img, w, h)
+		m.Correlation = correlate(b.blocks, &b.vals)
+	}
+	b.choose(m.Correlation)
 	b.collect(img, w, h)
 	if len(b.samples) < minSamples {
 		clear(m.Sigma)
-		return nil
+		return
 	}
 	curve := b.signalCurve()
+	if b.filters.disagree && known == nil {
+		// noise of the air that is not the noise of the signal
+		m.Correlation = White()
+		m.Correlation.Trust = 0
+		b.choose(m.Correlation)
+		b.collect(img, w, h)
+		curve = b.signalCurve()
+	}
 	gain, gw, gh := b.spatialGain(curve, w, h)
-	trust := b.trust(curve, gain)
+	// A correlation that was found is evidence of noise; the residuals' spread does
+	// not tell noise of a long one from anatomy.
+	trust := float32(m.Correlation.Trust)
+	if b.filters.far == 0 || trust < 1 && b.filters.near == 1 {
+		trust = b.trust(curve, gain)
+	}
 	if trust == 0 {
 		clear(m.Sigma)
-		return nil
+		return
 	}
 	curve.toComplex()
+	curve.envelope()
+	if b.filters.near > 1 {
+		curve.level()
+	}
 	curve.index()
 	for i := range gain {
 		gain[i] *= trust
@@ -139,7 +238,6 @@ func (m *Map) Estimate(img []float32, w, h int, skip []bool) error {
 	if len(b.vals) > 0 {
 		m.Median = float64(nth(b.vals, len(b.vals)/2))
 	}
-	return nil
 }
 
 // nth returns the value that would be at place k if v were sorted, and partitions
@@ -254,24 +352,31 @@ func outside(mark []bool, img []float32, w, h int, skip []bool) {
 	}
 }
 
-// fine is the fourth difference: its square's sum is 70.
+// fine is the fourth difference.
 var fine = [5]float32{1, -4, 6, -4, 1}
 
-// collect computes the finest diagonal residual, the local mean and the local
-// gradient, and samples them where all that they need lies inside.
+// collect computes the residuals, the local mean and the local gradient, and
+// samples them where all that they need lies inside.
 func (b *buffers) collect(img []float32, w, h int) {
 	b.tmp = grow(b.tmp, w)
 	box3(b.mean, img, b.tmp, w, h) // 3×3 mean
 	box3(b.a, b.mean, b.tmp, w, h) // and once more: the flatness looks at this
+	f := &b.filters
+	if f.far > 0 {
+		// correlated noise is in the 3×3 mean nearly as in the image
+		b.mean, b.a = b.a, b.mean
+		box3(b.a, b.mean, b.tmp, w, h)
+	}
 	gw := (w+tile-1)/tile + 1
 	b.samples = b.samples[:0]
 	step := 1
 	if n := w * h; n > 2*maxSamples {
 		step = int(math.Sqrt(float64(n)/maxSamples)) | 1 // odd, so that no phase is favoured
 	}
-	for y := 2; y < h-2; y += step {
+	margin := max(2, f.far)
+	for y := margin; y < h-margin; y += step {
 		row := y * w
-		for x := 2; x < w-2; x += step {
+		for x := margin; x < w-margin; x += step {
 			i := row + x
 			ok := true
 			for j := i - w; j <= i+w && ok; j += w {
@@ -280,20 +385,30 @@ func (b *buffers) collect(img []float32, w, h int) {
 			if !ok {
 				continue
 			}
-			u, c, d := img[i-w-1:i-w+2], img[i-1:i+2], img[i+w-1:i+w+2]
-			r := (u[0] - 2*u[1] + u[2] - 2*(c[0]-2*c[1]+c[2]) + d[0] - 2*d[1] + d[2]) / 6
-			f := float32(0)
-			for dy, ky := range fine {
-				v := img[i+(dy-2)*w-2:][:5]
-				f += ky * (v[0] - 4*v[1] + 6*v[2] - 4*v[3] + v[4])
+			r := second(img, i, w, f.near)
+			q := float32(0)
+			if f.far == 0 {
+				for dy, ky := range fine {
+					v := img[i+(dy-2)*w-2:][:5]
+					q += ky * (v[0] - 4*v[1] + 6*v[2] - 4*v[3] + v[4])
+				}
+			} else {
+				q = second(img, i, w, f.far)
 			}
 			gx, gy := b.a[i+2]-b.a[i-2], b.a[i+2*w]-b.a[i-2*w]
-			s := sample{mean: b.mean[i], grad: gx*gx + gy*gy, res: r, fine: f / 70, cell: int32(y/tile*gw + x/tile)}
-			if d := s.mean + s.grad + r + f; d-d == 0 { // values near the end of the range overflow
+			cx, cy := b.a[i+2]-2*b.a[i]+b.a[i-2], b.a[i+2*w]-2*b.a[i]+b.a[i-2*w]
+			s := sample{mean: b.mean[i], grad: gx*gx + gy*gy + cx*cx + cy*cy, res: r * f.nearScale, fine: q * f.farScale, cell: int32(y/tile*gw + x/tile)}
+			if d := s.mean + s.grad + s.res + s.fine; d-d == 0 { // values near the end of the range overflow
 				b.samples = append(b.samples, s)
 			}
 		}
 	}
+}
+
+// second is the second difference along both axes, of pixels d apart.
+func second(img []float32, i, w, d int) float32 {
+	u, c, l := i-d*w, i, i+d*w
+	return img[u-d] - 2*img[u] + img[u+d] - 2*(img[c-d]-2*img[c]+img[c+d]) + img[l-d] - 2*img[l] + img[l+d]
 }
 
 // box3 sets dst to the 3×3 means of src, with the edge repeated. tmp is one row.
@@ -365,6 +480,7 @@ func (b *buffers) signalCurve() *curve {
 	c := &b.curve
 	c.mean, c.sigma, c.weight = c.mean[:0], c.sigma[:0], c.weight[:0]
 	b.flat = b.flat[:0]
+	var near, far float64
 	for k := range bins {
 		part := keys[len(keys)*k/bins : len(keys)*(k+1)/bins]
 		// the flattest ones; where the last of them has equals, as they come
@@ -403,7 +519,9 @@ func (b *buffers) signalCurve() *curve {
 		for j, p := range flat {
 			b.vals[j] = abs(p.fine)
 		}
-		sg = min(sg, robust(b.vals))
+		fine := robust(b.vals)
+		near, far = near+float64(sg), far+float64(fine)
+		sg = min(sg, fine)
 		mu := float32(mean / float64(len(flat)))
 		// bins closer than the noise are sorted by the noise itself: they are one
 		if n := len(c.mean); n > 0 && mu-c.mean[n-1] < max(sg, c.sigma[n-1]) {
@@ -415,7 +533,7 @@ func (b *buffers) signalCurve() *curve {
 		}
 		c.mean, c.sigma, c.weight = append(c.mean, mu), append(c.sigma, sg), append(c.weight, float32(len(flat)))
 	}
-	if n := len(c.sigma); n >= 3 {
+	if n := len(c.sigma); n >= 3 && b.filters.near == 1 {
 		c.old = append(c.old[:0], c.sigma...)
 		for k := range n {
 			p, q, r := c.old[max(k-1, 0)], c.old[k], c.old[min(k+1, n-1)]
@@ -424,6 +542,10 @@ func (b *buffers) signalCurve() *curve {
 	}
 	c.index()
 	b.samples, b.flat = b.flat, b.samples
+	// The map of the correlation may not hold here. The filters then disagree, and
+	// the one that sees less is right.
+	b.filters.preferFar = b.filters.far > 0 && far < near
+	b.filters.disagree = b.filters.far > 0 && b.filters.near == 1 && far < 0.8*near
 	return c
 }
 
@@ -466,6 +588,64 @@ func (c *curve) toComplex() {
 		if s > 0 {
 			c.sigma[k] *= koay(c.mean[k] / s)
 		}
+	}
+}
+
+// envelope cuts off what anatomy adds in some bins. The variance of noise is a
+// constant plus a part in proportion to the signal, or to its square; anatomy only
+// adds to that, here more and there less. So the law is the one that runs along the
+// lower bins, and none lies far above it.
+func (c *curve) envelope() {
+	const (
+		least   = 5    // bins, fewer give no law
+		lower   = 0.4  // share of the bins that lie below the law
+		outside = 1.25 // times the law is what a bin may have
+	)
+	n := len(c.mean)
+	if n < least || c.mean[0] < 0 {
+		return
+	}
+	base := min(c.sigma[0], c.sigma[1])
+	base *= base
+	best, law := float32(math.Inf(1)), [2]float32{}
+	for p := range 2 {
+		power := func(m float32) float32 {
+			if p == 1 {
+				return m * m
+			}
+			return m
+		}
+		c.old = c.old[:0]
+		for k := 1; k < n; k++ {
+			c.old = append(c.old, max(c.sigma[k]*c.sigma[k]-base, 0)/power(c.mean[k]))
+		}
+		b := nth(c.old, int(lower*float64(len(c.old))))
+		c.old = c.old[:0]
+		for k := 1; k < n; k++ {
+			c.old = append(c.old, abs(float32(math.Log(float64((c.sigma[k]*c.sigma[k]+1e-12*c.mean[n-1]*c.mean[n-1])/(base+b*power(c.mean[k])+1e-12*c.mean[n-1]*c.mean[n-1]))))))
+		}
+		if off := nth(c.old, len(c.old)/2); off < best {
+			best, law[p], law[1-p] = off, b, 0
+		}
+	}
+	for k, m := range c.mean {
+		c.sigma[k] = min(c.sigma[k], outside*float32(math.Sqrt(float64(base+law[0]*m+law[1]*m*m))))
+	}
+}
+
+// level holds the curve to the noise of the darker places. Noise of long
+// correlation has the frequencies of anatomy, and in tissue cannot be told from it.
+func (c *curve) level() {
+	const most = 1.3
+	heaviest := 0
+	for k := range (len(c.weight) + 1) / 2 {
+		if c.weight[k] > c.weight[heaviest] {
+			heaviest = k
+		}
+	}
+	base := c.sigma[heaviest]
+	for k, s := range c.sigma {
+		c.sigma[k] = min(s, most*base)
 	}
 }
 
@@ -539,6 +719,9 @@ func (b *buffers) spatialGain(c *curve, w, h int) ([]float32, int, int) {
 		v := float32(-1) // where the curve is 0 there is nothing to compare
 		if f := c.at(p.mean); f > 0 {
 			v = abs(p.res) / f
+			if b.filters.preferFar {
+				v = abs(p.fine) / f
+			}
 		}
 		b.cells[b.first[p.cell+1]] = v
 		b.first[p.cell+1]++

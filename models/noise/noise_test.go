@@ -56,7 +56,7 @@ func TestWhite(t *testing.T) {
 				img[i] += float32(sg * rng.NormFloat64())
 			}
 			r := estimate(t, img, w, h, nil).Median / sg
-			if r < 0.94 || r > 1.09 {
+			if r < 0.94 || r > 1.1 {
 				t.Errorf("sigma %g, seed %d: estimated %g times that", sg, seed, r)
 			}
 			sum += r / seeds
