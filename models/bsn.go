@@ -20,9 +20,12 @@ type BSNConfig struct {
 // ways; what it has seen is then moved away from the pixel by a shift, and the four
 // directions are combined pointwise.
 //
-//	input 0: y [H, W, 1], the scale of a Student
-//	output:  [H, W, 1], the pixel as its surroundings have it
-//	shifts:  BSNShifts(hole across x, hole across y)
+//	input 0:    y [H, W, 1], the scale of a Student
+//	input 1, 2: the size of the hole along y and x, so that the network knows how
+//	            far ahead it is to look
+//	output:     [H, W, 1], the pixel as its surroundings have it
+//
+// BSNBatch fills inputs and shifts for a hole.
 //
 // H and W are multiples of 4.
 func (c BSNConfig) Graph() *kernels.Graph {
@@ -39,8 +42,15 @@ func (c BSNConfig) Graph() *kernels.Graph {
 	}
 	g := new(kernels.Graph)
 	y := g.Input(1)
+	var hole [2]kernels.Value // scale and offset of a layer, by shift
+	hole[vertical] = g.Conv(scaling("hole", c.Channels[0]), g.Vector(holeCode))
+	hole[horizontal] = g.Conv(scaling("hole", c.Channels[0]), g.Vector(holeCode))
 	var seen [4]kernels.Value
 	for turn := range seen {
+		shift := vertical
+		if turn%2 == 1 {
+			shift = horizontal
+		}
 		// A halving joins a row with the one below. The shift before it keeps that
 		// one out.
 		x := g.Rotate(y, turn)                         // [H, W, 1]
@@ -49,16 +59,12 @@ func (c BSNConfig) Graph() *kernels.Graph {
 		b := g.Conv(kernels.Down2("down1", c.Channels[1], kernels.Linear), g.Shift(a, one))
 		b = g.Conv(above("enc1", c.Channels[1]), b) // [H/2, W/2, C1]
 		d := g.Conv(kernels.Down2("down2", c.Channels[2], kernels.Linear), g.Shift(b, one))
-		d = g.Conv(above("enc2.a", c.Channels[2]), d) //
-		d = g.Conv(above("enc2.b", c.Channels[2]), d) // [H/4, W/4, C2]
-		b = g.Conv(up("dec1.a", c.Channels[1]), d, b) //
-		b = g.Conv(above("dec1.b", c.Channels[1]), b) // [H/2, W/2, C1]
-		a = g.Conv(up("dec0.a", c.Channels[0]), b, a) //
-		a = g.Conv(above("dec0.b", c.Channels[0]), a) // [H, W, C0]
-		shift := vertical
-		if turn%2 == 1 {
-			shift = horizontal
-		}
+		d = g.Conv(above("enc2.a", c.Channels[2]), d)                    //
+		d = g.Conv(above("enc2.b", c.Channels[2]), d)                    // [H/4, W/4, C2]
+		b = g.Conv(up("dec1.a", c.Channels[1]), d, b)                    //
+		b = g.Conv(above("dec1.b", c.Channels[1]), b)                    // [H/2, W/2, C1]
+		a = g.Conv(film(up("dec0.a", c.Channels[0]), hole[shift]), b, a) //
+		a = g.Conv(above("dec0.b", c.Channels[0]), a, x)                 // [H, W, C0]; the image itself is the best start
 		seen[turn] = g.Rotate(g.Shift(a, shift), (4-turn)%4)
 	}
 	v := g.Conv(kernels.Conv1("mix.v", c.Mix, kernels.LeakyReLU), seen[0], seen[2])
@@ -68,9 +74,35 @@ func (c BSNConfig) Graph() *kernels.Graph {
 	return g
 }
 
-// BSNShifts returns the shifts that hide sx×sy pixels, 1, 3 or 5 each, around the
-// pixel that is predicted.
-func BSNShifts(sx, sy int) []int { return []int{(sy + 1) / 2, (sx + 1) / 2, 1} }
+// scaling returns the layer that makes the scale and offset of another one's out
+// channels (FiLM). It starts at no change.
+func scaling(name string, out int) kernels.Convolution {
+	k := kernels.Conv1(name+".film", 2*out, kernels.Linear)
+	k.Start = 0
+	return k
+}
+
+func film(k kernels.Convolution, by kernels.Value) kernels.Convolution {
+	k.FiLM = by
+	return k
+}
+
+// holeCode is the number of channels of the size of a hole: one for each.
+const holeCode = 3
+
+// BSNBatch returns what a blind-spot network is run on: count images w×h, one after
+// the other, and a hole of sx×sy pixels, 1, 3 or 5 each, around every pixel.
+func BSNBatch(y []float32, count, w, h, sx, sy int) *kernels.Batch {
+	b := &kernels.Batch{Count: count, Height: h, Width: w, Inputs: [][]float32{y}, Shifts: []int{(sy + 1) / 2, (sx + 1) / 2, 1}}
+	for _, size := range []int{sy, sx} {
+		code := make([]float32, count*holeCode)
+		for k := range count {
+			code[k*holeCode+size/2] = 1
+		}
+		b.Inputs = append(b.Inputs, code)
+	}
+	return b
+}
 
 // String names the architecture, as weights files do.
 func (c BSNConfig) String() string {

@@ -137,7 +137,7 @@ func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, c *no
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := h.blind.Run(base, &kernels.Batch{Count: 1, Height: th, Width: tw, Inputs: [][]float32{y}, Shifts: BSNShifts(sx, sy)})
+	err := h.blind.Run(base, BSNBatch(y, 1, tw, th, sx, sy))
 	if err != nil {
 		return fmt.Errorf("blind-spot network: %w", err)
 	}

@@ -36,8 +36,8 @@ type studentBlock struct{ a, b kernels.Conv }
 // Metadata "format" of the weights files of a Student: the second is also told how
 // the noise of neighbouring pixels is correlated.
 const (
-	studentFormat           = "denoised-student-v1"
-	studentFormatCorrelated = "denoised-student-v2"
+	studentFormat = "denoised-student-v1"
+	StudentFormat = "denoised-student-v2"
 )
 
 // maxBlocks bounds the depth of a network that a weights file asks for.
@@ -51,10 +51,10 @@ func NewStudent(f *safetensors.File, backend kernels.Backend) (*Student, error) 
 	s := new(Student)
 	switch got := f.Metadata["format"]; got {
 	case studentFormat:
-	case studentFormatCorrelated:
+	case StudentFormat:
 		s.constants = StudentIn - kernels.NetIn
 	default:
-		return nil, fmt.Errorf("weights are of format %.40q, want %q or %q", got, studentFormat, studentFormatCorrelated)
+		return nil, fmt.Errorf("weights are of format %.40q, want %q or %q", got, studentFormat, StudentFormat)
 	}
 	used := 0
 	load := func(c *kernels.Conv, name string, in, out int) error {
@@ -181,6 +181,12 @@ func (c StudentConfig) Graph() *kernels.Graph {
 	tail.Start = 0.1
 	g.Conv(tail, h)
 	return g
+}
+
+// String describes the architecture.
+func (c StudentConfig) String() string {
+	return fmt.Sprintf("%s: residual 3x3 convolutions at half resolution, head %d to %d, %d blocks of two %d to %d with skip, tail %d to %d; conditioned on a map of the noise and its correlation",
+		StudentFormat, StudentIn, c.Channels, c.Blocks, c.Channels, c.Channels, c.Channels, kernels.NetOut)
 }
 
 // StudentIn is the number of channels that the head of a student sees: four pixels,

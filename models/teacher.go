@@ -35,10 +35,7 @@ func (c TeacherConfig) Graph() *kernels.Graph {
 	t := g.Conv(kernels.Conv1("time.a", c.Code, kernels.LeakyReLU), g.Vector(TimeCode))
 	t = g.Conv(kernels.Conv1("time.b", c.Code, kernels.LeakyReLU), t)
 	layer := func(k kernels.Convolution, from ...kernels.Value) kernels.Value {
-		f := kernels.Conv1(k.Name+".film", 2*k.Out, kernels.Linear)
-		f.Start = 0
-		k.FiLM = g.Conv(f, t)
-		return g.Conv(k, from...)
+		return g.Conv(film(k, g.Conv(scaling(k.Name, k.Out), t)), from...)
 	}
 	conv := func(name string, out int, from ...kernels.Value) kernels.Value {
 		return layer(kernels.Conv3(name, out, kernels.LeakyReLU), from...)
@@ -136,7 +133,7 @@ func Posterior(dst, y, blind, sigma []float32, w, h int) {
 	for i, v := range y {
 		noise := sigma[i] * sigma[i]
 		model := max(off[i]-noise, 0)
-		if model+noise == 0 {
+		if noise == 0 {
 			dst[i] = v
 			continue
 		}

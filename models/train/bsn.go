@@ -16,10 +16,8 @@ var holes = []int{1, 3, 5}
 // piece and is to predict the target, whose own noise is another.
 func bsnBatch(slices []Slice, count, side int, rng *rand.Rand) *kernels.Batch {
 	n := side * side
-	b := &kernels.Batch{Count: count, Height: side, Width: side,
-		Inputs: [][]float32{make([]float32, count*n)},
-		Target: make([]float32, count*n), Weight: make([]float32, count*n),
-		Shifts: models.BSNShifts(holes[rng.IntN(3)], holes[rng.IntN(3)])}
+	b := models.BSNBatch(make([]float32, count*n), count, side, side, holes[rng.IntN(3)], holes[rng.IntN(3)])
+	b.Target, b.Weight = make([]float32, count*n), make([]float32, count*n)
 	seeds := drawSeeds(count, rng)
 	each(count, func(k int) {
 		rng := rand.New(rand.NewPCG(seeds[k], uint64(k)))

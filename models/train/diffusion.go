@@ -21,7 +21,7 @@ func diffusionBatch(slices []Slice, blind kernels.Program, count, side int, rng 
 	b := &kernels.Batch{Count: count, Height: side, Width: side,
 		Inputs: [][]float32{make([]float32, count*n), make([]float32, count*n*models.TeacherCondition), make([]float32, count*models.TimeCode)},
 		Target: make([]float32, count*n), Weight: make([]float32, count*n)}
-	shifts := models.BSNShifts(holes[rng.IntN(3)], holes[rng.IntN(3)])
+	sx, sy := holes[rng.IntN(3)], holes[rng.IntN(3)]
 	seeds := drawSeeds(count, rng)
 	errs := make([]error, count)
 	each(count, func(k int) {
@@ -34,7 +34,7 @@ func diffusionBatch(slices []Slice, blind kernels.Program, count, side int, rng 
 		}
 		sigma := misjudge(total, side, side, rng)
 		base, unit := make([]float32, n), make([]float32, n)
-		if errs[k] = blind.Run(base, &kernels.Batch{Count: 1, Height: side, Width: side, Inputs: [][]float32{s.noisy}, Shifts: shifts}); errs[k] != nil {
+		if errs[k] = blind.Run(base, models.BSNBatch(s.noisy, 1, side, side, sx, sy)); errs[k] != nil {
 			return
 		}
 		models.Posterior(base, s.noisy, base, sigma, side, side)

@@ -31,7 +31,7 @@ type stage struct {
 	batch func(step int, rng *rand.Rand) (*kernels.Batch, error)
 	// validate scores weights, for the log and to keep the best; may be nil. Less
 	// is better.
-	validate func(params [][]float32) (map[string]float64, float64, error)
+	validate func(params [][]float32) (scores map[string]float64, score float64, err error)
 	every    int // steps between validations and checkpoints
 }
 
@@ -53,10 +53,18 @@ func (s *stage) rateAt(step int) float64 {
 	return s.rate * (0.01 + 0.99*(0.5+0.5*math.Cos(math.Pi*min(x, 1))))
 }
 
+// trained is what a stage ends with.
+type trained struct {
+	params [][]float32
+	step   int // after which they were so
+	loss   float64
+	scores map[string]float64
+}
+
 // run trains from the checkpoint in dir, if resume is set and there is one, else
 // from the start. It returns the mean weights: the best validated ones if the stage
 // validates, else the last.
-func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir string, c Config) ([][]float32, error) {
+func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir string, c Config) (*trained, error) {
 	path := filepath.Join(dir, s.name+".checkpoint")
 	cp := &checkpoint{state: kernels.NewState(s.graph.Init(c.Seed)), best: math.Inf(1)}
 	if c.Resume {
@@ -75,7 +83,7 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 		cp.state = trainer.State()
 		return cp.write(path, s, c.Seed)
 	}
-	began, loss, counted := time.Now(), 0.0, 0
+	began, loss, counted, last := time.Now(), 0.0, 0, &trained{}
 	for step := cp.state.Step; step < s.steps; step++ {
 		if err := ctx.Err(); err != nil || !c.Deadline.IsZero() && time.Now().After(c.Deadline) {
 			if err := save(); err != nil {
@@ -100,6 +108,7 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 			continue
 		}
 		e := Entry{Step: step + 1, Stage: s.name, Loss: loss / float64(counted), Rate: rate, Norm: norm, Seconds: time.Since(began).Seconds()}
+		last.loss = e.Loss
 		began, loss, counted = time.Now(), 0, 0
 		state := trainer.State()
 		if s.validate != nil {
@@ -107,6 +116,7 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 			if e.Scores, score, err = s.validate(state.EMA); err != nil {
 				return nil, fmt.Errorf("validate %s after step %d: %w", s.name, step+1, err)
 			}
+			last.scores = e.Scores
 			if score < cp.best {
 				cp.best, cp.bestStep, cp.bestParams = score, step+1, state.EMA
 			}
@@ -120,10 +130,10 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 			}
 		}
 	}
-	if cp.bestParams != nil {
-		return cp.bestParams, nil
+	if last.params, last.step = cp.bestParams, cp.bestStep; last.params == nil {
+		last.params, last.step = trainer.State().EMA, s.steps
 	}
-	return trainer.State().EMA, nil
+	return last, nil
 }
 
 // stepSeed tells the steps of all stages apart.

@@ -1,15 +1,27 @@
 package train
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
+
+	"github.com/diffdenoise/denoised/internal/atomicfile"
+	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/safetensors"
 )
 
 // Config says what to train and how.
 type Config struct {
-	Stage   string // one of Stages, or "all"
-	Preset  string // one of Presets
+	Stage   string // one of Stages, or StageAll
+	Preset  string // a name in Presets
 	Seed    uint64
-	Out     string // folder of checkpoints and of the model
+	Out     string // folder of checkpoints and weights; it must exist
 	Resume  bool   // go on from the checkpoints in Out
 	Workers int    // threads; 0: one per core. The weights are the same for any number.
 	// Deadline, if not zero, stops training with ErrStopped and a checkpoint.
@@ -25,12 +37,259 @@ type Progress struct {
 	Loss        float64
 }
 
-// Names of the stages, in the order in which they run.
+// Names of the stages, in the order in which they run. Each needs those before it:
+// the diffusion network is given what the blind-spot network says, and the student
+// learns from what both make of the training images.
 const (
-	StageBSN       = "bsn"
-	StageDiffusion = "diffusion"
-	StageStudent   = "student"
+	StageBSN       = models.NetworkBSN
+	StageDiffusion = models.NetworkDiffusion
+	StageStudent   = models.NetworkStudent
+	StageAll       = "all"
 )
 
 // Stages are all of them.
 var Stages = []string{StageBSN, StageDiffusion, StageStudent}
+
+// Preset is a size of networks and an effort.
+type Preset struct {
+	Name      string
+	BSN       models.BSNConfig
+	Diffusion models.TeacherConfig
+	Student   models.StudentConfig
+	// Steps, pieces per step and the side of a piece, of the three stages.
+	Steps, Batch, Side [3]int
+	Every              int // steps between checkpoints
+}
+
+// Presets are what Config.Preset may name. Tiny trains end to end in ten minutes on
+// two cores; default is what the embedded model was trained with.
+var Presets = []Preset{
+	{
+		Name:      "tiny",
+		BSN:       models.BSNConfig{Channels: [3]int{16, 16, 16}, Mix: 16},
+		Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{16, 32, 32}, Code: 32},
+		Student:   models.StudentConfig{Channels: 32, Blocks: 3},
+		Steps:     [3]int{600, 800, 2000}, Batch: [3]int{4, 4, 8}, Side: [3]int{64, 64, 64}, Every: 100,
+	},
+	{
+		Name:      "default",
+		BSN:       models.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
+		Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
+		Student:   models.StudentConfig{Channels: 32, Blocks: 8},
+		Steps:     [3]int{3000, 5000, 20000}, Batch: [3]int{4, 4, 8}, Side: [3]int{96, 96, 96}, Every: 250,
+	},
+	{
+		Name:      "large",
+		BSN:       models.BSNConfig{Channels: [3]int{32, 48, 64}, Mix: 48},
+		Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{48, 64, 96}, Code: 64},
+		Student:   models.StudentConfig{Channels: 64, Blocks: 8},
+		Steps:     [3]int{20000, 30000, 60000}, Batch: [3]int{8, 8, 16}, Side: [3]int{128, 96, 96}, Every: 500,
+	},
+}
+
+// FindPreset returns the preset of a name.
+func FindPreset(name string) (Preset, error) {
+	var names []string
+	for _, p := range Presets {
+		if p.Name == name {
+			return p, nil
+		}
+		names = append(names, p.Name)
+	}
+	return Preset{}, fmt.Errorf("there is no preset %q; there are %s", name, strings.Join(names, ", "))
+}
+
+// Result is what a training made.
+type Result struct {
+	// Networks are the weights files of the networks that are in Out now, by name.
+	Networks map[string]*safetensors.File
+	// Stages say how those that ran were trained.
+	Stages []models.Stage
+}
+
+// Run trains the stages that c asks for on set, on a backend. Checkpoints and, after
+// each stage, its weights (Out/bsn.safetensors and so on) are written whole or not
+// at all. A stage whose weights are in Out is not run again with Resume; a single
+// stage reads the weights of those before it from there.
+//
+// An error that wraps ErrStopped means that it can be resumed. One goroutine at a
+// time uses a folder.
+func Run(ctx context.Context, backend kernels.GraphBackend, set *Set, c Config) (*Result, error) {
+	preset, err := FindPreset(c.Preset)
+	if err != nil {
+		return nil, err
+	}
+	t := &training{Config: c, preset: preset, set: set, backend: backend}
+	if len(set.Validation) == 0 {
+		return nil, errors.New("train: there are no slices to validate on")
+	}
+	r := &Result{Networks: map[string]*safetensors.File{}}
+	ran := false
+	for k, name := range Stages {
+		if c.Stage != StageAll && c.Stage != name {
+			continue
+		}
+		ran = true
+		if c.Resume && c.Stage == StageAll {
+			if _, err := t.weights(name); err == nil {
+				continue
+			} else if !errors.Is(err, os.ErrNotExist) {
+				return nil, err
+			}
+		}
+		s, err := t.stage(ctx, k)
+		if err != nil {
+			return nil, fmt.Errorf("train %s: %w", name, err)
+		}
+		began := time.Now()
+		done, err := s.run(ctx, backend, c.Out, c)
+		if err != nil {
+			return nil, err
+		}
+		f, err := t.encode(name, s, done.params)
+		if err != nil {
+			return nil, err
+		}
+		if err := writeWeights(t.path(name), f); err != nil {
+			return nil, err
+		}
+		parameters := 0
+		for _, p := range done.params {
+			parameters += len(p)
+		}
+		r.Stages = append(r.Stages, models.Stage{Network: name, Architecture: s.architecture, Parameters: parameters, Steps: s.steps, BestStep: done.step,
+			Batch: preset.Batch[k], Crop: t.side(k), Loss: done.loss, Seconds: time.Since(began).Seconds(), Scores: done.scores})
+	}
+	if !ran {
+		return nil, fmt.Errorf("there is no stage %q; there are %s and %s", c.Stage, strings.Join(Stages, ", "), StageAll)
+	}
+	for _, name := range Stages {
+		f, err := t.weights(name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		r.Networks[name] = f
+	}
+	return r, nil
+}
+
+// training is one call of Run.
+type training struct {
+	Config
+	preset  Preset
+	set     *Set
+	backend kernels.GraphBackend
+}
+
+func (t *training) path(network string) string {
+	return filepath.Join(t.Out, network+".safetensors")
+}
+
+func (t *training) weights(network string) (*safetensors.File, error) {
+	r, err := os.Open(t.path(network))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	f, err := safetensors.Read(r)
+	if err != nil {
+		return nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
+	}
+	return f, nil
+}
+
+// program returns a network that an earlier stage trained.
+func (t *training) program(network string) (kernels.Program, error) {
+	f, err := t.weights(network)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("this stage needs the %s network, and there is no %s: train that stage first, or all", network, t.path(network))
+	}
+	if err != nil {
+		return nil, err
+	}
+	g, params, err := models.DecodeGraph(f)
+	if err != nil {
+		return nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
+	}
+	return t.backend.Compile(g, params)
+}
+
+func (t *training) encode(name string, s *stage, params [][]float32) (*safetensors.File, error) {
+	f, err := models.EncodeGraph(s.architecture, s.graph, params)
+	if err != nil {
+		return nil, err
+	}
+	if name == StageStudent {
+		f.Metadata["format"] = models.StudentFormat
+	}
+	return f, nil
+}
+
+func writeWeights(path string, f *safetensors.File) error {
+	b, err := f.Encode()
+	if err != nil {
+		return fmt.Errorf("write weights %s: %w", path, err)
+	}
+	if err := atomicfile.Write(path, 0o644, func(w *os.File) error { _, err := w.Write(b); return err }); err != nil {
+		return fmt.Errorf("write weights: %w", err)
+	}
+	return nil
+}
+
+// least is the smallest side of a piece that networks learn anything from.
+const least = 32
+
+// side returns the side of the pieces of stage k: the preset's, or less if most
+// slices are smaller.
+func (t *training) side(k int) int {
+	for side := t.preset.Side[k]; side > least; side -= 8 {
+		fit := 0
+		for i := range t.set.Train {
+			if min(t.set.Train[i].Width, t.set.Train[i].Height) >= side {
+				fit++
+			}
+		}
+		if 2*fit >= len(t.set.Train) {
+			return side
+		}
+	}
+	return least
+}
+
+// stage returns the training of network k.
+func (t *training) stage(ctx context.Context, k int) (*stage, error) {
+	count, side, train := t.preset.Batch[k], t.side(k), t.set.Train
+	s := &stage{name: Stages[k], steps: t.preset.Steps[k], every: t.preset.Every, rate: 1e-3, decay: 1e-4}
+	held := newHeldOut(t.set.Validation, side)
+	switch s.name {
+	case StageBSN:
+		s.graph, s.architecture = t.preset.BSN.Graph(), t.preset.BSN.String()
+		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return bsnBatch(train, count, side, rng), nil }
+		s.validate = held.with(t.backend, s.graph, blindDenoiser)
+	case StageDiffusion:
+		blind, err := t.program(StageBSN)
+		if err != nil {
+			return nil, err
+		}
+		s.graph, s.architecture = t.preset.Diffusion.Graph(), t.preset.Diffusion.String()
+		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) {
+			return diffusionBatch(train, blind, count, side, rng)
+		}
+		s.validate = held.with(t.backend, s.graph, diffusionDenoiser(blind))
+	case StageStudent:
+		s.graph, s.architecture = t.preset.Student.Graph(), t.preset.Student.String()
+		if t.Stage == StageAll {
+			targets, err := t.targets(ctx)
+			if err != nil {
+				return nil, err
+			}
+			train = targets
+		}
+		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return studentBatch(train, count, side, rng), nil }
+		s.validate = held.with(t.backend, s.graph, studentDenoiser)
+	}
+	return s, nil
+}
