@@ -4,9 +4,6 @@
 
 package cpu
 
-// convRow8AVX2 computes n pixels of 8 output channels, 6 pixels at a time.
-// x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and
-// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].
 // y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
 // may be nil and has the stride of y.
 //
@@ -20,9 +17,6 @@ func convRow8AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*fl
 //go:noescape
 func gradRows8AVX2(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
 
-// convRow16AVX2 computes n pixels of 16 output channels, 6 pixels at a time.
-// x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and
-// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].
 // y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
 // may be nil and has the stride of y.
 //
@@ -39,9 +33,6 @@ func gradRows16AVX2(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, 
 // peakAVX2 runs n times 12 independent multiply-adds of 8 floats.
 func peakAVX2(n uintptr)
 
-// convRow16AVX512 computes n pixels of 16 output channels, 8 pixels at a time.
-// x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and
-// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].
 // y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
 // may be nil and has the stride of y.
 //
@@ -55,9 +46,6 @@ func convRow16AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]
 //go:noescape
 func gradRows16AVX512(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
 
-// convRow32AVX512 computes n pixels of 32 output channels, 8 pixels at a time.
-// x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and
-// pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].
 // y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
 // may be nil and has the stride of y.
 //
@@ -73,3 +61,81 @@ func gradRows32AVX512(dw *float32, x *float32, dy *float32, n uintptr, h uintptr
 
 // peakAVX512 runs n times 12 independent multiply-adds of 16 floats.
 func peakAVX512(n uintptr)
+
+// y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
+// may be nil and has the stride of y.
+//
+//go:noescape
+func convRow16BF16(y *float32, res *float32, w *uint32, bias *float32, x *[3]*uint32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
+
+// y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
+// may be nil and has the stride of y.
+//
+//go:noescape
+func convRow32BF16(y *float32, res *float32, w *uint32, bias *float32, x *[3]*uint32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
+
+// peakBF16 runs n times 12 independent multiply-adds of 16 pairs of bf16 numbers.
+func peakBF16(n uintptr)
+
+// roundRowBF16 makes n*16 pairs of bf16 numbers of n*32 floats. n is at least 1.
+//
+//go:noescape
+func roundRowBF16(dst *uint32, src *float32, n uintptr)
+
+// roundWeightsBF16 makes n rows of pairs of bf16 numbers of 2*n rows of floats, two of which follow each
+// other: the first is the low half. A row is some vectors of 16. n and vectors are at least 1.
+//
+//go:noescape
+func roundWeightsBF16(dst *uint32, src *float32, n uintptr, vectors uintptr)
+
+// tileRow16x16 sums tiles times 16 pixels of 16 output channels, which follow each other in sums.
+// x holds the rows of input (1 to 3) at the first tap. Of each, a pixel takes chunks times chunk bytes of
+// bf16 numbers; xs is the stride of a pixel in bytes. w is [rows*chunks*chunk/4][channels] pairs. config
+// is that of the tile registers; it may have fewer pixels than 16.
+//
+//go:noescape
+func tileRow16x16(config *[64]byte, x *[3]*uint32, w *uint32, sums *float32, tiles uintptr, rows uintptr, chunks uintptr, chunk uintptr, xs uintptr)
+
+// tileRow16x32 sums tiles times 32 pixels of 16 output channels, which follow each other in sums.
+// x holds the rows of input (1 to 3) at the first tap. Of each, a pixel takes chunks times chunk bytes of
+// bf16 numbers; xs is the stride of a pixel in bytes. w is [rows*chunks*chunk/4][channels] pairs. config
+// is that of the tile registers; it may have fewer pixels than 16.
+//
+//go:noescape
+func tileRow16x32(config *[64]byte, x *[3]*uint32, w *uint32, sums *float32, tiles uintptr, rows uintptr, chunks uintptr, chunk uintptr, xs uintptr)
+
+// finishRow16 makes n pixels of 16 output channels of their sums, which follow each other.
+// y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
+// may be nil. ys is the stride of a pixel of y and res, in bytes.
+//
+//go:noescape
+func finishRow16(y *float32, res *float32, sums *float32, bias *float32, n uintptr, ys uintptr, floor float32, slope float32)
+
+// tileRow32x16 sums tiles times 16 pixels of 32 output channels, which follow each other in sums.
+// x holds the rows of input (1 to 3) at the first tap. Of each, a pixel takes chunks times chunk bytes of
+// bf16 numbers; xs is the stride of a pixel in bytes. w is [rows*chunks*chunk/4][channels] pairs. config
+// is that of the tile registers; it may have fewer pixels than 16.
+//
+//go:noescape
+func tileRow32x16(config *[64]byte, x *[3]*uint32, w *uint32, sums *float32, tiles uintptr, rows uintptr, chunks uintptr, chunk uintptr, xs uintptr)
+
+// tileRow32x32 sums tiles times 32 pixels of 32 output channels, which follow each other in sums.
+// x holds the rows of input (1 to 3) at the first tap. Of each, a pixel takes chunks times chunk bytes of
+// bf16 numbers; xs is the stride of a pixel in bytes. w is [rows*chunks*chunk/4][channels] pairs. config
+// is that of the tile registers; it may have fewer pixels than 16.
+//
+//go:noescape
+func tileRow32x32(config *[64]byte, x *[3]*uint32, w *uint32, sums *float32, tiles uintptr, rows uintptr, chunks uintptr, chunk uintptr, xs uintptr)
+
+// finishRow32 makes n pixels of 32 output channels of their sums, which follow each other.
+// y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
+// may be nil. ys is the stride of a pixel of y and res, in bytes.
+//
+//go:noescape
+func finishRow32(y *float32, res *float32, sums *float32, bias *float32, n uintptr, ys uintptr, floor float32, slope float32)
+
+// tileCode returns the addresses of the AMX kernels, for the test that runs their bytes: outputs and
+// pixels 16x16, 16x32, 32x16, 32x32.
+//
+//go:noescape
+func tileCode(code *[4]uintptr)

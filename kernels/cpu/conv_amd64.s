@@ -3748,3 +3748,2229 @@ peakAVX512_loop:
 	JNZ         peakAVX512_loop
 	VZEROUPPER
 	RET
+
+// func convRow16BF16(y *float32, res *float32, w *uint32, bias *float32, x *[3]*uint32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
+// Requires: AVX, AVX512F
+TEXT ·convRow16BF16(SB), NOSPLIT, $0-88
+	MOVQ xs+64(FP), BX
+	LEAQ (BX)(BX*2), SI
+	LEAQ (BX)(BX*4), DI
+	LEAQ (SI)(BX*4), R8
+	MOVQ n+40(FP), DX
+	XORQ AX, AX
+	XORQ CX, CX
+
+convRow16BF16_wide:
+	CMPQ    DX, $0x08
+	JB      convRow16BF16_rest
+	MOVQ    bias+24(FP), R9
+	VMOVUPS (R9), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z7
+	MOVQ    w+16(FP), R9
+	MOVQ    x+32(FP), R10
+	MOVQ    rows+48(FP), R11
+
+convRow16BF16_p8_row:
+	MOVQ (R10), R12
+	ADDQ AX, R12
+	MOVQ taps+56(FP), R13
+
+convRow16BF16_p8_tap:
+	VMOVUPS      (R9), Z8
+	VBROADCASTSS (R12), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xc0 // VDPBF16PS Z8, Z9, Z0
+	VBROADCASTSS (R12)(BX*1), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xc8 // VDPBF16PS Z8, Z9, Z1
+	VBROADCASTSS (R12)(BX*2), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xd0 // VDPBF16PS Z8, Z9, Z2
+	VBROADCASTSS (R12)(SI*1), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xd8 // VDPBF16PS Z8, Z9, Z3
+	VBROADCASTSS (R12)(BX*4), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xe0 // VDPBF16PS Z8, Z9, Z4
+	VBROADCASTSS (R12)(DI*1), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xe8 // VDPBF16PS Z8, Z9, Z5
+	VBROADCASTSS (R12)(SI*2), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xf0 // VDPBF16PS Z8, Z9, Z6
+	VBROADCASTSS (R12)(R8*1), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xf8 // VDPBF16PS Z8, Z9, Z7
+	VMOVUPS      64(R9), Z8
+	VBROADCASTSS 4(R12), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xc0 // VDPBF16PS Z8, Z9, Z0
+	VBROADCASTSS 4(R12)(BX*1), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xc8 // VDPBF16PS Z8, Z9, Z1
+	VBROADCASTSS 4(R12)(BX*2), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xd0 // VDPBF16PS Z8, Z9, Z2
+	VBROADCASTSS 4(R12)(SI*1), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xd8 // VDPBF16PS Z8, Z9, Z3
+	VBROADCASTSS 4(R12)(BX*4), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xe0 // VDPBF16PS Z8, Z9, Z4
+	VBROADCASTSS 4(R12)(DI*1), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xe8 // VDPBF16PS Z8, Z9, Z5
+	VBROADCASTSS 4(R12)(SI*2), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xf0 // VDPBF16PS Z8, Z9, Z6
+	VBROADCASTSS 4(R12)(R8*1), Z9
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xf8 // VDPBF16PS Z8, Z9, Z7
+	ADDQ         $0x00000080, R9
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JNZ          convRow16BF16_p8_tap
+	ADDQ         $0x08, R10
+	DECQ         R11
+	JNZ          convRow16BF16_p8_row
+	VBROADCASTSS floor+80(FP), Z8
+	VMAXPS       Z0, Z8, Z0
+	VMAXPS       Z1, Z8, Z1
+	VMAXPS       Z2, Z8, Z2
+	VMAXPS       Z3, Z8, Z3
+	VMAXPS       Z4, Z8, Z4
+	VMAXPS       Z5, Z8, Z5
+	VMAXPS       Z6, Z8, Z6
+	VMAXPS       Z7, Z8, Z7
+	MOVL         slope+84(FP), R9
+	TESTL        R9, R9
+	JZ           convRow16BF16_p8_linear
+	VBROADCASTSS slope+84(FP), Z8
+	VMULPS       Z8, Z0, Z9
+	VMAXPS       Z0, Z9, Z0
+	VMULPS       Z8, Z1, Z9
+	VMAXPS       Z1, Z9, Z1
+	VMULPS       Z8, Z2, Z9
+	VMAXPS       Z2, Z9, Z2
+	VMULPS       Z8, Z3, Z9
+	VMAXPS       Z3, Z9, Z3
+	VMULPS       Z8, Z4, Z9
+	VMAXPS       Z4, Z9, Z4
+	VMULPS       Z8, Z5, Z9
+	VMAXPS       Z5, Z9, Z5
+	VMULPS       Z8, Z6, Z9
+	VMAXPS       Z6, Z9, Z6
+	VMULPS       Z8, Z7, Z9
+	VMAXPS       Z7, Z9, Z7
+
+convRow16BF16_p8_linear:
+	MOVQ   ys+72(FP), R10
+	MOVQ   res+8(FP), R9
+	TESTQ  R9, R9
+	JZ     convRow16BF16_p8_store
+	ADDQ   CX, R9
+	VADDPS (R9), Z0, Z0
+	ADDQ   R10, R9
+	VADDPS (R9), Z1, Z1
+	ADDQ   R10, R9
+	VADDPS (R9), Z2, Z2
+	ADDQ   R10, R9
+	VADDPS (R9), Z3, Z3
+	ADDQ   R10, R9
+	VADDPS (R9), Z4, Z4
+	ADDQ   R10, R9
+	VADDPS (R9), Z5, Z5
+	ADDQ   R10, R9
+	VADDPS (R9), Z6, Z6
+	ADDQ   R10, R9
+	VADDPS (R9), Z7, Z7
+
+convRow16BF16_p8_store:
+	MOVQ    y+0(FP), R9
+	ADDQ    CX, R9
+	VMOVUPS Z0, (R9)
+	ADDQ    R10, R9
+	VMOVUPS Z1, (R9)
+	ADDQ    R10, R9
+	VMOVUPS Z2, (R9)
+	ADDQ    R10, R9
+	VMOVUPS Z3, (R9)
+	ADDQ    R10, R9
+	VMOVUPS Z4, (R9)
+	ADDQ    R10, R9
+	VMOVUPS Z5, (R9)
+	ADDQ    R10, R9
+	VMOVUPS Z6, (R9)
+	ADDQ    R10, R9
+	VMOVUPS Z7, (R9)
+	MOVQ    xs+64(FP), R9
+	IMUL3Q  $0x08, R9, R9
+	ADDQ    R9, AX
+	MOVQ    ys+72(FP), R9
+	IMUL3Q  $0x08, R9, R9
+	ADDQ    R9, CX
+	SUBQ    $0x08, DX
+	JMP     convRow16BF16_wide
+
+convRow16BF16_rest:
+	CMPQ DX, $0x07
+	JE   convRow16BF16_tail7
+	CMPQ DX, $0x06
+	JE   convRow16BF16_tail6
+	CMPQ DX, $0x05
+	JE   convRow16BF16_tail5
+	CMPQ DX, $0x04
+	JE   convRow16BF16_tail4
+	CMPQ DX, $0x03
+	JE   convRow16BF16_tail3
+	CMPQ DX, $0x02
+	JE   convRow16BF16_tail2
+	CMPQ DX, $0x01
+	JE   convRow16BF16_tail1
+	JMP  convRow16BF16_done
+
+convRow16BF16_tail7:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), R8
+	MOVQ    rows+48(FP), R9
+
+convRow16BF16_p7_row:
+	MOVQ (R8), R10
+	ADDQ AX, R10
+	MOVQ taps+56(FP), R11
+
+convRow16BF16_p7_tap:
+	VMOVUPS      (DX), Z7
+	VBROADCASTSS (R10), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xc7 // VDPBF16PS Z7, Z8, Z0
+	VBROADCASTSS (R10)(BX*1), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xcf // VDPBF16PS Z7, Z8, Z1
+	VBROADCASTSS (R10)(BX*2), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xd7 // VDPBF16PS Z7, Z8, Z2
+	VBROADCASTSS (R10)(SI*1), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xdf // VDPBF16PS Z7, Z8, Z3
+	VBROADCASTSS (R10)(BX*4), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xe7 // VDPBF16PS Z7, Z8, Z4
+	VBROADCASTSS (R10)(DI*1), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xef // VDPBF16PS Z7, Z8, Z5
+	VBROADCASTSS (R10)(SI*2), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xf7 // VDPBF16PS Z7, Z8, Z6
+	VMOVUPS      64(DX), Z7
+	VBROADCASTSS 4(R10), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xc7 // VDPBF16PS Z7, Z8, Z0
+	VBROADCASTSS 4(R10)(BX*1), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xcf // VDPBF16PS Z7, Z8, Z1
+	VBROADCASTSS 4(R10)(BX*2), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xd7 // VDPBF16PS Z7, Z8, Z2
+	VBROADCASTSS 4(R10)(SI*1), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xdf // VDPBF16PS Z7, Z8, Z3
+	VBROADCASTSS 4(R10)(BX*4), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xe7 // VDPBF16PS Z7, Z8, Z4
+	VBROADCASTSS 4(R10)(DI*1), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xef // VDPBF16PS Z7, Z8, Z5
+	VBROADCASTSS 4(R10)(SI*2), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xf7 // VDPBF16PS Z7, Z8, Z6
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x08, R10
+	SUBQ         $0x02, R11
+	JNZ          convRow16BF16_p7_tap
+	ADDQ         $0x08, R8
+	DECQ         R9
+	JNZ          convRow16BF16_p7_row
+	VBROADCASTSS floor+80(FP), Z7
+	VMAXPS       Z0, Z7, Z0
+	VMAXPS       Z1, Z7, Z1
+	VMAXPS       Z2, Z7, Z2
+	VMAXPS       Z3, Z7, Z3
+	VMAXPS       Z4, Z7, Z4
+	VMAXPS       Z5, Z7, Z5
+	VMAXPS       Z6, Z7, Z6
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16BF16_p7_linear
+	VBROADCASTSS slope+84(FP), Z7
+	VMULPS       Z7, Z0, Z8
+	VMAXPS       Z0, Z8, Z0
+	VMULPS       Z7, Z1, Z8
+	VMAXPS       Z1, Z8, Z1
+	VMULPS       Z7, Z2, Z8
+	VMAXPS       Z2, Z8, Z2
+	VMULPS       Z7, Z3, Z8
+	VMAXPS       Z3, Z8, Z3
+	VMULPS       Z7, Z4, Z8
+	VMAXPS       Z4, Z8, Z4
+	VMULPS       Z7, Z5, Z8
+	VMAXPS       Z5, Z8, Z5
+	VMULPS       Z7, Z6, Z8
+	VMAXPS       Z6, Z8, Z6
+
+convRow16BF16_p7_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16BF16_p7_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	ADDQ   DX, AX
+	VADDPS (AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	ADDQ   DX, AX
+	VADDPS (AX), Z5, Z5
+	ADDQ   DX, AX
+	VADDPS (AX), Z6, Z6
+
+convRow16BF16_p7_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z5, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z6, (AX)
+	JMP     convRow16BF16_done
+
+convRow16BF16_tail6:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), R8
+	MOVQ    rows+48(FP), R9
+
+convRow16BF16_p6_row:
+	MOVQ (R8), R10
+	ADDQ AX, R10
+	MOVQ taps+56(FP), R11
+
+convRow16BF16_p6_tap:
+	VMOVUPS      (DX), Z6
+	VBROADCASTSS (R10), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xc6 // VDPBF16PS Z6, Z7, Z0
+	VBROADCASTSS (R10)(BX*1), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xce // VDPBF16PS Z6, Z7, Z1
+	VBROADCASTSS (R10)(BX*2), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xd6 // VDPBF16PS Z6, Z7, Z2
+	VBROADCASTSS (R10)(SI*1), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xde // VDPBF16PS Z6, Z7, Z3
+	VBROADCASTSS (R10)(BX*4), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xe6 // VDPBF16PS Z6, Z7, Z4
+	VBROADCASTSS (R10)(DI*1), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xee // VDPBF16PS Z6, Z7, Z5
+	VMOVUPS      64(DX), Z6
+	VBROADCASTSS 4(R10), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xc6 // VDPBF16PS Z6, Z7, Z0
+	VBROADCASTSS 4(R10)(BX*1), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xce // VDPBF16PS Z6, Z7, Z1
+	VBROADCASTSS 4(R10)(BX*2), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xd6 // VDPBF16PS Z6, Z7, Z2
+	VBROADCASTSS 4(R10)(SI*1), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xde // VDPBF16PS Z6, Z7, Z3
+	VBROADCASTSS 4(R10)(BX*4), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xe6 // VDPBF16PS Z6, Z7, Z4
+	VBROADCASTSS 4(R10)(DI*1), Z7
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xee // VDPBF16PS Z6, Z7, Z5
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x08, R10
+	SUBQ         $0x02, R11
+	JNZ          convRow16BF16_p6_tap
+	ADDQ         $0x08, R8
+	DECQ         R9
+	JNZ          convRow16BF16_p6_row
+	VBROADCASTSS floor+80(FP), Z6
+	VMAXPS       Z0, Z6, Z0
+	VMAXPS       Z1, Z6, Z1
+	VMAXPS       Z2, Z6, Z2
+	VMAXPS       Z3, Z6, Z3
+	VMAXPS       Z4, Z6, Z4
+	VMAXPS       Z5, Z6, Z5
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16BF16_p6_linear
+	VBROADCASTSS slope+84(FP), Z6
+	VMULPS       Z6, Z0, Z7
+	VMAXPS       Z0, Z7, Z0
+	VMULPS       Z6, Z1, Z7
+	VMAXPS       Z1, Z7, Z1
+	VMULPS       Z6, Z2, Z7
+	VMAXPS       Z2, Z7, Z2
+	VMULPS       Z6, Z3, Z7
+	VMAXPS       Z3, Z7, Z3
+	VMULPS       Z6, Z4, Z7
+	VMAXPS       Z4, Z7, Z4
+	VMULPS       Z6, Z5, Z7
+	VMAXPS       Z5, Z7, Z5
+
+convRow16BF16_p6_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16BF16_p6_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	ADDQ   DX, AX
+	VADDPS (AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	ADDQ   DX, AX
+	VADDPS (AX), Z5, Z5
+
+convRow16BF16_p6_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z5, (AX)
+	JMP     convRow16BF16_done
+
+convRow16BF16_tail5:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), DI
+	MOVQ    rows+48(FP), R8
+
+convRow16BF16_p5_row:
+	MOVQ (DI), R9
+	ADDQ AX, R9
+	MOVQ taps+56(FP), R10
+
+convRow16BF16_p5_tap:
+	VMOVUPS      (DX), Z5
+	VBROADCASTSS (R9), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xc5 // VDPBF16PS Z5, Z6, Z0
+	VBROADCASTSS (R9)(BX*1), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xcd // VDPBF16PS Z5, Z6, Z1
+	VBROADCASTSS (R9)(BX*2), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xd5 // VDPBF16PS Z5, Z6, Z2
+	VBROADCASTSS (R9)(SI*1), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xdd // VDPBF16PS Z5, Z6, Z3
+	VBROADCASTSS (R9)(BX*4), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xe5 // VDPBF16PS Z5, Z6, Z4
+	VMOVUPS      64(DX), Z5
+	VBROADCASTSS 4(R9), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xc5 // VDPBF16PS Z5, Z6, Z0
+	VBROADCASTSS 4(R9)(BX*1), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xcd // VDPBF16PS Z5, Z6, Z1
+	VBROADCASTSS 4(R9)(BX*2), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xd5 // VDPBF16PS Z5, Z6, Z2
+	VBROADCASTSS 4(R9)(SI*1), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xdd // VDPBF16PS Z5, Z6, Z3
+	VBROADCASTSS 4(R9)(BX*4), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xe5 // VDPBF16PS Z5, Z6, Z4
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x08, R9
+	SUBQ         $0x02, R10
+	JNZ          convRow16BF16_p5_tap
+	ADDQ         $0x08, DI
+	DECQ         R8
+	JNZ          convRow16BF16_p5_row
+	VBROADCASTSS floor+80(FP), Z5
+	VMAXPS       Z0, Z5, Z0
+	VMAXPS       Z1, Z5, Z1
+	VMAXPS       Z2, Z5, Z2
+	VMAXPS       Z3, Z5, Z3
+	VMAXPS       Z4, Z5, Z4
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16BF16_p5_linear
+	VBROADCASTSS slope+84(FP), Z5
+	VMULPS       Z5, Z0, Z6
+	VMAXPS       Z0, Z6, Z0
+	VMULPS       Z5, Z1, Z6
+	VMAXPS       Z1, Z6, Z1
+	VMULPS       Z5, Z2, Z6
+	VMAXPS       Z2, Z6, Z2
+	VMULPS       Z5, Z3, Z6
+	VMAXPS       Z3, Z6, Z3
+	VMULPS       Z5, Z4, Z6
+	VMAXPS       Z4, Z6, Z4
+
+convRow16BF16_p5_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16BF16_p5_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	ADDQ   DX, AX
+	VADDPS (AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+
+convRow16BF16_p5_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z4, (AX)
+	JMP     convRow16BF16_done
+
+convRow16BF16_tail4:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), DI
+	MOVQ    rows+48(FP), R8
+
+convRow16BF16_p4_row:
+	MOVQ (DI), R9
+	ADDQ AX, R9
+	MOVQ taps+56(FP), R10
+
+convRow16BF16_p4_tap:
+	VMOVUPS      (DX), Z4
+	VBROADCASTSS (R9), Z5
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x56; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z4, Z5, Z0
+	VBROADCASTSS (R9)(BX*1), Z5
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x56; BYTE $0x48; BYTE $0x52; BYTE $0xcc // VDPBF16PS Z4, Z5, Z1
+	VBROADCASTSS (R9)(BX*2), Z5
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x56; BYTE $0x48; BYTE $0x52; BYTE $0xd4 // VDPBF16PS Z4, Z5, Z2
+	VBROADCASTSS (R9)(SI*1), Z5
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x56; BYTE $0x48; BYTE $0x52; BYTE $0xdc // VDPBF16PS Z4, Z5, Z3
+	VMOVUPS      64(DX), Z4
+	VBROADCASTSS 4(R9), Z5
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x56; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z4, Z5, Z0
+	VBROADCASTSS 4(R9)(BX*1), Z5
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x56; BYTE $0x48; BYTE $0x52; BYTE $0xcc // VDPBF16PS Z4, Z5, Z1
+	VBROADCASTSS 4(R9)(BX*2), Z5
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x56; BYTE $0x48; BYTE $0x52; BYTE $0xd4 // VDPBF16PS Z4, Z5, Z2
+	VBROADCASTSS 4(R9)(SI*1), Z5
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x56; BYTE $0x48; BYTE $0x52; BYTE $0xdc // VDPBF16PS Z4, Z5, Z3
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x08, R9
+	SUBQ         $0x02, R10
+	JNZ          convRow16BF16_p4_tap
+	ADDQ         $0x08, DI
+	DECQ         R8
+	JNZ          convRow16BF16_p4_row
+	VBROADCASTSS floor+80(FP), Z4
+	VMAXPS       Z0, Z4, Z0
+	VMAXPS       Z1, Z4, Z1
+	VMAXPS       Z2, Z4, Z2
+	VMAXPS       Z3, Z4, Z3
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16BF16_p4_linear
+	VBROADCASTSS slope+84(FP), Z4
+	VMULPS       Z4, Z0, Z5
+	VMAXPS       Z0, Z5, Z0
+	VMULPS       Z4, Z1, Z5
+	VMAXPS       Z1, Z5, Z1
+	VMULPS       Z4, Z2, Z5
+	VMAXPS       Z2, Z5, Z2
+	VMULPS       Z4, Z3, Z5
+	VMAXPS       Z3, Z5, Z3
+
+convRow16BF16_p4_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16BF16_p4_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	ADDQ   DX, AX
+	VADDPS (AX), Z3, Z3
+
+convRow16BF16_p4_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z3, (AX)
+	JMP     convRow16BF16_done
+
+convRow16BF16_tail3:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), SI
+	MOVQ    rows+48(FP), DI
+
+convRow16BF16_p3_row:
+	MOVQ (SI), R8
+	ADDQ AX, R8
+	MOVQ taps+56(FP), R9
+
+convRow16BF16_p3_tap:
+	VMOVUPS      (DX), Z3
+	VBROADCASTSS (R8), Z4
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xc3 // VDPBF16PS Z3, Z4, Z0
+	VBROADCASTSS (R8)(BX*1), Z4
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xcb // VDPBF16PS Z3, Z4, Z1
+	VBROADCASTSS (R8)(BX*2), Z4
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xd3 // VDPBF16PS Z3, Z4, Z2
+	VMOVUPS      64(DX), Z3
+	VBROADCASTSS 4(R8), Z4
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xc3 // VDPBF16PS Z3, Z4, Z0
+	VBROADCASTSS 4(R8)(BX*1), Z4
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xcb // VDPBF16PS Z3, Z4, Z1
+	VBROADCASTSS 4(R8)(BX*2), Z4
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xd3 // VDPBF16PS Z3, Z4, Z2
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x08, R8
+	SUBQ         $0x02, R9
+	JNZ          convRow16BF16_p3_tap
+	ADDQ         $0x08, SI
+	DECQ         DI
+	JNZ          convRow16BF16_p3_row
+	VBROADCASTSS floor+80(FP), Z3
+	VMAXPS       Z0, Z3, Z0
+	VMAXPS       Z1, Z3, Z1
+	VMAXPS       Z2, Z3, Z2
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16BF16_p3_linear
+	VBROADCASTSS slope+84(FP), Z3
+	VMULPS       Z3, Z0, Z4
+	VMAXPS       Z0, Z4, Z0
+	VMULPS       Z3, Z1, Z4
+	VMAXPS       Z1, Z4, Z1
+	VMULPS       Z3, Z2, Z4
+	VMAXPS       Z2, Z4, Z2
+
+convRow16BF16_p3_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16BF16_p3_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+
+convRow16BF16_p3_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	JMP     convRow16BF16_done
+
+convRow16BF16_tail2:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVAPS Z0, Z1
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), SI
+	MOVQ    rows+48(FP), DI
+
+convRow16BF16_p2_row:
+	MOVQ (SI), R8
+	ADDQ AX, R8
+	MOVQ taps+56(FP), R9
+
+convRow16BF16_p2_tap:
+	VMOVUPS      (DX), Z2
+	VBROADCASTSS (R8), Z3
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x66; BYTE $0x48; BYTE $0x52; BYTE $0xc2 // VDPBF16PS Z2, Z3, Z0
+	VBROADCASTSS (R8)(BX*1), Z3
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x66; BYTE $0x48; BYTE $0x52; BYTE $0xca // VDPBF16PS Z2, Z3, Z1
+	VMOVUPS      64(DX), Z2
+	VBROADCASTSS 4(R8), Z3
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x66; BYTE $0x48; BYTE $0x52; BYTE $0xc2 // VDPBF16PS Z2, Z3, Z0
+	VBROADCASTSS 4(R8)(BX*1), Z3
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x66; BYTE $0x48; BYTE $0x52; BYTE $0xca // VDPBF16PS Z2, Z3, Z1
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x08, R8
+	SUBQ         $0x02, R9
+	JNZ          convRow16BF16_p2_tap
+	ADDQ         $0x08, SI
+	DECQ         DI
+	JNZ          convRow16BF16_p2_row
+	VBROADCASTSS floor+80(FP), Z2
+	VMAXPS       Z0, Z2, Z0
+	VMAXPS       Z1, Z2, Z1
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16BF16_p2_linear
+	VBROADCASTSS slope+84(FP), Z2
+	VMULPS       Z2, Z0, Z3
+	VMAXPS       Z0, Z3, Z0
+	VMULPS       Z2, Z1, Z3
+	VMAXPS       Z1, Z3, Z1
+
+convRow16BF16_p2_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16BF16_p2_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	ADDQ   DX, AX
+	VADDPS (AX), Z1, Z1
+
+convRow16BF16_p2_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	ADDQ    DX, AX
+	VMOVUPS Z1, (AX)
+	JMP     convRow16BF16_done
+
+convRow16BF16_tail1:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), BX
+	MOVQ    rows+48(FP), SI
+
+convRow16BF16_p1_row:
+	MOVQ (BX), DI
+	ADDQ AX, DI
+	MOVQ taps+56(FP), R8
+
+convRow16BF16_p1_tap:
+	VMOVUPS      (DX), Z1
+	VBROADCASTSS (DI), Z2
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x6e; BYTE $0x48; BYTE $0x52; BYTE $0xc1 // VDPBF16PS Z1, Z2, Z0
+	VMOVUPS      64(DX), Z1
+	VBROADCASTSS 4(DI), Z2
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x6e; BYTE $0x48; BYTE $0x52; BYTE $0xc1 // VDPBF16PS Z1, Z2, Z0
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x08, DI
+	SUBQ         $0x02, R8
+	JNZ          convRow16BF16_p1_tap
+	ADDQ         $0x08, BX
+	DECQ         SI
+	JNZ          convRow16BF16_p1_row
+	VBROADCASTSS floor+80(FP), Z1
+	VMAXPS       Z0, Z1, Z0
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow16BF16_p1_linear
+	VBROADCASTSS slope+84(FP), Z1
+	VMULPS       Z1, Z0, Z1
+	VMAXPS       Z0, Z1, Z0
+
+convRow16BF16_p1_linear:
+	MOVQ   ys+72(FP), AX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow16BF16_p1_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+
+convRow16BF16_p1_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+
+convRow16BF16_done:
+	VZEROUPPER
+	RET
+
+// func convRow32BF16(y *float32, res *float32, w *uint32, bias *float32, x *[3]*uint32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
+// Requires: AVX, AVX512F
+TEXT ·convRow32BF16(SB), NOSPLIT, $0-88
+	MOVQ xs+64(FP), BX
+	LEAQ (BX)(BX*2), SI
+	LEAQ (BX)(BX*4), DI
+	LEAQ (SI)(BX*4), R8
+	MOVQ n+40(FP), DX
+	XORQ AX, AX
+	XORQ CX, CX
+
+convRow32BF16_wide:
+	CMPQ    DX, $0x08
+	JB      convRow32BF16_rest
+	MOVQ    bias+24(FP), R9
+	VMOVUPS (R9), Z0
+	VMOVUPS 64(R9), Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z1, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z1, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z1, Z7
+	VMOVAPS Z0, Z8
+	VMOVAPS Z1, Z9
+	VMOVAPS Z0, Z10
+	VMOVAPS Z1, Z11
+	VMOVAPS Z0, Z12
+	VMOVAPS Z1, Z13
+	VMOVAPS Z0, Z14
+	VMOVAPS Z1, Z15
+	MOVQ    w+16(FP), R9
+	MOVQ    x+32(FP), R10
+	MOVQ    rows+48(FP), R11
+
+convRow32BF16_p8_row:
+	MOVQ (R10), R12
+	ADDQ AX, R12
+	MOVQ taps+56(FP), R13
+
+convRow32BF16_p8_tap:
+	VMOVUPS      (R9), Z16
+	VMOVUPS      64(R9), Z17
+	VBROADCASTSS (R12), Z18
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xc0 // VDPBF16PS Z16, Z18, Z0
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xc9 // VDPBF16PS Z17, Z18, Z1
+	VBROADCASTSS (R12)(BX*1), Z18
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xd0 // VDPBF16PS Z16, Z18, Z2
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xd9 // VDPBF16PS Z17, Z18, Z3
+	VBROADCASTSS (R12)(BX*2), Z18
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xe0 // VDPBF16PS Z16, Z18, Z4
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xe9 // VDPBF16PS Z17, Z18, Z5
+	VBROADCASTSS (R12)(SI*1), Z18
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xf0 // VDPBF16PS Z16, Z18, Z6
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xf9 // VDPBF16PS Z17, Z18, Z7
+	VBROADCASTSS (R12)(BX*4), Z18
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xc0 // VDPBF16PS Z16, Z18, Z8
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xc9 // VDPBF16PS Z17, Z18, Z9
+	VBROADCASTSS (R12)(DI*1), Z18
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xd0 // VDPBF16PS Z16, Z18, Z10
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xd9 // VDPBF16PS Z17, Z18, Z11
+	VBROADCASTSS (R12)(SI*2), Z18
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xe0 // VDPBF16PS Z16, Z18, Z12
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xe9 // VDPBF16PS Z17, Z18, Z13
+	VBROADCASTSS (R12)(R8*1), Z18
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xf0 // VDPBF16PS Z16, Z18, Z14
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xf9 // VDPBF16PS Z17, Z18, Z15
+	VMOVUPS      128(R9), Z16
+	VMOVUPS      192(R9), Z17
+	VBROADCASTSS 4(R12), Z18
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xc0 // VDPBF16PS Z16, Z18, Z0
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xc9 // VDPBF16PS Z17, Z18, Z1
+	VBROADCASTSS 4(R12)(BX*1), Z18
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xd0 // VDPBF16PS Z16, Z18, Z2
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xd9 // VDPBF16PS Z17, Z18, Z3
+	VBROADCASTSS 4(R12)(BX*2), Z18
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xe0 // VDPBF16PS Z16, Z18, Z4
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xe9 // VDPBF16PS Z17, Z18, Z5
+	VBROADCASTSS 4(R12)(SI*1), Z18
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xf0 // VDPBF16PS Z16, Z18, Z6
+	BYTE         $0x62; BYTE $0xb2; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xf9 // VDPBF16PS Z17, Z18, Z7
+	VBROADCASTSS 4(R12)(BX*4), Z18
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xc0 // VDPBF16PS Z16, Z18, Z8
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xc9 // VDPBF16PS Z17, Z18, Z9
+	VBROADCASTSS 4(R12)(DI*1), Z18
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xd0 // VDPBF16PS Z16, Z18, Z10
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xd9 // VDPBF16PS Z17, Z18, Z11
+	VBROADCASTSS 4(R12)(SI*2), Z18
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xe0 // VDPBF16PS Z16, Z18, Z12
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xe9 // VDPBF16PS Z17, Z18, Z13
+	VBROADCASTSS 4(R12)(R8*1), Z18
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xf0 // VDPBF16PS Z16, Z18, Z14
+	BYTE         $0x62; BYTE $0x32; BYTE $0x6e; BYTE $0x40; BYTE $0x52; BYTE $0xf9 // VDPBF16PS Z17, Z18, Z15
+	ADDQ         $0x00000100, R9
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JNZ          convRow32BF16_p8_tap
+	ADDQ         $0x08, R10
+	DECQ         R11
+	JNZ          convRow32BF16_p8_row
+	VBROADCASTSS floor+80(FP), Z16
+	VMAXPS       Z0, Z16, Z0
+	VMAXPS       Z1, Z16, Z1
+	VMAXPS       Z2, Z16, Z2
+	VMAXPS       Z3, Z16, Z3
+	VMAXPS       Z4, Z16, Z4
+	VMAXPS       Z5, Z16, Z5
+	VMAXPS       Z6, Z16, Z6
+	VMAXPS       Z7, Z16, Z7
+	VMAXPS       Z8, Z16, Z8
+	VMAXPS       Z9, Z16, Z9
+	VMAXPS       Z10, Z16, Z10
+	VMAXPS       Z11, Z16, Z11
+	VMAXPS       Z12, Z16, Z12
+	VMAXPS       Z13, Z16, Z13
+	VMAXPS       Z14, Z16, Z14
+	VMAXPS       Z15, Z16, Z15
+	MOVL         slope+84(FP), R9
+	TESTL        R9, R9
+	JZ           convRow32BF16_p8_linear
+	VBROADCASTSS slope+84(FP), Z16
+	VMULPS       Z16, Z0, Z17
+	VMAXPS       Z0, Z17, Z0
+	VMULPS       Z16, Z1, Z17
+	VMAXPS       Z1, Z17, Z1
+	VMULPS       Z16, Z2, Z17
+	VMAXPS       Z2, Z17, Z2
+	VMULPS       Z16, Z3, Z17
+	VMAXPS       Z3, Z17, Z3
+	VMULPS       Z16, Z4, Z17
+	VMAXPS       Z4, Z17, Z4
+	VMULPS       Z16, Z5, Z17
+	VMAXPS       Z5, Z17, Z5
+	VMULPS       Z16, Z6, Z17
+	VMAXPS       Z6, Z17, Z6
+	VMULPS       Z16, Z7, Z17
+	VMAXPS       Z7, Z17, Z7
+	VMULPS       Z16, Z8, Z17
+	VMAXPS       Z8, Z17, Z8
+	VMULPS       Z16, Z9, Z17
+	VMAXPS       Z9, Z17, Z9
+	VMULPS       Z16, Z10, Z17
+	VMAXPS       Z10, Z17, Z10
+	VMULPS       Z16, Z11, Z17
+	VMAXPS       Z11, Z17, Z11
+	VMULPS       Z16, Z12, Z17
+	VMAXPS       Z12, Z17, Z12
+	VMULPS       Z16, Z13, Z17
+	VMAXPS       Z13, Z17, Z13
+	VMULPS       Z16, Z14, Z17
+	VMAXPS       Z14, Z17, Z14
+	VMULPS       Z16, Z15, Z17
+	VMAXPS       Z15, Z17, Z15
+
+convRow32BF16_p8_linear:
+	MOVQ   ys+72(FP), R10
+	MOVQ   res+8(FP), R9
+	TESTQ  R9, R9
+	JZ     convRow32BF16_p8_store
+	ADDQ   CX, R9
+	VADDPS (R9), Z0, Z0
+	VADDPS 64(R9), Z1, Z1
+	ADDQ   R10, R9
+	VADDPS (R9), Z2, Z2
+	VADDPS 64(R9), Z3, Z3
+	ADDQ   R10, R9
+	VADDPS (R9), Z4, Z4
+	VADDPS 64(R9), Z5, Z5
+	ADDQ   R10, R9
+	VADDPS (R9), Z6, Z6
+	VADDPS 64(R9), Z7, Z7
+	ADDQ   R10, R9
+	VADDPS (R9), Z8, Z8
+	VADDPS 64(R9), Z9, Z9
+	ADDQ   R10, R9
+	VADDPS (R9), Z10, Z10
+	VADDPS 64(R9), Z11, Z11
+	ADDQ   R10, R9
+	VADDPS (R9), Z12, Z12
+	VADDPS 64(R9), Z13, Z13
+	ADDQ   R10, R9
+	VADDPS (R9), Z14, Z14
+	VADDPS 64(R9), Z15, Z15
+
+convRow32BF16_p8_store:
+	MOVQ    y+0(FP), R9
+	ADDQ    CX, R9
+	VMOVUPS Z0, (R9)
+	VMOVUPS Z1, 64(R9)
+	ADDQ    R10, R9
+	VMOVUPS Z2, (R9)
+	VMOVUPS Z3, 64(R9)
+	ADDQ    R10, R9
+	VMOVUPS Z4, (R9)
+	VMOVUPS Z5, 64(R9)
+	ADDQ    R10, R9
+	VMOVUPS Z6, (R9)
+	VMOVUPS Z7, 64(R9)
+	ADDQ    R10, R9
+	VMOVUPS Z8, (R9)
+	VMOVUPS Z9, 64(R9)
+	ADDQ    R10, R9
+	VMOVUPS Z10, (R9)
+	VMOVUPS Z11, 64(R9)
+	ADDQ    R10, R9
+	VMOVUPS Z12, (R9)
+	VMOVUPS Z13, 64(R9)
+	ADDQ    R10, R9
+	VMOVUPS Z14, (R9)
+	VMOVUPS Z15, 64(R9)
+	MOVQ    xs+64(FP), R9
+	IMUL3Q  $0x08, R9, R9
+	ADDQ    R9, AX
+	MOVQ    ys+72(FP), R9
+	IMUL3Q  $0x08, R9, R9
+	ADDQ    R9, CX
+	SUBQ    $0x08, DX
+	JMP     convRow32BF16_wide
+
+convRow32BF16_rest:
+	CMPQ DX, $0x07
+	JE   convRow32BF16_tail7
+	CMPQ DX, $0x06
+	JE   convRow32BF16_tail6
+	CMPQ DX, $0x05
+	JE   convRow32BF16_tail5
+	CMPQ DX, $0x04
+	JE   convRow32BF16_tail4
+	CMPQ DX, $0x03
+	JE   convRow32BF16_tail3
+	CMPQ DX, $0x02
+	JE   convRow32BF16_tail2
+	CMPQ DX, $0x01
+	JE   convRow32BF16_tail1
+	JMP  convRow32BF16_done
+
+convRow32BF16_tail7:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z1, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z1, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z1, Z7
+	VMOVAPS Z0, Z8
+	VMOVAPS Z1, Z9
+	VMOVAPS Z0, Z10
+	VMOVAPS Z1, Z11
+	VMOVAPS Z0, Z12
+	VMOVAPS Z1, Z13
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), R8
+	MOVQ    rows+48(FP), R9
+
+convRow32BF16_p7_row:
+	MOVQ (R8), R10
+	ADDQ AX, R10
+	MOVQ taps+56(FP), R11
+
+convRow32BF16_p7_tap:
+	VMOVUPS      (DX), Z14
+	VMOVUPS      64(DX), Z15
+	VBROADCASTSS (R10), Z16
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xc6 // VDPBF16PS Z14, Z16, Z0
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xcf // VDPBF16PS Z15, Z16, Z1
+	VBROADCASTSS (R10)(BX*1), Z16
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xd6 // VDPBF16PS Z14, Z16, Z2
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xdf // VDPBF16PS Z15, Z16, Z3
+	VBROADCASTSS (R10)(BX*2), Z16
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xe6 // VDPBF16PS Z14, Z16, Z4
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xef // VDPBF16PS Z15, Z16, Z5
+	VBROADCASTSS (R10)(SI*1), Z16
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xf6 // VDPBF16PS Z14, Z16, Z6
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xff // VDPBF16PS Z15, Z16, Z7
+	VBROADCASTSS (R10)(BX*4), Z16
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xc6 // VDPBF16PS Z14, Z16, Z8
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xcf // VDPBF16PS Z15, Z16, Z9
+	VBROADCASTSS (R10)(DI*1), Z16
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xd6 // VDPBF16PS Z14, Z16, Z10
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xdf // VDPBF16PS Z15, Z16, Z11
+	VBROADCASTSS (R10)(SI*2), Z16
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xe6 // VDPBF16PS Z14, Z16, Z12
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xef // VDPBF16PS Z15, Z16, Z13
+	VMOVUPS      128(DX), Z14
+	VMOVUPS      192(DX), Z15
+	VBROADCASTSS 4(R10), Z16
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xc6 // VDPBF16PS Z14, Z16, Z0
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xcf // VDPBF16PS Z15, Z16, Z1
+	VBROADCASTSS 4(R10)(BX*1), Z16
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xd6 // VDPBF16PS Z14, Z16, Z2
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xdf // VDPBF16PS Z15, Z16, Z3
+	VBROADCASTSS 4(R10)(BX*2), Z16
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xe6 // VDPBF16PS Z14, Z16, Z4
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xef // VDPBF16PS Z15, Z16, Z5
+	VBROADCASTSS 4(R10)(SI*1), Z16
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xf6 // VDPBF16PS Z14, Z16, Z6
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xff // VDPBF16PS Z15, Z16, Z7
+	VBROADCASTSS 4(R10)(BX*4), Z16
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xc6 // VDPBF16PS Z14, Z16, Z8
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xcf // VDPBF16PS Z15, Z16, Z9
+	VBROADCASTSS 4(R10)(DI*1), Z16
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xd6 // VDPBF16PS Z14, Z16, Z10
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xdf // VDPBF16PS Z15, Z16, Z11
+	VBROADCASTSS 4(R10)(SI*2), Z16
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xe6 // VDPBF16PS Z14, Z16, Z12
+	BYTE         $0x62; BYTE $0x52; BYTE $0x7e; BYTE $0x40; BYTE $0x52; BYTE $0xef // VDPBF16PS Z15, Z16, Z13
+	ADDQ         $0x00000100, DX
+	ADDQ         $0x08, R10
+	SUBQ         $0x02, R11
+	JNZ          convRow32BF16_p7_tap
+	ADDQ         $0x08, R8
+	DECQ         R9
+	JNZ          convRow32BF16_p7_row
+	VBROADCASTSS floor+80(FP), Z14
+	VMAXPS       Z0, Z14, Z0
+	VMAXPS       Z1, Z14, Z1
+	VMAXPS       Z2, Z14, Z2
+	VMAXPS       Z3, Z14, Z3
+	VMAXPS       Z4, Z14, Z4
+	VMAXPS       Z5, Z14, Z5
+	VMAXPS       Z6, Z14, Z6
+	VMAXPS       Z7, Z14, Z7
+	VMAXPS       Z8, Z14, Z8
+	VMAXPS       Z9, Z14, Z9
+	VMAXPS       Z10, Z14, Z10
+	VMAXPS       Z11, Z14, Z11
+	VMAXPS       Z12, Z14, Z12
+	VMAXPS       Z13, Z14, Z13
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32BF16_p7_linear
+	VBROADCASTSS slope+84(FP), Z14
+	VMULPS       Z14, Z0, Z15
+	VMAXPS       Z0, Z15, Z0
+	VMULPS       Z14, Z1, Z15
+	VMAXPS       Z1, Z15, Z1
+	VMULPS       Z14, Z2, Z15
+	VMAXPS       Z2, Z15, Z2
+	VMULPS       Z14, Z3, Z15
+	VMAXPS       Z3, Z15, Z3
+	VMULPS       Z14, Z4, Z15
+	VMAXPS       Z4, Z15, Z4
+	VMULPS       Z14, Z5, Z15
+	VMAXPS       Z5, Z15, Z5
+	VMULPS       Z14, Z6, Z15
+	VMAXPS       Z6, Z15, Z6
+	VMULPS       Z14, Z7, Z15
+	VMAXPS       Z7, Z15, Z7
+	VMULPS       Z14, Z8, Z15
+	VMAXPS       Z8, Z15, Z8
+	VMULPS       Z14, Z9, Z15
+	VMAXPS       Z9, Z15, Z9
+	VMULPS       Z14, Z10, Z15
+	VMAXPS       Z10, Z15, Z10
+	VMULPS       Z14, Z11, Z15
+	VMAXPS       Z11, Z15, Z11
+	VMULPS       Z14, Z12, Z15
+	VMAXPS       Z12, Z15, Z12
+	VMULPS       Z14, Z13, Z15
+	VMAXPS       Z13, Z15, Z13
+
+convRow32BF16_p7_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32BF16_p7_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	VADDPS 64(AX), Z5, Z5
+	ADDQ   DX, AX
+	VADDPS (AX), Z6, Z6
+	VADDPS 64(AX), Z7, Z7
+	ADDQ   DX, AX
+	VADDPS (AX), Z8, Z8
+	VADDPS 64(AX), Z9, Z9
+	ADDQ   DX, AX
+	VADDPS (AX), Z10, Z10
+	VADDPS 64(AX), Z11, Z11
+	ADDQ   DX, AX
+	VADDPS (AX), Z12, Z12
+	VADDPS 64(AX), Z13, Z13
+
+convRow32BF16_p7_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	JMP     convRow32BF16_done
+
+convRow32BF16_tail6:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z1, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z1, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z1, Z7
+	VMOVAPS Z0, Z8
+	VMOVAPS Z1, Z9
+	VMOVAPS Z0, Z10
+	VMOVAPS Z1, Z11
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), R8
+	MOVQ    rows+48(FP), R9
+
+convRow32BF16_p6_row:
+	MOVQ (R8), R10
+	ADDQ AX, R10
+	MOVQ taps+56(FP), R11
+
+convRow32BF16_p6_tap:
+	VMOVUPS      (DX), Z12
+	VMOVUPS      64(DX), Z13
+	VBROADCASTSS (R10), Z14
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z12, Z14, Z0
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xcd // VDPBF16PS Z13, Z14, Z1
+	VBROADCASTSS (R10)(BX*1), Z14
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xd4 // VDPBF16PS Z12, Z14, Z2
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xdd // VDPBF16PS Z13, Z14, Z3
+	VBROADCASTSS (R10)(BX*2), Z14
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xe4 // VDPBF16PS Z12, Z14, Z4
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xed // VDPBF16PS Z13, Z14, Z5
+	VBROADCASTSS (R10)(SI*1), Z14
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xf4 // VDPBF16PS Z12, Z14, Z6
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xfd // VDPBF16PS Z13, Z14, Z7
+	VBROADCASTSS (R10)(BX*4), Z14
+	BYTE         $0x62; BYTE $0x52; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z12, Z14, Z8
+	BYTE         $0x62; BYTE $0x52; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xcd // VDPBF16PS Z13, Z14, Z9
+	VBROADCASTSS (R10)(DI*1), Z14
+	BYTE         $0x62; BYTE $0x52; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xd4 // VDPBF16PS Z12, Z14, Z10
+	BYTE         $0x62; BYTE $0x52; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xdd // VDPBF16PS Z13, Z14, Z11
+	VMOVUPS      128(DX), Z12
+	VMOVUPS      192(DX), Z13
+	VBROADCASTSS 4(R10), Z14
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z12, Z14, Z0
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xcd // VDPBF16PS Z13, Z14, Z1
+	VBROADCASTSS 4(R10)(BX*1), Z14
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xd4 // VDPBF16PS Z12, Z14, Z2
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xdd // VDPBF16PS Z13, Z14, Z3
+	VBROADCASTSS 4(R10)(BX*2), Z14
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xe4 // VDPBF16PS Z12, Z14, Z4
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xed // VDPBF16PS Z13, Z14, Z5
+	VBROADCASTSS 4(R10)(SI*1), Z14
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xf4 // VDPBF16PS Z12, Z14, Z6
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xfd // VDPBF16PS Z13, Z14, Z7
+	VBROADCASTSS 4(R10)(BX*4), Z14
+	BYTE         $0x62; BYTE $0x52; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z12, Z14, Z8
+	BYTE         $0x62; BYTE $0x52; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xcd // VDPBF16PS Z13, Z14, Z9
+	VBROADCASTSS 4(R10)(DI*1), Z14
+	BYTE         $0x62; BYTE $0x52; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xd4 // VDPBF16PS Z12, Z14, Z10
+	BYTE         $0x62; BYTE $0x52; BYTE $0x0e; BYTE $0x48; BYTE $0x52; BYTE $0xdd // VDPBF16PS Z13, Z14, Z11
+	ADDQ         $0x00000100, DX
+	ADDQ         $0x08, R10
+	SUBQ         $0x02, R11
+	JNZ          convRow32BF16_p6_tap
+	ADDQ         $0x08, R8
+	DECQ         R9
+	JNZ          convRow32BF16_p6_row
+	VBROADCASTSS floor+80(FP), Z12
+	VMAXPS       Z0, Z12, Z0
+	VMAXPS       Z1, Z12, Z1
+	VMAXPS       Z2, Z12, Z2
+	VMAXPS       Z3, Z12, Z3
+	VMAXPS       Z4, Z12, Z4
+	VMAXPS       Z5, Z12, Z5
+	VMAXPS       Z6, Z12, Z6
+	VMAXPS       Z7, Z12, Z7
+	VMAXPS       Z8, Z12, Z8
+	VMAXPS       Z9, Z12, Z9
+	VMAXPS       Z10, Z12, Z10
+	VMAXPS       Z11, Z12, Z11
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32BF16_p6_linear
+	VBROADCASTSS slope+84(FP), Z12
+	VMULPS       Z12, Z0, Z13
+	VMAXPS       Z0, Z13, Z0
+	VMULPS       Z12, Z1, Z13
+	VMAXPS       Z1, Z13, Z1
+	VMULPS       Z12, Z2, Z13
+	VMAXPS       Z2, Z13, Z2
+	VMULPS       Z12, Z3, Z13
+	VMAXPS       Z3, Z13, Z3
+	VMULPS       Z12, Z4, Z13
+	VMAXPS       Z4, Z13, Z4
+	VMULPS       Z12, Z5, Z13
+	VMAXPS       Z5, Z13, Z5
+	VMULPS       Z12, Z6, Z13
+	VMAXPS       Z6, Z13, Z6
+	VMULPS       Z12, Z7, Z13
+	VMAXPS       Z7, Z13, Z7
+	VMULPS       Z12, Z8, Z13
+	VMAXPS       Z8, Z13, Z8
+	VMULPS       Z12, Z9, Z13
+	VMAXPS       Z9, Z13, Z9
+	VMULPS       Z12, Z10, Z13
+	VMAXPS       Z10, Z13, Z10
+	VMULPS       Z12, Z11, Z13
+	VMAXPS       Z11, Z13, Z11
+
+convRow32BF16_p6_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32BF16_p6_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	VADDPS 64(AX), Z5, Z5
+	ADDQ   DX, AX
+	VADDPS (AX), Z6, Z6
+	VADDPS 64(AX), Z7, Z7
+	ADDQ   DX, AX
+	VADDPS (AX), Z8, Z8
+	VADDPS 64(AX), Z9, Z9
+	ADDQ   DX, AX
+	VADDPS (AX), Z10, Z10
+	VADDPS 64(AX), Z11, Z11
+
+convRow32BF16_p6_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	JMP     convRow32BF16_done
+
+convRow32BF16_tail5:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z1, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z1, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z1, Z7
+	VMOVAPS Z0, Z8
+	VMOVAPS Z1, Z9
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), DI
+	MOVQ    rows+48(FP), R8
+
+convRow32BF16_p5_row:
+	MOVQ (DI), R9
+	ADDQ AX, R9
+	MOVQ taps+56(FP), R10
+
+convRow32BF16_p5_tap:
+	VMOVUPS      (DX), Z10
+	VMOVUPS      64(DX), Z11
+	VBROADCASTSS (R9), Z12
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xc2 // VDPBF16PS Z10, Z12, Z0
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xcb // VDPBF16PS Z11, Z12, Z1
+	VBROADCASTSS (R9)(BX*1), Z12
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xd2 // VDPBF16PS Z10, Z12, Z2
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xdb // VDPBF16PS Z11, Z12, Z3
+	VBROADCASTSS (R9)(BX*2), Z12
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xe2 // VDPBF16PS Z10, Z12, Z4
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xeb // VDPBF16PS Z11, Z12, Z5
+	VBROADCASTSS (R9)(SI*1), Z12
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xf2 // VDPBF16PS Z10, Z12, Z6
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xfb // VDPBF16PS Z11, Z12, Z7
+	VBROADCASTSS (R9)(BX*4), Z12
+	BYTE         $0x62; BYTE $0x52; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xc2 // VDPBF16PS Z10, Z12, Z8
+	BYTE         $0x62; BYTE $0x52; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xcb // VDPBF16PS Z11, Z12, Z9
+	VMOVUPS      128(DX), Z10
+	VMOVUPS      192(DX), Z11
+	VBROADCASTSS 4(R9), Z12
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xc2 // VDPBF16PS Z10, Z12, Z0
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xcb // VDPBF16PS Z11, Z12, Z1
+	VBROADCASTSS 4(R9)(BX*1), Z12
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xd2 // VDPBF16PS Z10, Z12, Z2
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xdb // VDPBF16PS Z11, Z12, Z3
+	VBROADCASTSS 4(R9)(BX*2), Z12
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xe2 // VDPBF16PS Z10, Z12, Z4
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xeb // VDPBF16PS Z11, Z12, Z5
+	VBROADCASTSS 4(R9)(SI*1), Z12
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xf2 // VDPBF16PS Z10, Z12, Z6
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xfb // VDPBF16PS Z11, Z12, Z7
+	VBROADCASTSS 4(R9)(BX*4), Z12
+	BYTE         $0x62; BYTE $0x52; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xc2 // VDPBF16PS Z10, Z12, Z8
+	BYTE         $0x62; BYTE $0x52; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xcb // VDPBF16PS Z11, Z12, Z9
+	ADDQ         $0x00000100, DX
+	ADDQ         $0x08, R9
+	SUBQ         $0x02, R10
+	JNZ          convRow32BF16_p5_tap
+	ADDQ         $0x08, DI
+	DECQ         R8
+	JNZ          convRow32BF16_p5_row
+	VBROADCASTSS floor+80(FP), Z10
+	VMAXPS       Z0, Z10, Z0
+	VMAXPS       Z1, Z10, Z1
+	VMAXPS       Z2, Z10, Z2
+	VMAXPS       Z3, Z10, Z3
+	VMAXPS       Z4, Z10, Z4
+	VMAXPS       Z5, Z10, Z5
+	VMAXPS       Z6, Z10, Z6
+	VMAXPS       Z7, Z10, Z7
+	VMAXPS       Z8, Z10, Z8
+	VMAXPS       Z9, Z10, Z9
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32BF16_p5_linear
+	VBROADCASTSS slope+84(FP), Z10
+	VMULPS       Z10, Z0, Z11
+	VMAXPS       Z0, Z11, Z0
+	VMULPS       Z10, Z1, Z11
+	VMAXPS       Z1, Z11, Z1
+	VMULPS       Z10, Z2, Z11
+	VMAXPS       Z2, Z11, Z2
+	VMULPS       Z10, Z3, Z11
+	VMAXPS       Z3, Z11, Z3
+	VMULPS       Z10, Z4, Z11
+	VMAXPS       Z4, Z11, Z4
+	VMULPS       Z10, Z5, Z11
+	VMAXPS       Z5, Z11, Z5
+	VMULPS       Z10, Z6, Z11
+	VMAXPS       Z6, Z11, Z6
+	VMULPS       Z10, Z7, Z11
+	VMAXPS       Z7, Z11, Z7
+	VMULPS       Z10, Z8, Z11
+	VMAXPS       Z8, Z11, Z8
+	VMULPS       Z10, Z9, Z11
+	VMAXPS       Z9, Z11, Z9
+
+convRow32BF16_p5_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32BF16_p5_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	VADDPS 64(AX), Z5, Z5
+	ADDQ   DX, AX
+	VADDPS (AX), Z6, Z6
+	VADDPS 64(AX), Z7, Z7
+	ADDQ   DX, AX
+	VADDPS (AX), Z8, Z8
+	VADDPS 64(AX), Z9, Z9
+
+convRow32BF16_p5_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	JMP     convRow32BF16_done
+
+convRow32BF16_tail4:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z1, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z1, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z1, Z7
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), DI
+	MOVQ    rows+48(FP), R8
+
+convRow32BF16_p4_row:
+	MOVQ (DI), R9
+	ADDQ AX, R9
+	MOVQ taps+56(FP), R10
+
+convRow32BF16_p4_tap:
+	VMOVUPS      (DX), Z8
+	VMOVUPS      64(DX), Z9
+	VBROADCASTSS (R9), Z10
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xc0 // VDPBF16PS Z8, Z10, Z0
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xc9 // VDPBF16PS Z9, Z10, Z1
+	VBROADCASTSS (R9)(BX*1), Z10
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xd0 // VDPBF16PS Z8, Z10, Z2
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xd9 // VDPBF16PS Z9, Z10, Z3
+	VBROADCASTSS (R9)(BX*2), Z10
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xe0 // VDPBF16PS Z8, Z10, Z4
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xe9 // VDPBF16PS Z9, Z10, Z5
+	VBROADCASTSS (R9)(SI*1), Z10
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xf0 // VDPBF16PS Z8, Z10, Z6
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xf9 // VDPBF16PS Z9, Z10, Z7
+	VMOVUPS      128(DX), Z8
+	VMOVUPS      192(DX), Z9
+	VBROADCASTSS 4(R9), Z10
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xc0 // VDPBF16PS Z8, Z10, Z0
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xc9 // VDPBF16PS Z9, Z10, Z1
+	VBROADCASTSS 4(R9)(BX*1), Z10
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xd0 // VDPBF16PS Z8, Z10, Z2
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xd9 // VDPBF16PS Z9, Z10, Z3
+	VBROADCASTSS 4(R9)(BX*2), Z10
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xe0 // VDPBF16PS Z8, Z10, Z4
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xe9 // VDPBF16PS Z9, Z10, Z5
+	VBROADCASTSS 4(R9)(SI*1), Z10
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xf0 // VDPBF16PS Z8, Z10, Z6
+	BYTE         $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xf9 // VDPBF16PS Z9, Z10, Z7
+	ADDQ         $0x00000100, DX
+	ADDQ         $0x08, R9
+	SUBQ         $0x02, R10
+	JNZ          convRow32BF16_p4_tap
+	ADDQ         $0x08, DI
+	DECQ         R8
+	JNZ          convRow32BF16_p4_row
+	VBROADCASTSS floor+80(FP), Z8
+	VMAXPS       Z0, Z8, Z0
+	VMAXPS       Z1, Z8, Z1
+	VMAXPS       Z2, Z8, Z2
+	VMAXPS       Z3, Z8, Z3
+	VMAXPS       Z4, Z8, Z4
+	VMAXPS       Z5, Z8, Z5
+	VMAXPS       Z6, Z8, Z6
+	VMAXPS       Z7, Z8, Z7
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32BF16_p4_linear
+	VBROADCASTSS slope+84(FP), Z8
+	VMULPS       Z8, Z0, Z9
+	VMAXPS       Z0, Z9, Z0
+	VMULPS       Z8, Z1, Z9
+	VMAXPS       Z1, Z9, Z1
+	VMULPS       Z8, Z2, Z9
+	VMAXPS       Z2, Z9, Z2
+	VMULPS       Z8, Z3, Z9
+	VMAXPS       Z3, Z9, Z3
+	VMULPS       Z8, Z4, Z9
+	VMAXPS       Z4, Z9, Z4
+	VMULPS       Z8, Z5, Z9
+	VMAXPS       Z5, Z9, Z5
+	VMULPS       Z8, Z6, Z9
+	VMAXPS       Z6, Z9, Z6
+	VMULPS       Z8, Z7, Z9
+	VMAXPS       Z7, Z9, Z7
+
+convRow32BF16_p4_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32BF16_p4_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	VADDPS 64(AX), Z5, Z5
+	ADDQ   DX, AX
+	VADDPS (AX), Z6, Z6
+	VADDPS 64(AX), Z7, Z7
+
+convRow32BF16_p4_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	JMP     convRow32BF16_done
+
+convRow32BF16_tail3:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z1, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z1, Z5
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), SI
+	MOVQ    rows+48(FP), DI
+
+convRow32BF16_p3_row:
+	MOVQ (SI), R8
+	ADDQ AX, R8
+	MOVQ taps+56(FP), R9
+
+convRow32BF16_p3_tap:
+	VMOVUPS      (DX), Z6
+	VMOVUPS      64(DX), Z7
+	VBROADCASTSS (R8), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xc6 // VDPBF16PS Z6, Z8, Z0
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xcf // VDPBF16PS Z7, Z8, Z1
+	VBROADCASTSS (R8)(BX*1), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xd6 // VDPBF16PS Z6, Z8, Z2
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xdf // VDPBF16PS Z7, Z8, Z3
+	VBROADCASTSS (R8)(BX*2), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xe6 // VDPBF16PS Z6, Z8, Z4
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xef // VDPBF16PS Z7, Z8, Z5
+	VMOVUPS      128(DX), Z6
+	VMOVUPS      192(DX), Z7
+	VBROADCASTSS 4(R8), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xc6 // VDPBF16PS Z6, Z8, Z0
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xcf // VDPBF16PS Z7, Z8, Z1
+	VBROADCASTSS 4(R8)(BX*1), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xd6 // VDPBF16PS Z6, Z8, Z2
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xdf // VDPBF16PS Z7, Z8, Z3
+	VBROADCASTSS 4(R8)(BX*2), Z8
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xe6 // VDPBF16PS Z6, Z8, Z4
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xef // VDPBF16PS Z7, Z8, Z5
+	ADDQ         $0x00000100, DX
+	ADDQ         $0x08, R8
+	SUBQ         $0x02, R9
+	JNZ          convRow32BF16_p3_tap
+	ADDQ         $0x08, SI
+	DECQ         DI
+	JNZ          convRow32BF16_p3_row
+	VBROADCASTSS floor+80(FP), Z6
+	VMAXPS       Z0, Z6, Z0
+	VMAXPS       Z1, Z6, Z1
+	VMAXPS       Z2, Z6, Z2
+	VMAXPS       Z3, Z6, Z3
+	VMAXPS       Z4, Z6, Z4
+	VMAXPS       Z5, Z6, Z5
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32BF16_p3_linear
+	VBROADCASTSS slope+84(FP), Z6
+	VMULPS       Z6, Z0, Z7
+	VMAXPS       Z0, Z7, Z0
+	VMULPS       Z6, Z1, Z7
+	VMAXPS       Z1, Z7, Z1
+	VMULPS       Z6, Z2, Z7
+	VMAXPS       Z2, Z7, Z2
+	VMULPS       Z6, Z3, Z7
+	VMAXPS       Z3, Z7, Z3
+	VMULPS       Z6, Z4, Z7
+	VMAXPS       Z4, Z7, Z4
+	VMULPS       Z6, Z5, Z7
+	VMAXPS       Z5, Z7, Z5
+
+convRow32BF16_p3_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32BF16_p3_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+	ADDQ   DX, AX
+	VADDPS (AX), Z4, Z4
+	VADDPS 64(AX), Z5, Z5
+
+convRow32BF16_p3_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	JMP     convRow32BF16_done
+
+convRow32BF16_tail2:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z1, Z3
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), SI
+	MOVQ    rows+48(FP), DI
+
+convRow32BF16_p2_row:
+	MOVQ (SI), R8
+	ADDQ AX, R8
+	MOVQ taps+56(FP), R9
+
+convRow32BF16_p2_tap:
+	VMOVUPS      (DX), Z4
+	VMOVUPS      64(DX), Z5
+	VBROADCASTSS (R8), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z4, Z6, Z0
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xcd // VDPBF16PS Z5, Z6, Z1
+	VBROADCASTSS (R8)(BX*1), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xd4 // VDPBF16PS Z4, Z6, Z2
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xdd // VDPBF16PS Z5, Z6, Z3
+	VMOVUPS      128(DX), Z4
+	VMOVUPS      192(DX), Z5
+	VBROADCASTSS 4(R8), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z4, Z6, Z0
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xcd // VDPBF16PS Z5, Z6, Z1
+	VBROADCASTSS 4(R8)(BX*1), Z6
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xd4 // VDPBF16PS Z4, Z6, Z2
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xdd // VDPBF16PS Z5, Z6, Z3
+	ADDQ         $0x00000100, DX
+	ADDQ         $0x08, R8
+	SUBQ         $0x02, R9
+	JNZ          convRow32BF16_p2_tap
+	ADDQ         $0x08, SI
+	DECQ         DI
+	JNZ          convRow32BF16_p2_row
+	VBROADCASTSS floor+80(FP), Z4
+	VMAXPS       Z0, Z4, Z0
+	VMAXPS       Z1, Z4, Z1
+	VMAXPS       Z2, Z4, Z2
+	VMAXPS       Z3, Z4, Z3
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32BF16_p2_linear
+	VBROADCASTSS slope+84(FP), Z4
+	VMULPS       Z4, Z0, Z5
+	VMAXPS       Z0, Z5, Z0
+	VMULPS       Z4, Z1, Z5
+	VMAXPS       Z1, Z5, Z1
+	VMULPS       Z4, Z2, Z5
+	VMAXPS       Z2, Z5, Z2
+	VMULPS       Z4, Z3, Z5
+	VMAXPS       Z3, Z5, Z3
+
+convRow32BF16_p2_linear:
+	MOVQ   ys+72(FP), DX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32BF16_p2_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+	ADDQ   DX, AX
+	VADDPS (AX), Z2, Z2
+	VADDPS 64(AX), Z3, Z3
+
+convRow32BF16_p2_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    DX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	JMP     convRow32BF16_done
+
+convRow32BF16_tail1:
+	MOVQ    bias+24(FP), DX
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	MOVQ    w+16(FP), DX
+	MOVQ    x+32(FP), BX
+	MOVQ    rows+48(FP), SI
+
+convRow32BF16_p1_row:
+	MOVQ (BX), DI
+	ADDQ AX, DI
+	MOVQ taps+56(FP), R8
+
+convRow32BF16_p1_tap:
+	VMOVUPS      (DX), Z2
+	VMOVUPS      64(DX), Z3
+	VBROADCASTSS (DI), Z4
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xc2 // VDPBF16PS Z2, Z4, Z0
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xcb // VDPBF16PS Z3, Z4, Z1
+	VMOVUPS      128(DX), Z2
+	VMOVUPS      192(DX), Z3
+	VBROADCASTSS 4(DI), Z4
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xc2 // VDPBF16PS Z2, Z4, Z0
+	BYTE         $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xcb // VDPBF16PS Z3, Z4, Z1
+	ADDQ         $0x00000100, DX
+	ADDQ         $0x08, DI
+	SUBQ         $0x02, R8
+	JNZ          convRow32BF16_p1_tap
+	ADDQ         $0x08, BX
+	DECQ         SI
+	JNZ          convRow32BF16_p1_row
+	VBROADCASTSS floor+80(FP), Z2
+	VMAXPS       Z0, Z2, Z0
+	VMAXPS       Z1, Z2, Z1
+	MOVL         slope+84(FP), AX
+	TESTL        AX, AX
+	JZ           convRow32BF16_p1_linear
+	VBROADCASTSS slope+84(FP), Z2
+	VMULPS       Z2, Z0, Z3
+	VMAXPS       Z0, Z3, Z0
+	VMULPS       Z2, Z1, Z3
+	VMAXPS       Z1, Z3, Z1
+
+convRow32BF16_p1_linear:
+	MOVQ   ys+72(FP), AX
+	MOVQ   res+8(FP), AX
+	TESTQ  AX, AX
+	JZ     convRow32BF16_p1_store
+	ADDQ   CX, AX
+	VADDPS (AX), Z0, Z0
+	VADDPS 64(AX), Z1, Z1
+
+convRow32BF16_p1_store:
+	MOVQ    y+0(FP), AX
+	ADDQ    CX, AX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+
+convRow32BF16_done:
+	VZEROUPPER
+	RET
+
+// func peakBF16(n uintptr)
+// Requires: AVX
+TEXT ·peakBF16(SB), NOSPLIT, $0-8
+	MOVQ   n+0(FP), AX
+	VXORPS X0, X0, X0
+	VXORPS X1, X1, X1
+	VXORPS X2, X2, X2
+	VXORPS X3, X3, X3
+	VXORPS X4, X4, X4
+	VXORPS X5, X5, X5
+	VXORPS X6, X6, X6
+	VXORPS X7, X7, X7
+	VXORPS X8, X8, X8
+	VXORPS X9, X9, X9
+	VXORPS X10, X10, X10
+	VXORPS X11, X11, X11
+	VXORPS X12, X12, X12
+
+peakBF16_loop:
+	BYTE $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z12, Z12, Z0
+	BYTE $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xcc // VDPBF16PS Z12, Z12, Z1
+	BYTE $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xd4 // VDPBF16PS Z12, Z12, Z2
+	BYTE $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xdc // VDPBF16PS Z12, Z12, Z3
+	BYTE $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xe4 // VDPBF16PS Z12, Z12, Z4
+	BYTE $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xec // VDPBF16PS Z12, Z12, Z5
+	BYTE $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xf4 // VDPBF16PS Z12, Z12, Z6
+	BYTE $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xfc // VDPBF16PS Z12, Z12, Z7
+	BYTE $0x62; BYTE $0x52; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z12, Z12, Z8
+	BYTE $0x62; BYTE $0x52; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xcc // VDPBF16PS Z12, Z12, Z9
+	BYTE $0x62; BYTE $0x52; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xd4 // VDPBF16PS Z12, Z12, Z10
+	BYTE $0x62; BYTE $0x52; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xdc // VDPBF16PS Z12, Z12, Z11
+	DECQ AX
+	JNZ  peakBF16_loop
+	VZEROUPPER
+	RET
+
+// func roundRowBF16(dst *uint32, src *float32, n uintptr)
+// Requires: AVX, AVX512F
+TEXT ·roundRowBF16(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+roundRowBF16_loop:
+	VMOVUPS (CX), Z0
+	VMOVUPS 64(CX), Z1
+	BYTE    $0x62; BYTE $0xf2; BYTE $0x77; BYTE $0x48; BYTE $0x72; BYTE $0xc0 // VCVTNE2PS2BF16 Z0, Z1, Z0
+	VMOVUPS Z0, (AX)
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x40, AX
+	DECQ    DX
+	JNZ     roundRowBF16_loop
+	VZEROUPPER
+	RET
+
+// func roundWeightsBF16(dst *uint32, src *float32, n uintptr, vectors uintptr)
+// Requires: AVX, AVX512F
+TEXT ·roundWeightsBF16(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+	MOVQ vectors+24(FP), BX
+	SHLQ $0x06, BX
+
+roundWeightsBF16_row:
+	LEAQ (CX)(BX*1), SI
+	MOVQ BX, DI
+
+roundWeightsBF16_vector:
+	VMOVUPS   (CX), Z0
+	BYTE      $0x62; BYTE $0xf2; BYTE $0x7e; BYTE $0x48; BYTE $0x72; BYTE $0xc0 // VCVTNEPS2BF16 Z0, Z0
+	VPMOVZXWD Y0, Z0
+	VMOVUPS   (SI), Z1
+	BYTE      $0x62; BYTE $0xf2; BYTE $0x7e; BYTE $0x48; BYTE $0x72; BYTE $0xc9 // VCVTNEPS2BF16 Z1, Z1
+	VPMOVZXWD Y1, Z1
+	VPSLLD    $0x10, Z1, Z1
+	VPORD     Z0, Z1, Z0
+	VMOVUPS   Z0, (AX)
+	ADDQ      $0x40, CX
+	ADDQ      $0x40, SI
+	ADDQ      $0x40, AX
+	SUBQ      $0x40, DI
+	JNZ       roundWeightsBF16_vector
+	MOVQ      SI, CX
+	DECQ      DX
+	JNZ       roundWeightsBF16_row
+	VZEROUPPER
+	RET
+
+// func tileRow16x16(config *[64]byte, x *[3]*uint32, w *uint32, sums *float32, tiles uintptr, rows uintptr, chunks uintptr, chunk uintptr, xs uintptr)
+TEXT ·tileRow16x16(SB), NOSPLIT, $0-72
+	MOVQ config+0(FP), AX
+	MOVQ sums+24(FP), CX
+	MOVQ xs+64(FP), DX
+	MOVQ tiles+32(FP), BX
+	MOVQ $0x00000040, SI
+	XORQ DI, DI
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x78; BYTE $0x49; BYTE $0x04; BYTE $0x20 // LDTILECFG (AX)
+
+tileRow16x16_tile:
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x49; BYTE $0xc0 // TILEZERO TMM0
+	MOVQ w+16(FP), AX
+	MOVQ x+8(FP), R8
+	MOVQ rows+40(FP), R9
+
+tileRow16x16_row:
+	MOVQ (R8), R10
+	ADDQ DI, R10
+	MOVQ chunks+48(FP), R11
+
+tileRow16x16_chunk:
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x4b; BYTE $0x34; BYTE $0x30 // TILELOADD (AX)(SI*1), TMM6
+	BYTE $0xc4; BYTE $0xc2; BYTE $0x7b; BYTE $0x4b; BYTE $0x24; BYTE $0x12 // TILELOADD (R10)(DX*1), TMM4
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x4a; BYTE $0x5c; BYTE $0xc4 // TDPBF16PS TMM6, TMM4, TMM0
+	MOVQ chunk+56(FP), R12
+	ADDQ R12, R10
+	SHLQ $0x04, R12
+	ADDQ R12, AX
+	DECQ R11
+	JNZ  tileRow16x16_chunk
+	ADDQ $0x08, R8
+	DECQ R9
+	JNZ  tileRow16x16_row
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7a; BYTE $0x4b; BYTE $0x04; BYTE $0x31 // TILESTORED TMM0, (CX)(SI*1)
+	ADDQ $0x00000400, CX
+	MOVQ DX, R12
+	SHLQ $0x04, R12
+	ADDQ R12, DI
+	DECQ BX
+	JNZ  tileRow16x16_tile
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x78; BYTE $0x49; BYTE $0xc0 // TILERELEASE
+	RET
+
+// func tileRow16x32(config *[64]byte, x *[3]*uint32, w *uint32, sums *float32, tiles uintptr, rows uintptr, chunks uintptr, chunk uintptr, xs uintptr)
+TEXT ·tileRow16x32(SB), NOSPLIT, $0-72
+	MOVQ config+0(FP), AX
+	MOVQ sums+24(FP), CX
+	MOVQ xs+64(FP), DX
+	MOVQ tiles+32(FP), BX
+	MOVQ $0x00000040, SI
+	XORQ DI, DI
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x78; BYTE $0x49; BYTE $0x04; BYTE $0x20 // LDTILECFG (AX)
+
+tileRow16x32_tile:
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x49; BYTE $0xc0 // TILEZERO TMM0
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x49; BYTE $0xd0 // TILEZERO TMM2
+	MOVQ w+16(FP), AX
+	MOVQ x+8(FP), R8
+	MOVQ rows+40(FP), R9
+
+tileRow16x32_row:
+	MOVQ (R8), R10
+	ADDQ DI, R10
+	MOVQ DX, R11
+	SHLQ $0x04, R11
+	ADDQ R10, R11
+	MOVQ chunks+48(FP), R12
+
+tileRow16x32_chunk:
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x4b; BYTE $0x34; BYTE $0x30 // TILELOADD (AX)(SI*1), TMM6
+	BYTE $0xc4; BYTE $0xc2; BYTE $0x7b; BYTE $0x4b; BYTE $0x24; BYTE $0x12 // TILELOADD (R10)(DX*1), TMM4
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x4a; BYTE $0x5c; BYTE $0xc4 // TDPBF16PS TMM6, TMM4, TMM0
+	BYTE $0xc4; BYTE $0xc2; BYTE $0x7b; BYTE $0x4b; BYTE $0x2c; BYTE $0x13 // TILELOADD (R11)(DX*1), TMM5
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x4a; BYTE $0x5c; BYTE $0xd5 // TDPBF16PS TMM6, TMM5, TMM2
+	MOVQ chunk+56(FP), R13
+	ADDQ R13, R10
+	ADDQ R13, R11
+	SHLQ $0x04, R13
+	ADDQ R13, AX
+	DECQ R12
+	JNZ  tileRow16x32_chunk
+	ADDQ $0x08, R8
+	DECQ R9
+	JNZ  tileRow16x32_row
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7a; BYTE $0x4b; BYTE $0x04; BYTE $0x31 // TILESTORED TMM0, (CX)(SI*1)
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7a; BYTE $0x4b; BYTE $0x94; BYTE $0x31; BYTE $0x00; BYTE $0x04; BYTE $0x00; BYTE $0x00 // TILESTORED TMM2, 1024(CX)(SI*1)
+	ADDQ $0x00000800, CX
+	MOVQ DX, R13
+	SHLQ $0x05, R13
+	ADDQ R13, DI
+	DECQ BX
+	JNZ  tileRow16x32_tile
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x78; BYTE $0x49; BYTE $0xc0 // TILERELEASE
+	RET
+
+// func finishRow16(y *float32, res *float32, sums *float32, bias *float32, n uintptr, ys uintptr, floor float32, slope float32)
+// Requires: AVX, AVX512F
+TEXT ·finishRow16(SB), NOSPLIT, $0-56
+	MOVQ         y+0(FP), AX
+	MOVQ         res+8(FP), CX
+	MOVQ         sums+16(FP), DX
+	MOVQ         n+32(FP), BX
+	MOVQ         ys+40(FP), SI
+	MOVQ         bias+24(FP), DI
+	VBROADCASTSS floor+48(FP), Z0
+	VBROADCASTSS slope+52(FP), Z1
+	MOVL         slope+52(FP), R8
+	VMOVUPS      (DI), Z3
+
+finishRow16_pixel:
+	VADDPS (DX), Z3, Z4
+	VMAXPS Z4, Z0, Z4
+	TESTL  R8, R8
+	JZ     finishRow16_linear
+	VMULPS Z1, Z4, Z2
+	VMAXPS Z4, Z2, Z4
+
+finishRow16_linear:
+	TESTQ  CX, CX
+	JZ     finishRow16_store
+	VADDPS (CX), Z4, Z4
+	ADDQ   SI, CX
+
+finishRow16_store:
+	VMOVUPS Z4, (AX)
+	ADDQ    SI, AX
+	ADDQ    $0x00000040, DX
+	DECQ    BX
+	JNZ     finishRow16_pixel
+	VZEROUPPER
+	RET
+
+// func tileRow32x16(config *[64]byte, x *[3]*uint32, w *uint32, sums *float32, tiles uintptr, rows uintptr, chunks uintptr, chunk uintptr, xs uintptr)
+TEXT ·tileRow32x16(SB), NOSPLIT, $0-72
+	MOVQ config+0(FP), AX
+	MOVQ sums+24(FP), CX
+	MOVQ xs+64(FP), DX
+	MOVQ tiles+32(FP), BX
+	MOVQ $0x00000080, SI
+	XORQ DI, DI
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x78; BYTE $0x49; BYTE $0x04; BYTE $0x20 // LDTILECFG (AX)
+
+tileRow32x16_tile:
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x49; BYTE $0xc0 // TILEZERO TMM0
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x49; BYTE $0xc8 // TILEZERO TMM1
+	MOVQ w+16(FP), AX
+	MOVQ x+8(FP), R8
+	MOVQ rows+40(FP), R9
+
+tileRow32x16_row:
+	MOVQ (R8), R10
+	ADDQ DI, R10
+	MOVQ chunks+48(FP), R11
+
+tileRow32x16_chunk:
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x4b; BYTE $0x34; BYTE $0x30 // TILELOADD (AX)(SI*1), TMM6
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x4b; BYTE $0x7c; BYTE $0x30; BYTE $0x40 // TILELOADD 64(AX)(SI*1), TMM7
+	BYTE $0xc4; BYTE $0xc2; BYTE $0x7b; BYTE $0x4b; BYTE $0x24; BYTE $0x12 // TILELOADD (R10)(DX*1), TMM4
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x4a; BYTE $0x5c; BYTE $0xc4 // TDPBF16PS TMM6, TMM4, TMM0
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x42; BYTE $0x5c; BYTE $0xcc // TDPBF16PS TMM7, TMM4, TMM1
+	MOVQ chunk+56(FP), R12
+	ADDQ R12, R10
+	SHLQ $0x05, R12
+	ADDQ R12, AX
+	DECQ R11
+	JNZ  tileRow32x16_chunk
+	ADDQ $0x08, R8
+	DECQ R9
+	JNZ  tileRow32x16_row
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7a; BYTE $0x4b; BYTE $0x04; BYTE $0x31 // TILESTORED TMM0, (CX)(SI*1)
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7a; BYTE $0x4b; BYTE $0x4c; BYTE $0x31; BYTE $0x40 // TILESTORED TMM1, 64(CX)(SI*1)
+	ADDQ $0x00000800, CX
+	MOVQ DX, R12
+	SHLQ $0x04, R12
+	ADDQ R12, DI
+	DECQ BX
+	JNZ  tileRow32x16_tile
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x78; BYTE $0x49; BYTE $0xc0 // TILERELEASE
+	RET
+
+// func tileRow32x32(config *[64]byte, x *[3]*uint32, w *uint32, sums *float32, tiles uintptr, rows uintptr, chunks uintptr, chunk uintptr, xs uintptr)
+TEXT ·tileRow32x32(SB), NOSPLIT, $0-72
+	MOVQ config+0(FP), AX
+	MOVQ sums+24(FP), CX
+	MOVQ xs+64(FP), DX
+	MOVQ tiles+32(FP), BX
+	MOVQ $0x00000080, SI
+	XORQ DI, DI
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x78; BYTE $0x49; BYTE $0x04; BYTE $0x20 // LDTILECFG (AX)
+
+tileRow32x32_tile:
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x49; BYTE $0xc0 // TILEZERO TMM0
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x49; BYTE $0xc8 // TILEZERO TMM1
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x49; BYTE $0xd0 // TILEZERO TMM2
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x49; BYTE $0xd8 // TILEZERO TMM3
+	MOVQ w+16(FP), AX
+	MOVQ x+8(FP), R8
+	MOVQ rows+40(FP), R9
+
+tileRow32x32_row:
+	MOVQ (R8), R10
+	ADDQ DI, R10
+	MOVQ DX, R11
+	SHLQ $0x04, R11
+	ADDQ R10, R11
+	MOVQ chunks+48(FP), R12
+
+tileRow32x32_chunk:
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x4b; BYTE $0x34; BYTE $0x30 // TILELOADD (AX)(SI*1), TMM6
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7b; BYTE $0x4b; BYTE $0x7c; BYTE $0x30; BYTE $0x40 // TILELOADD 64(AX)(SI*1), TMM7
+	BYTE $0xc4; BYTE $0xc2; BYTE $0x7b; BYTE $0x4b; BYTE $0x24; BYTE $0x12 // TILELOADD (R10)(DX*1), TMM4
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x4a; BYTE $0x5c; BYTE $0xc4 // TDPBF16PS TMM6, TMM4, TMM0
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x42; BYTE $0x5c; BYTE $0xcc // TDPBF16PS TMM7, TMM4, TMM1
+	BYTE $0xc4; BYTE $0xc2; BYTE $0x7b; BYTE $0x4b; BYTE $0x2c; BYTE $0x13 // TILELOADD (R11)(DX*1), TMM5
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x4a; BYTE $0x5c; BYTE $0xd5 // TDPBF16PS TMM6, TMM5, TMM2
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x42; BYTE $0x5c; BYTE $0xdd // TDPBF16PS TMM7, TMM5, TMM3
+	MOVQ chunk+56(FP), R13
+	ADDQ R13, R10
+	ADDQ R13, R11
+	SHLQ $0x05, R13
+	ADDQ R13, AX
+	DECQ R12
+	JNZ  tileRow32x32_chunk
+	ADDQ $0x08, R8
+	DECQ R9
+	JNZ  tileRow32x32_row
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7a; BYTE $0x4b; BYTE $0x04; BYTE $0x31 // TILESTORED TMM0, (CX)(SI*1)
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7a; BYTE $0x4b; BYTE $0x4c; BYTE $0x31; BYTE $0x40 // TILESTORED TMM1, 64(CX)(SI*1)
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7a; BYTE $0x4b; BYTE $0x94; BYTE $0x31; BYTE $0x00; BYTE $0x08; BYTE $0x00; BYTE $0x00 // TILESTORED TMM2, 2048(CX)(SI*1)
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x7a; BYTE $0x4b; BYTE $0x9c; BYTE $0x31; BYTE $0x40; BYTE $0x08; BYTE $0x00; BYTE $0x00 // TILESTORED TMM3, 2112(CX)(SI*1)
+	ADDQ $0x00001000, CX
+	MOVQ DX, R13
+	SHLQ $0x05, R13
+	ADDQ R13, DI
+	DECQ BX
+	JNZ  tileRow32x32_tile
+	BYTE $0xc4; BYTE $0xe2; BYTE $0x78; BYTE $0x49; BYTE $0xc0 // TILERELEASE
+	RET
+
+// func finishRow32(y *float32, res *float32, sums *float32, bias *float32, n uintptr, ys uintptr, floor float32, slope float32)
+// Requires: AVX, AVX512F
+TEXT ·finishRow32(SB), NOSPLIT, $0-56
+	MOVQ         y+0(FP), AX
+	MOVQ         res+8(FP), CX
+	MOVQ         sums+16(FP), DX
+	MOVQ         n+32(FP), BX
+	MOVQ         ys+40(FP), SI
+	MOVQ         bias+24(FP), DI
+	VBROADCASTSS floor+48(FP), Z0
+	VBROADCASTSS slope+52(FP), Z1
+	MOVL         slope+52(FP), R8
+	VMOVUPS      (DI), Z3
+	VMOVUPS      64(DI), Z5
+
+finishRow32_pixel:
+	VADDPS (DX), Z3, Z4
+	VMAXPS Z4, Z0, Z4
+	VADDPS 64(DX), Z5, Z6
+	VMAXPS Z6, Z0, Z6
+	TESTL  R8, R8
+	JZ     finishRow32_linear
+	VMULPS Z1, Z4, Z2
+	VMAXPS Z4, Z2, Z4
+	VMULPS Z1, Z6, Z2
+	VMAXPS Z6, Z2, Z6
+
+finishRow32_linear:
+	TESTQ  CX, CX
+	JZ     finishRow32_store
+	VADDPS (CX), Z4, Z4
+	VADDPS 64(CX), Z6, Z6
+	ADDQ   SI, CX
+
+finishRow32_store:
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z6, 64(AX)
+	ADDQ    SI, AX
+	ADDQ    $0x00000080, DX
+	DECQ    BX
+	JNZ     finishRow32_pixel
+	VZEROUPPER
+	RET
+
+// func tileCode(code *[4]uintptr)
+TEXT ·tileCode(SB), NOSPLIT, $0-8
+	MOVQ code+0(FP), AX
+	LEAQ ·tileRow16x16+0(SB), CX
+	MOVQ CX, (AX)
+	LEAQ ·tileRow16x32+0(SB), CX
+	MOVQ CX, 8(AX)
+	LEAQ ·tileRow32x16+0(SB), CX
+	MOVQ CX, 16(AX)
+	LEAQ ·tileRow32x32+0(SB), CX
+	MOVQ CX, 24(AX)
+	RET

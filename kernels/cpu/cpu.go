@@ -1,7 +1,8 @@
 // Package cpu computes 3×3 convolution networks on one core at a time.
 //
 // A Backend is one instruction set: generated assembly for AVX-512 or AVX2, or
-// plain Go, which runs everywhere. Its networks hold the packed weights and run
+// plain Go, which runs everywhere. Two more multiply bf16 numbers, whose 8 bits of
+// mantissa are twice to ten times as fast: see ISA. Its networks hold the packed weights and run
 // a whole slice as one pass of rolling rows, so that activations stay in the
 // second-level cache and no layer waits for another thread. Callers that have
 // several cores run several slices.
@@ -28,6 +29,12 @@ const (
 	Go     ISA = "go"     // plain Go, always there
 	AVX2   ISA = "avx2"   // with FMA
 	AVX512 ISA = "avx512" // foundation instructions
+
+	// These round weights and activations to bf16 where they are multiplied. Sums,
+	// biases and residuals stay float32, as do the weights that training changes
+	// and their gradients.
+	AVX512BF16 ISA = "avx512bf16"
+	AMX        ISA = "amx" // matrix registers; Linux only
 )
 
 // EnvISA is the environment variable that overrides the choice of Select.
@@ -42,6 +49,8 @@ type isa struct {
 	// peak runs multiply-adds that touch no memory and returns how many
 	// floating-point operations that were; nil where there is no such loop.
 	peak func(rounds int) float64
+	// bf16 is nil where the kernels read float32.
+	bf16 *bf16
 }
 
 // block is a pair of kernels for width output channels: a row of a convolution,
@@ -84,18 +93,29 @@ func New(name ISA) (*Backend, error) {
 	for _, n := range ISAs() {
 		have = append(have, string(n))
 	}
-	if slices.Contains([]ISA{AVX2, AVX512}, name) {
+	if slices.Contains([]ISA{AVX2, AVX512, AVX512BF16, AMX}, name) {
 		return nil, fmt.Errorf("instruction set %q is not available on this machine or in this build; there is %s", name, strings.Join(have, ", "))
 	}
 	return nil, fmt.Errorf("unknown instruction set %q; there is %s", name, strings.Join(have, ", "))
 }
 
-// Select returns the backend that the environment variable DENOISED_ISA names,
-// or the fastest one if it is not set.
+// Select returns the backend that the environment variable DENOISED_ISA names, or
+// the fastest one with float32 throughout if it is not set.
 func Select() (*Backend, error) {
+	return choose(func(s *isa) bool { return s.bf16 == nil })
+}
+
+// SelectInference is Select for networks that are only run: it may choose a set
+// with bf16 where that is faster.
+func SelectInference() (*Backend, error) {
+	return choose(func(s *isa) bool { return s.name != AVX512BF16 || fastBF16() })
+}
+
+func choose(ok func(*isa) bool) (*Backend, error) {
 	name := os.Getenv(EnvISA)
 	if name == "" {
-		return &Backend{available()[0]}, nil
+		list := available()
+		return &Backend{list[slices.IndexFunc(list, func(s isa) bool { return ok(&s) })]}, nil
 	}
 	b, err := New(ISA(name))
 	if err != nil {
@@ -106,6 +126,16 @@ func Select() (*Backend, error) {
 
 // ISA returns the instruction set of b.
 func (b *Backend) ISA() ISA { return b.isa.name }
+
+// Tolerance is how far an output of a network may be off that of exact arithmetic,
+// as a relative error: the norm of the difference by the norm of the output, which
+// is the noise predicted and not what is left of the image.
+func (b *Backend) Tolerance() float64 {
+	if b.isa.bf16 != nil {
+		return 1e-2
+	}
+	return 1e-5
+}
 
 // Name returns "cpu/" and the instruction set.
 func (b *Backend) Name() string { return "cpu/" + string(b.isa.name) }
@@ -146,19 +176,36 @@ func (b *Backend) Conv3x3(dst, src, residual []float32, height, width int, c *ke
 	p := packConv(&b.isa, c, roundUp(c.In, 4))
 	rowLen := (width + 2) * p.inStride
 	rows := make([]float32, 4*rowLen) // three rows of input, and one of zeros
-	zero := rows[3*rowLen:]
-	input := func(r int) []float32 {
+	var halfs []uint32                // the same
+	if b.isa.bf16 != nil {
+		halfs = aligned[uint32](len(rows) / 2)
+	}
+	place := func(r int) int {
 		if r < 0 || r >= height {
-			return zero
+			return 3 * rowLen
 		}
-		return rows[r%3*rowLen:][:rowLen]
+		return r % 3 * rowLen
 	}
 	load := func(r int) {
+		in := rows[place(r):][:rowLen]
 		for i := range width {
-			copy(input(r)[(i+1)*p.inStride:], src[(r*width+i)*c.In:][:c.In])
+			copy(in[(i+1)*p.inStride:], src[(r*width+i)*c.In:][:c.In])
+		}
+		if halfs != nil {
+			b.isa.bf16.row(halfs[place(r)/2:][:rowLen/2], in)
 		}
 	}
-	out := alignedFloats(width * p.outStride)
+	under := func(r int) (x window) {
+		for k := range x.x {
+			if at := place(r + k - 1); halfs != nil {
+				x.halfs[k] = halfs[at/2:][:rowLen/2]
+			} else {
+				x.x[k] = rows[at:][:rowLen]
+			}
+		}
+		return x
+	}
+	out := aligned[float32](width * p.outStride)
 	var res []float32
 	if residual != nil {
 		res = make([]float32, width*p.outStride)
@@ -174,7 +221,7 @@ func (b *Backend) Conv3x3(dst, src, residual []float32, height, width int, c *ke
 				copy(res[i*p.outStride:], residual[(r*width+i)*c.Out:][:c.Out])
 			}
 		}
-		p.row(job, out, res, [3][]float32{input(r - 1), input(r), input(r + 1)}, width)
+		p.row(job, out, res, under(r), width)
 		for i := range width {
 			copy(dst[(r*width+i)*c.Out:][:c.Out], out[i*p.outStride:])
 		}

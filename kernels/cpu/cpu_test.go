@@ -25,7 +25,15 @@ func each(t *testing.T, test func(t *testing.T, b *Backend)) {
 }
 
 func TestBackend(t *testing.T) {
-	each(t, func(t *testing.T, b *Backend) { kernelstest.Run(t, b) })
+	each(t, func(t *testing.T, b *Backend) { kernelstest.Run(t, b, tolerance(b)) })
+}
+
+// tolerance is what the op list allows an instruction set.
+func tolerance(b *Backend) kernelstest.Tolerance {
+	if b.isa.bf16 != nil {
+		return kernelstest.BF16
+	}
+	return kernelstest.Single
 }
 
 // noise returns an image and a noise map.
@@ -63,7 +71,8 @@ func TestStrips(t *testing.T) {
 }
 
 // TestAssemblyAgrees: AVX2 and AVX-512 add in the same order with one rounding
-// per multiply-add, so they agree in every bit; plain Go is close.
+// per multiply-add, so they agree in every bit; plain Go is close. Sets with bf16
+// are as far off as Tolerance says.
 func TestAssemblyAgrees(t *testing.T) {
 	net := kernelstest.RandomNet(6, 32, 8)
 	const width, height = 150, 61
@@ -92,18 +101,28 @@ func TestAssemblyAgrees(t *testing.T) {
 		want = append(want, float64(v))
 	}
 	for name, got := range results {
-		if e := kernelstest.RelativeError(got, want); !(e <= 1e-6) {
+		limit := 1e-6
+		if b, err := New(name); err == nil && b.isa.bf16 != nil {
+			limit = b.Tolerance()
+		}
+		e := kernelstest.RelativeError(got, want)
+		if !(e <= limit) {
 			t.Errorf("%s and plain Go differ by %.3g", name, e)
 		}
+		t.Logf("%s and plain Go differ by %.2g", name, e)
 	}
 }
 
 // TestRowGuards calls the row kernels on slices of exactly the promised length,
 // between guard words, at every width around the tiles.
 func TestRowGuards(t *testing.T) {
+	each(t, testRowGuards)
+}
+
+func testRowGuards(t *testing.T, b *Backend) {
 	guard := float32(math.NaN())
 	const words = 64
-	each(t, func(t *testing.T, b *Backend) {
+	{
 		for _, blk := range b.isa.blocks {
 			for n := 1; n <= 20; n++ {
 				for _, stride := range []int{4, 12, 32} {
@@ -115,11 +134,20 @@ func TestRowGuards(t *testing.T) {
 						}
 						return all[words:][:length:length], all
 					}
+					input := func(length int, fill float32) (inner []float32, halfs []uint32) {
+						inner, all := surround(length, fill)
+						if b.isa.bf16 == nil {
+							return inner, nil
+						}
+						halfs = make([]uint32, len(all)/2)
+						roundPairs(halfs, all)
+						return nil, halfs[words/2:][: length/2 : length/2]
+					}
 					r := &row{n: n, rows: 3, taps: taps, xs: stride, ys: ys, floor: 0}
 					for i := range r.x {
-						r.x[i], _ = surround((n-1)*stride+taps, 1)
+						r.x[i], r.halfs[i] = input((n-1)*stride+taps, 1)
 					}
-					r.w, _ = surround(3*taps*blk.width, 0.5)
+					r.w, r.pairs = input(3*taps*blk.width, 0.5)
 					r.bias, _ = surround(blk.width, 2)
 					var outside []float32
 					r.y, outside = surround((n-1)*ys+blk.width, -1)
@@ -141,7 +169,7 @@ func TestRowGuards(t *testing.T) {
 				}
 			}
 		}
-	})
+	}
 }
 
 // TestRowCheck: a slice that is one float short stops in Go, before assembly.
@@ -153,7 +181,16 @@ func TestRowCheck(t *testing.T) {
 		}
 		return r
 	}
+	halfs := func() *row {
+		r := make1()
+		r.w, r.pairs = nil, make([]uint32, 18*8)
+		for i := range r.x {
+			r.x[i], r.halfs[i] = nil, make([]uint32, 10)
+		}
+		return r
+	}
 	make1().check(8)
+	halfs().check(8)
 	for i, shorten := range []func(*row){
 		func(r *row) { r.y = r.y[:23] },
 		func(r *row) { r.res = r.res[:23] },
@@ -165,15 +202,27 @@ func TestRowCheck(t *testing.T) {
 	} {
 		r := make1()
 		shorten(r)
-		func() {
-			defer func() {
-				if recover() == nil {
-					t.Errorf("case %d: a short slice passed", i)
-				}
-			}()
-			r.check(8)
-		}()
+		checkPanics(t, i, r)
 	}
+	for i, shorten := range []func(*row){
+		func(r *row) { r.pairs = r.pairs[:18*8-1] },
+		func(r *row) { r.halfs[0] = r.halfs[0][:9] },
+		func(r *row) { r.halfs[2] = r.halfs[2][:9] },
+	} {
+		r := halfs()
+		shorten(r)
+		checkPanics(t, i, r)
+	}
+}
+
+func checkPanics(t *testing.T, i int, r *row) {
+	t.Helper()
+	defer func() {
+		if recover() == nil {
+			t.Errorf("case %d: a short slice passed", i)
+		}
+	}()
+	r.check(8)
 }
 
 // TestAllocations: a slice allocates nothing once the buffers are there.
@@ -202,18 +251,24 @@ func TestAllocations(t *testing.T) {
 func TestSelect(t *testing.T) {
 	t.Setenv(EnvISA, "")
 	b, err := Select()
-	if err != nil || b.ISA() != ISAs()[0] {
-		t.Errorf("Select() = %v, %v, want %s", b, err, ISAs()[0])
+	if err != nil || b.isa.bf16 != nil || b.ISA() == Go && len(ISAs()) > 1 {
+		t.Errorf("Select() = %v, %v, want the fastest without bf16 of %v", b, err, ISAs())
+	}
+	b, err = SelectInference()
+	if err != nil || (b.ISA() == AMX) != slices.Contains(ISAs(), AMX) || b.ISA() == Go && len(ISAs()) > 1 {
+		t.Errorf("SelectInference() = %v, %v of %v", b, err, ISAs())
 	}
 	t.Setenv(EnvISA, "go")
 	if b, err := Select(); err != nil || b.Name() != "cpu/go" {
 		t.Errorf("Select() with go = %v, %v", b, err)
 	}
 	t.Setenv(EnvISA, "sse9")
-	if _, err := Select(); err == nil || !strings.Contains(err.Error(), EnvISA) {
-		t.Errorf("Select() with nonsense = %v", err)
+	for _, choice := range []func() (*Backend, error){Select, SelectInference} {
+		if _, err := choice(); err == nil || !strings.Contains(err.Error(), EnvISA) {
+			t.Errorf("choice with nonsense = %v", err)
+		}
 	}
-	for _, known := range []ISA{AVX2, AVX512} {
+	for _, known := range []ISA{AVX2, AVX512, AVX512BF16, AMX} {
 		_, err := New(known)
 		if has := slices.Contains(ISAs(), known); has != (err == nil) {
 			t.Errorf("New(%s) = %v, available: %v", known, err, has)
@@ -223,7 +278,7 @@ func TestSelect(t *testing.T) {
 
 func TestPeak(t *testing.T) {
 	each(t, func(t *testing.T, b *Backend) {
-		if got := b.Peak(10); (got > 0) != (b.ISA() != Go) {
+		if got := b.Peak(10); (got > 0) != (b.ISA() != Go && b.ISA() != AMX) {
 			t.Errorf("Peak(10) = %v", got)
 		}
 	})

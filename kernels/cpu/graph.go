@@ -161,11 +161,13 @@ func (n *graph) newSets(training bool) []weightSet {
 // fill lays the parameters out. scale and offset are those of FiLM, or nil.
 func (s *weightSet) fill(params [][]float32, scale, offset []float32) {
 	s.forward.set(params[s.weight], params[s.bias], scale, offset)
+	s.forward.finish()
 	for _, b := range s.backward {
 		b.set(params[s.weight], nil, nil, nil)
 		if scale != nil {
 			b.scaleInputs(scale)
 		}
+		b.finish()
 	}
 }
 
@@ -297,6 +299,7 @@ type sweep struct {
 	mem    []float32
 	reuse  bool // borders are dirty
 	row    row
+	halfs  halfRows
 	params [][]float32
 
 	// For training.
@@ -307,7 +310,7 @@ type sweep struct {
 }
 
 func (p *plan) newSweep(sets []weightSet, params [][]float32, training bool) *sweep {
-	s := &sweep{plan: p, sets: sets, params: params, mem: alignedFloats(p.floats), reuse: !training}
+	s := &sweep{plan: p, sets: sets, params: params, mem: aligned[float32](p.floats), reuse: !training}
 	s.film = make([]weightSet, len(p.Nodes))
 	for i := range p.Nodes {
 		node := &p.Nodes[i]
@@ -317,12 +320,12 @@ func (p *plan) newSweep(sets []weightSet, params [][]float32, training bool) *sw
 		}
 	}
 	if training {
-		s.dmem = alignedFloats(p.dfloats)
+		s.dmem = aligned[float32](p.dfloats)
 		s.touched = make([]bool, len(p.Nodes))
 		s.dfilm = make([][]float32, len(p.Nodes))
 		for i := range s.film {
 			if f := &s.film[i]; f.forward != nil {
-				s.dfilm[i] = alignedFloats(p.gradFloats(f))
+				s.dfilm[i] = aligned[float32](p.gradFloats(f))
 			}
 		}
 	}
@@ -481,6 +484,46 @@ func under(mem []float32, x *tensor, size, top, r int) (rows [3][]float32) {
 	return rows
 }
 
+// halfRows holds the last three rows of a tensor in bf16, with the border.
+type halfRows struct {
+	numbers []uint32
+	next    int // the first row that has not been rounded
+}
+
+// start makes window ready for the rows of a tensor, from the top.
+func (s *sweep) start(x *tensor) {
+	if n := 3 * x.line() / 2; s.isa.bf16 != nil && n > len(s.halfs.numbers) {
+		s.halfs.numbers = aligned[uint32](n)
+	}
+	s.halfs.next = -x.border
+}
+
+// window is under in the numbers that the kernels read. Rows come in order, after
+// a start with the tensor.
+func (s *sweep) window(mem []float32, x *tensor, size, top, r int) (rows window) {
+	if s.isa.bf16 == nil {
+		rows.x = under(mem, x, size, top, r)
+		return rows
+	}
+	first, column := r-top, -1
+	switch size {
+	case 1:
+		first, column = r, 0
+	case 2:
+		first, column = 2*r, 0
+	}
+	n := x.line() / 2
+	for k := range size {
+		place := s.halfs.numbers[(first+k+3)%3*n:][:n]
+		if first+k >= s.halfs.next {
+			s.isa.bf16.row(place, mem[x.pixel(first+k, -x.border):][:2*n])
+			s.halfs.next = first + k + 1
+		}
+		rows.halfs[k] = place[(x.border+column)*x.stride/2:]
+	}
+	return rows
+}
+
 func (s *sweep) convolve(i int) {
 	node, y := &s.Nodes[i], &s.values[i]
 	c := node.Conv
@@ -504,13 +547,14 @@ func (s *sweep) convolve(i int) {
 	if c.Size == 2 {
 		xs *= 2
 	}
+	s.start(x)
 	for r := range y.h {
 		var res []float32
 		out := s.mem[y.pixel(r, 0):]
 		if residual != nil && residual.stride == y.stride {
 			res = s.mem[residual.pixel(r, 0):]
 		}
-		w.strided(&s.row, out, res, under(s.mem, x, c.Size, c.Top, r), y.w, xs, y.stride)
+		w.strided(&s.row, out, res, s.window(s.mem, x, c.Size, c.Top, r), y.w, xs, y.stride)
 		if residual != nil && res == nil {
 			for q := range y.w {
 				from := s.mem[residual.pixel(r, q):][:y.channels]

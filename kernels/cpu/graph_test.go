@@ -7,5 +7,5 @@ import (
 )
 
 func TestGraphs(t *testing.T) {
-	each(t, func(t *testing.T, b *Backend) { kernelstest.RunGraphs(t, b) })
+	each(t, func(t *testing.T, b *Backend) { kernelstest.RunGraphs(t, b, tolerance(b)) })
 }

@@ -11,19 +11,56 @@ import (
 // native lists the assembly kernels that this machine can run, fastest first.
 func native() []isa {
 	var list []isa
+	if hasAMX() {
+		list = append(list, amx(tileRow16x16, tileRow16x32, tileRow32x16, tileRow32x32))
+	}
+	grad32, grad16 := gradAssembly(gradRows32AVX512), gradAssembly(gradRows16AVX512)
+	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512BF16 {
+		list = append(list, isa{
+			name:   AVX512BF16,
+			blocks: []block{{32, pairAssembly(convRow32BF16), grad32}, {16, pairAssembly(convRow16BF16), grad16}},
+			peak: func(rounds int) float64 {
+				peakBF16(uintptr(rounds))
+				return float64(rounds) * peakChains * 32 * 2
+			},
+			bf16: &bf16AVX512,
+		})
+	}
 	if cpu.X86.HasAVX512F {
-		list = append(list, isa{AVX512, []block{{32, assembly(convRow32AVX512), gradAssembly(gradRows32AVX512)}, {16, assembly(convRow16AVX512), gradAssembly(gradRows16AVX512)}}, func(rounds int) float64 {
-			peakAVX512(uintptr(rounds))
-			return float64(rounds) * peakChains * 16 * 2
-		}})
+		list = append(list, isa{
+			name:   AVX512,
+			blocks: []block{{32, assembly(convRow32AVX512), grad32}, {16, assembly(convRow16AVX512), grad16}},
+			peak: func(rounds int) float64 {
+				peakAVX512(uintptr(rounds))
+				return float64(rounds) * peakChains * 16 * 2
+			},
+		})
 	}
 	if cpu.X86.HasAVX2 && cpu.X86.HasFMA {
-		list = append(list, isa{AVX2, []block{{16, assembly(convRow16AVX2), gradAssembly(gradRows16AVX2)}, {8, assembly(convRow8AVX2), gradAssembly(gradRows8AVX2)}}, func(rounds int) float64 {
-			peakAVX2(uintptr(rounds))
-			return float64(rounds) * peakChains * 8 * 2
-		}})
+		list = append(list, isa{
+			name:   AVX2,
+			blocks: []block{{16, assembly(convRow16AVX2), gradAssembly(gradRows16AVX2)}, {8, assembly(convRow8AVX2), gradAssembly(gradRows8AVX2)}},
+			peak: func(rounds int) float64 {
+				peakAVX2(uintptr(rounds))
+				return float64(rounds) * peakChains * 8 * 2
+			},
+		})
 	}
 	return list
+}
+
+// amx returns the instruction set made of the four AMX kernels, by outputs and
+// pixels. There is no peak: it would say nothing about a kernel that loads as often
+// as it multiplies.
+func amx(k16x16, k16x32, k32x16, k32x32 tileKernel) isa {
+	return isa{
+		name: AMX,
+		blocks: []block{
+			{32, tileBlock(32, k32x16, k32x32, finishRow32), gradAssembly(gradRows32AVX512)},
+			{16, tileBlock(16, k16x16, k16x32, finishRow16), gradAssembly(gradRows16AVX512)},
+		},
+		bf16: &bf16AVX512,
+	}
 }
 
 // peakChains is the number of multiply-adds per round of the peak kernels.

@@ -26,6 +26,7 @@ const stripColumns = 192
 // strips.
 type network struct {
 	stages  []stage
+	bf16    *bf16
 	carry   int // columns carried over: for the left neighbour and for skips
 	scratch sync.Pool
 }
@@ -35,9 +36,10 @@ type stage struct {
 	channels    int
 	stride      int // floats per pixel
 	skip        int // as kernels.Layer.Skip
-	rows        int // alive at a time
+	rows        int // alive at a time, of float32
 	rowLen      int // floats, within a scratch
 	ring, saved int // where in a scratch the rows and the carried columns begin
+	halfs       int // and the rows of bf16, always three
 }
 
 // inputStride is the floats per pixel of stage 0, NetIn and all constants.
@@ -48,11 +50,21 @@ func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
 	if err := net.Check(); err != nil {
 		return nil, fmt.Errorf("load network: %w", err)
 	}
-	n := &network{carry: 2, stages: []stage{{channels: kernels.NetIn + net.Constants, stride: inputStride, rows: 3}}}
+	n := &network{bf16: b.isa.bf16, carry: 2}
+	rows := 3
+	if n.bf16 != nil {
+		rows = 1 // the next layer reads the rounded rows
+	}
+	n.stages = []stage{{channels: kernels.NetIn + net.Constants, stride: inputStride, rows: rows}}
 	for i := range net.Layers {
 		l := &net.Layers[i]
 		p := packConv(&b.isa, &l.Conv, n.stages[i].stride)
-		n.stages = append(n.stages, stage{packed: p, channels: l.Out, stride: p.outStride, skip: l.Skip, rows: 3})
+		if n.bf16 != nil {
+			for k := range p.blocks {
+				p.blocks[k].weights = nil // not read any more
+			}
+		}
+		n.stages = append(n.stages, stage{packed: p, channels: l.Out, stride: p.outStride, skip: l.Skip, rows: rows})
 		if l.Skip > 0 {
 			from := &n.stages[i+1-l.Skip]
 			from.rows = max(from.rows, l.Skip+1)
@@ -67,8 +79,10 @@ func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
 type scratch struct {
 	row    row
 	floats []float32
+	halfs  []uint32
 	stages []stage // with places for the present size
 	zero   []float32
+	zeros  []uint32
 	lo, hi []int // columns of each stage in the present strip
 }
 
@@ -144,7 +158,7 @@ func (n *network) forward(dst, y, sigma []float32, width, height int, constants 
 					if st.skip > 0 {
 						res = s.line(i-st.skip, r)[(lo-s.lo[i-st.skip]+n.carry)*st.stride:]
 					}
-					st.row(&s.row, body, res, [3][]float32{s.lineOrZero(i-1, r-1, h)[at:], s.line(i-1, r)[at:], s.lineOrZero(i-1, r+1, h)[at:]}, pixels)
+					st.row(&s.row, body, res, s.under(i-1, r, h, at), pixels)
 					if trace != nil {
 						planes(trace[i-1], body, st.channels, st.stride, w, h, r, lo, lo+pixels)
 					}
@@ -170,6 +184,9 @@ func (n *network) forward(dst, y, sigma []float32, width, height int, constants 
 				} else {
 					clear(body[pixels*st.stride:][:st.stride])
 				}
+				if n.bf16 != nil {
+					n.bf16.row(s.half(i, r), out[:(n.carry+pixels+1)*st.stride])
+				}
 			}
 		}
 	}
@@ -181,7 +198,7 @@ func (s *scratch) place(n *network, lastCols, cols, count, h int) {
 		s.stages = append(s.stages, n.stages...)
 		s.lo, s.hi = make([]int, len(n.stages)), make([]int, len(n.stages))
 	}
-	total, longest := 0, 0
+	total, longest, halfs := 0, 0, 0
 	for i := range s.stages {
 		st := &s.stages[i]
 		widest := lastCols
@@ -191,6 +208,10 @@ func (s *scratch) place(n *network, lastCols, cols, count, h int) {
 		st.rowLen = roundUp((n.carry+widest+1)*st.stride, 16)
 		st.ring = total
 		total += st.rows * st.rowLen
+		if n.bf16 != nil {
+			st.halfs = halfs
+			halfs += 3 * st.rowLen / 2
+		}
 		longest = max(longest, st.rowLen)
 	}
 	zero := total
@@ -203,10 +224,17 @@ func (s *scratch) place(n *network, lastCols, cols, count, h int) {
 		}
 	}
 	if total > len(s.floats) {
-		s.floats = alignedFloats(total)
+		s.floats = aligned[float32](total)
 	}
 	s.zero = s.floats[zero:][:longest]
 	clear(s.zero)
+	if n.bf16 != nil {
+		if need := halfs + longest/2; need > len(s.halfs) {
+			s.halfs = aligned[uint32](need)
+		}
+		s.zeros = s.halfs[halfs:][:longest/2]
+		clear(s.zeros)
+	}
 }
 
 // line is row r of stage i.
@@ -215,12 +243,29 @@ func (s *scratch) line(i, r int) []float32 {
 	return s.floats[st.ring+r%st.rows*st.rowLen:][:st.rowLen]
 }
 
-// lineOrZero is row r of stage i, or zeros above and below the image.
-func (s *scratch) lineOrZero(i, r, h int) []float32 {
-	if r < 0 || r >= h {
-		return s.zero
+// half is row r of stage i in bf16.
+func (s *scratch) half(i, r int) []uint32 {
+	st := &s.stages[i]
+	return s.halfs[st.halfs+r%3*st.rowLen/2:][:st.rowLen/2]
+}
+
+// under is what a convolution of row r reads of stage i, from place at of the rows:
+// rows r-1 to r+1, zeros above and below the image.
+func (s *scratch) under(i, r, h, at int) (x window) {
+	for k := range x.x {
+		inside := r+k-1 >= 0 && r+k-1 < h
+		switch {
+		case s.halfs != nil && inside:
+			x.halfs[k] = s.half(i, r+k-1)[at/2:]
+		case s.halfs != nil:
+			x.halfs[k] = s.zeros[at/2:]
+		case inside:
+			x.x[k] = s.line(i, r+k-1)[at:]
+		default:
+			x.x[k] = s.zero[at:]
+		}
 	}
-	return s.line(i, r)
+	return x
 }
 
 // unshuffle makes columns lo to hi of row r of the network's input: steps 1 and

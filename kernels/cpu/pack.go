@@ -14,7 +14,11 @@ import (
 // zero. The weights are cut into blocks of output channels; within a block they
 // lie in the order in which the kernel consumes them, [ky][kx][in][block], so a
 // row of pixels of input under the window is one contiguous run of taps.
+//
+// Where the input is bf16, pairs are what the kernel reads: the weights of two
+// neighbouring taps together, [ky][kx][in/2][block].
 type packed struct {
+	isa                 *isa
 	shape               packShape
 	inStride, outStride int
 	floor, slope        float32 // of the activation
@@ -25,6 +29,7 @@ type packedBlock struct {
 	block
 	at      int // first output channel
 	weights []float32
+	pairs   []uint32 // nil for float32
 	bias    []float32
 }
 
@@ -52,7 +57,7 @@ func backwardShape(in, out, size int) packShape {
 
 // newPacked makes room for the weights of s.
 func newPacked(isa *isa, s packShape, inStride int, a kernels.Activation) *packed {
-	p := &packed{shape: s, inStride: inStride, floor: float32(math.Inf(-1))}
+	p := &packed{isa: isa, shape: s, inStride: inStride, floor: float32(math.Inf(-1))}
 	switch a {
 	case kernels.ReLU:
 		p.floor = 0
@@ -67,7 +72,12 @@ func newPacked(isa *isa, s packShape, inStride int, a kernels.Activation) *packe
 				b = next
 			}
 		}
-		p.blocks = append(p.blocks, packedBlock{b, at, alignedFloats(s.ky * s.kx * inStride * b.width), alignedFloats(b.width)})
+		n := s.ky * s.kx * inStride * b.width
+		next := packedBlock{block: b, at: at, weights: aligned[float32](n), bias: aligned[float32](b.width)}
+		if isa.bf16 != nil {
+			next.pairs = aligned[uint32](n / 2)
+		}
+		p.blocks = append(p.blocks, next)
 		at += b.width
 		p.outStride = at
 	}
@@ -75,7 +85,8 @@ func newPacked(isa *isa, s packShape, inStride int, a kernels.Activation) *packe
 }
 
 // set lays out weights and bias; a nil bias is zero. scale, if not nil, multiplies
-// weights and bias of each output, and offset is added to its bias.
+// weights and bias of each output, and offset is added to its bias. Who is done with
+// the weights calls finish.
 func (p *packed) set(weights, bias, scale, offset []float32) {
 	s := &p.shape
 	for k := range p.blocks {
@@ -110,6 +121,17 @@ func (p *packed) set(weights, bias, scale, offset []float32) {
 	}
 }
 
+// finish rounds weights that set has laid out, where the kernels want them so.
+func (p *packed) finish() {
+	if p.isa.bf16 == nil {
+		return
+	}
+	for k := range p.blocks {
+		b := &p.blocks[k]
+		p.isa.bf16.weights(b.pairs, b.weights, b.width)
+	}
+}
+
 // packConv lays out the weights of c for pixels of inStride floats.
 func packConv(isa *isa, c *kernels.Conv, inStride int) *packed {
 	a := kernels.Linear
@@ -118,35 +140,46 @@ func packConv(isa *isa, c *kernels.Conv, inStride int) *packed {
 	}
 	p := newPacked(isa, forwardShape(c.In, c.Out, 3), inStride, a)
 	p.set(c.Weights, c.Bias, nil, nil)
+	p.finish()
 	return p
 }
 
 // row is the work of one kernel call. It lives in a scratch area so that a call
 // allocates nothing.
 type row struct {
-	y, res       []float32    // res may be nil
-	x            [3][]float32 // the rows under the window, from the first tap on
+	y, res       []float32 // res may be nil
+	window                 // the rows under the window, from the first tap on
 	w, bias      []float32
-	n            int // pixels
-	rows         int // of the window, 1 to 3
-	taps         int // floats per row and pixel
-	xs, ys       int // floats from one pixel to the next
+	pairs        []uint32 // of weights, for kernels of bf16
+	n            int      // pixels
+	rows         int      // of the window, 1 to 3
+	taps         int      // numbers per row and pixel
+	xs, ys       int      // numbers from one pixel to the next
 	floor, slope float32
 	rowPointer   [3]*float32
+	pairPointer  [3]*uint32
+	tiles        tileScratch
+}
+
+// window is the rows of input under a window, in the numbers that the instruction
+// set computes with.
+type window struct {
+	x     [3][]float32
+	halfs [3][]uint32 // pairs of bf16
 }
 
 // row computes n pixels of output. x are the rows under the window, at the first
 // tap of y[0]; res, if not nil, is laid out as y.
-func (p *packed) row(r *row, y, res []float32, x [3][]float32, n int) {
+func (p *packed) row(r *row, y, res []float32, x window, n int) {
 	p.strided(r, y, res, x, n, p.inStride, p.outStride)
 }
 
-// strided is row with other distances from one pixel to the next, in floats.
-func (p *packed) strided(r *row, y, res []float32, x [3][]float32, n, xs, ys int) {
+// strided is row with other distances from one pixel to the next, in numbers.
+func (p *packed) strided(r *row, y, res []float32, x window, n, xs, ys int) {
 	if n == 0 {
 		return
 	}
-	r.x = x
+	r.window = x
 	r.n, r.rows, r.taps, r.xs, r.ys = n, p.shape.ky, p.shape.kx*p.inStride, xs, ys
 	r.floor, r.slope = p.floor, p.slope
 	for i := range p.blocks {
@@ -155,7 +188,7 @@ func (p *packed) strided(r *row, y, res []float32, x [3][]float32, n, xs, ys int
 		if res != nil {
 			r.res = res[b.at:]
 		}
-		r.w, r.bias = b.weights, b.bias
+		r.w, r.pairs, r.bias = b.weights, b.pairs, b.bias
 		r.check(b.width)
 		b.run(r)
 	}
@@ -165,14 +198,22 @@ func (p *packed) strided(r *row, y, res []float32, x [3][]float32, n, xs, ys int
 // its slices: assembly has no bounds checks of its own.
 func (r *row) check(width int) {
 	last := (r.n-1)*r.xs + r.taps - 1
-	for _, x := range r.x[:r.rows] {
-		_ = x[last]
+	if r.pairs != nil {
+		for _, x := range r.halfs[:r.rows] {
+			_ = x[last/2]
+		}
+		_ = r.pairs[r.rows*r.taps/2*width-1]
+	} else {
+		for _, x := range r.x[:r.rows] {
+			_ = x[last]
+		}
+		_ = r.w[r.rows*r.taps*width-1]
 	}
 	_ = r.y[(r.n-1)*r.ys+width-1]
 	if r.res != nil {
 		_ = r.res[(r.n-1)*r.ys+width-1]
 	}
-	_, _ = r.w[r.rows*r.taps*width-1], r.bias[width-1]
+	_ = r.bias[width-1]
 }
 
 // gradRows is the work of one call of a kernel for the gradient of weights: for
@@ -195,11 +236,11 @@ func (g *gradRows) check(width int) {
 
 func roundUp(n, multiple int) int { return (n + multiple - 1) / multiple * multiple }
 
-// alignedFloats returns n zeros that start at a cache line, so that no vector
-// of weights straddles two.
-func alignedFloats(n int) []float32 {
+// aligned returns n zeros that start at a cache line, so that no vector of weights
+// straddles two.
+func aligned[T float32 | uint32](n int) []T {
 	const line = 16
-	s := make([]float32, n+line)
+	s := make([]T, n+line)
 	at := int(uintptr(unsafe.Pointer(unsafe.SliceData(s))) / 4 % line)
 	return s[(line-at)%line:][:n:n]
 }

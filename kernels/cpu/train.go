@@ -173,8 +173,8 @@ func (t *trainer) gradient(b *kernels.Batch) (float64, error) {
 	for len(t.lanes) < lanes {
 		l := new(lane)
 		for k := range t.sets {
-			l.weights = append(l.weights, alignedFloats(t.gradFloats(&t.sets[k])))
-			l.biases = append(l.biases, alignedFloats(4*t.sets[k].forward.outStride))
+			l.weights = append(l.weights, aligned[float32](t.gradFloats(&t.sets[k])))
+			l.biases = append(l.biases, aligned[float32](4*t.sets[k].forward.outStride))
 		}
 		t.lanes = append(t.lanes, l)
 	}
@@ -431,15 +431,17 @@ func (s *sweep) convolveBack(i int, l *lane) {
 			return
 		}
 	}
+	s.start(dy)
 	if c.Size == 2 {
-		for k, p := range w.backward {
-			for r := range dy.h {
+		for r := range dy.h {
+			from := s.window(s.dmem, dy, 1, 0, r)
+			for k, p := range w.backward {
 				to := s.dmem[dx.pixel(2*r+k/2, k%2):]
 				var res []float32
 				if !first {
 					res = to
 				}
-				p.strided(&s.row, to, res, [3][]float32{s.dmem[dy.pixel(r, 0):]}, dy.w, dy.stride, 2*dx.stride)
+				p.strided(&s.row, to, res, from, dy.w, dy.stride, 2*dx.stride)
 			}
 		}
 	} else {
@@ -449,7 +451,7 @@ func (s *sweep) convolveBack(i int, l *lane) {
 			if !first {
 				res = to
 			}
-			w.backward[0].strided(&s.row, to, res, under(s.dmem, dy, c.Size, 2-c.Top, r), dx.w, dy.stride, dx.stride)
+			w.backward[0].strided(&s.row, to, res, s.window(s.dmem, dy, c.Size, 2-c.Top, r), dx.w, dy.stride, dx.stride)
 		}
 	}
 	if s.joins(i) {

@@ -10,6 +10,7 @@ import (
 
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/pass"
 	"github.com/mmcloughlin/avo/reg"
 )
 
@@ -21,11 +22,13 @@ type isa struct {
 	pixels int // of the widest tile with two vectors per pixel
 	taps   int // of the widest tile of a gradient, a multiple of 4
 	vec    func() reg.VecVirtual
+	pairs  bool // input and weights are pairs of bf16 numbers
 }
 
 var isas = []isa{
-	{"AVX2", 32, 6, 4, func() reg.VecVirtual { return YMM() }},
-	{"AVX512", 64, 8, 8, func() reg.VecVirtual { return ZMM() }},
+	{"AVX2", 32, 6, 4, func() reg.VecVirtual { return YMM() }, false},
+	{"AVX512", 64, 8, 8, func() reg.VecVirtual { return ZMM() }, false},
+	{"BF16", 64, 8, 0, func() reg.VecVirtual { return ZMM() }, true},
 }
 
 func main() {
@@ -34,10 +37,22 @@ func main() {
 	for _, s := range isas {
 		for _, nb := range []int{1, 2} {
 			convRow(s, nb)
-			gradRows(s, nb)
+			if !s.pairs {
+				gradRows(s, nb)
+			}
 		}
 		peak(s)
 	}
+	roundRow()
+	roundWeights()
+	for _, nb := range []int{1, 2} {
+		for _, np := range []int{1, 2} {
+			tileRows(nb, np)
+		}
+		finishRows(nb)
+	}
+	tileCode()
+	pass.Compile = pass.Concat(pass.Compile, pass.FunctionPass(encode))
 	Generate()
 }
 
@@ -46,11 +61,23 @@ func main() {
 // tile of exactly their number, so nothing outside the row is touched.
 func convRow(s isa, nb int) {
 	name := fmt.Sprintf("convRow%d%s", nb*s.bytes/4, s.name)
-	TEXT(name, NOSPLIT, "func(y, res, w, bias *float32, x *[3]*float32, n, rows, taps, xs, ys uintptr, floor, slope float32)")
+	if s.pairs {
+		TEXT(name, NOSPLIT, "func(y, res *float32, w *uint32, bias *float32, x *[3]*uint32, n, rows, taps, xs, ys uintptr, floor, slope float32)")
+		Doc(
+			fmt.Sprintf("%s computes n pixels of %d output channels, %d pixels at a time.", name, nb*s.bytes/4, s.pixels),
+			"x holds the rows of input (1 to 3) at the first tap, taps the contiguous pairs of bf16 numbers",
+			"per row and pixel (a multiple of 2), xs and ys the strides of a pixel in bytes. w is",
+			"[rows*taps][channels] pairs, whose first number is in the low half.",
+		)
+	} else {
+		TEXT(name, NOSPLIT, "func(y, res, w, bias *float32, x *[3]*float32, n, rows, taps, xs, ys uintptr, floor, slope float32)")
+		Doc(
+			fmt.Sprintf("%s computes n pixels of %d output channels, %d pixels at a time.", name, nb*s.bytes/4, s.pixels),
+			"x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and",
+			"pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].",
+		)
+	}
 	Doc(
-		fmt.Sprintf("%s computes n pixels of %d output channels, %d pixels at a time.", name, nb*s.bytes/4, s.pixels),
-		"x holds the rows of input (1 to 3) at the first tap, taps the contiguous floats per row and",
-		"pixel (a multiple of 4), xs and ys the strides of a pixel in bytes. w is [rows*taps][channels].",
 		"y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res",
 		"may be nil and has the stride of y.",
 	)
@@ -74,7 +101,11 @@ func convRow(s isa, nb int) {
 	Label(name + "_wide")
 	CMPQ(t.n, Imm(uint64(s.pixels)))
 	JB(LabelRef(name + "_rest"))
-	t.emit(s.pixels, 4)
+	unroll := 4
+	if s.pairs {
+		unroll = 2
+	}
+	t.emit(s.pixels, unroll)
 	step := GP64()
 	Load(Param("xs"), step)
 	IMUL3Q(Imm(uint64(s.pixels)), step, step)
@@ -170,7 +201,11 @@ func (t *tile) emit(p, unroll int) {
 		for i := range acc {
 			VBROADCASTSS(t.pixel(x, i, u), value)
 			for j := range weights {
-				VFMADD231PS(weights[j], value, acc[i][j])
+				if t.pairs {
+					dot(weights[j], value, acc[i][j])
+				} else {
+					VFMADD231PS(weights[j], value, acc[i][j])
+				}
 			}
 		}
 	}
@@ -328,7 +363,11 @@ const peakChains = 12
 func peak(s isa) {
 	name := "peak" + s.name
 	TEXT(name, NOSPLIT, "func(n uintptr)")
-	Doc(fmt.Sprintf("%s runs n times %d independent multiply-adds of %d floats.", name, peakChains, s.bytes/4))
+	what := "floats"
+	if s.pairs {
+		what = "pairs of bf16 numbers"
+	}
+	Doc(fmt.Sprintf("%s runs n times %d independent multiply-adds of %d %s.", name, peakChains, s.bytes/4, what))
 	n := Load(Param("n"), GP64())
 	acc := make([]reg.VecVirtual, peakChains)
 	for i := range acc {
@@ -340,7 +379,11 @@ func peak(s isa) {
 	VXORPS(a.AsX(), a.AsX(), a.AsX())
 	Label(name + "_loop")
 	for i := range acc {
-		VFMADD231PS(a, a, acc[i])
+		if s.pairs {
+			dot(a, a, acc[i])
+		} else {
+			VFMADD231PS(a, a, acc[i])
+		}
 	}
 	DECQ(n)
 	JNZ(LabelRef(name + "_loop"))

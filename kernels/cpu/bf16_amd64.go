@@ -1,0 +1,38 @@
+//go:build amd64 && !purego
+
+package cpu
+
+import "unsafe"
+
+// bf16AVX512 makes the numbers of both sets that need them.
+var bf16AVX512 = bf16{
+	row: func(dst []uint32, src []float32) {
+		dst = dst[:len(src)/2]
+		const step = 32
+		n := len(src) / step
+		if n > 0 {
+			roundRowBF16(unsafe.SliceData(dst), unsafe.SliceData(src), uintptr(n))
+		}
+		roundPairs(dst[n*step/2:], src[n*step:])
+	},
+	weights: func(dst []uint32, src []float32, width int) {
+		if rows := len(src) / (2 * width); rows > 0 && width%16 == 0 {
+			_ = dst[rows*width-1]
+			roundWeightsBF16(unsafe.SliceData(dst), unsafe.SliceData(src), uintptr(rows), uintptr(width/16))
+		}
+	},
+}
+
+// pairAssembly is assembly for the kernels of bf16.
+func pairAssembly(kernel func(y, res *float32, w *uint32, bias *float32, x *[3]*uint32, n, rows, taps, xs, ys uintptr, floor, slope float32)) func(*row) {
+	return func(r *row) {
+		for i, x := range r.halfs {
+			r.pairPointer[i] = unsafe.SliceData(x)
+		}
+		kernel(unsafe.SliceData(r.y), unsafe.SliceData(r.res), unsafe.SliceData(r.pairs), unsafe.SliceData(r.bias), &r.pairPointer,
+			uintptr(r.n), uintptr(r.rows), uintptr(r.taps/2), uintptr(2*r.xs), uintptr(4*r.ys), r.floor, r.slope)
+	}
+}
+
+// fastBF16 tells whether AVX512_BF16 is faster than float32.
+func fastBF16() bool { return false }
