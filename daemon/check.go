@@ -101,6 +101,11 @@ func Check(ctx context.Context, cfg *Config) []Finding {
 			golden = fmt.Sprintf("golden vectors to %.1g", v.GoldenError)
 		}
 		add("model", Good, "%s %s, %s", m.Name(), m.Version(), golden)
+		if m.HasHigh() {
+			add("quality high", Good, "%s has the networks for it", m.Name())
+		} else {
+			add("quality high", Note, "%s has no networks for it: what is asked for in it gets the fast result, and the high one once a model with the networks runs", m.Name())
+		}
 	}
 
 	for _, d := range cfg.Destinations {

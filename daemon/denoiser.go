@@ -11,7 +11,10 @@ import (
 )
 
 // denoiser is a model as the pipeline wants it.
-type denoiser struct{ m *models.Model }
+type denoiser struct {
+	m    *models.Model
+	high bool // asking the model reads its weights
+}
 
 // modelPath is what models.Open takes for denoise.model: a plain name is first looked
 // for among the installed models, in the folder models of state_dir.
@@ -24,7 +27,7 @@ func openDenoiser(nameOrDir string) (pipeline.Denoiser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("denoise.model: %w", err)
 	}
-	return denoiser{m}, nil
+	return denoiser{m, m.HasHigh()}, nil
 }
 
 // Model implements pipeline.Denoiser.
@@ -34,7 +37,23 @@ func (d denoiser) Model() derive.ModelInfo {
 
 // Denoise implements pipeline.Denoiser.
 func (d denoiser) Denoise(ctx context.Context, f *derive.Frame, strength float64) (*pipeline.Denoised, error) {
-	r, err := d.m.Denoise(ctx, models.Image{Width: f.Width, Height: f.Height, Pixels: f.Pixels, Skip: f.Skip}, models.Options{Strength: strength})
+	return denoised(d.m.Denoise(ctx, frameImage(f), models.Options{Strength: strength}))
+}
+
+// HasHigh implements pipeline.HighDenoiser.
+func (d denoiser) HasHigh() bool { return d.high }
+
+// DenoiseHigh implements pipeline.HighDenoiser. The noise that sampling starts
+// from is the same for every image, so that the same image gives the same result.
+func (d denoiser) DenoiseHigh(ctx context.Context, f *derive.Frame, strength float64, progress func(done, total int)) (*pipeline.Denoised, error) {
+	return denoised(d.m.High(ctx, frameImage(f), models.HighOptions{Strength: strength, Progress: progress}))
+}
+
+func frameImage(f *derive.Frame) models.Image {
+	return models.Image{Width: f.Width, Height: f.Height, Pixels: f.Pixels, Skip: f.Skip}
+}
+
+func denoised(r *models.Result, err error) (*pipeline.Denoised, error) {
 	if err != nil {
 		return nil, err
 	}

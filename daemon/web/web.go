@@ -17,6 +17,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,6 +35,10 @@ type Source interface {
 	SeriesByUID(ctx context.Context, uid string) (*pipeline.SeriesStatus, error)
 	// Retry puts refused deliveries of a series back into the queue and tells how many.
 	Retry(ctx context.Context, uid string) (int64, error)
+	// Picture reads a frame of image n of a series, both counted from 1: which is
+	// original, fast or high. It fails with pipeline.ErrUnknownSeries or
+	// pipeline.ErrNotShown.
+	Picture(ctx context.Context, uid string, n int, which string, frame int) (*pipeline.Picture, error)
 	// Flag says in what quality a series is wanted. Errors are those of
 	// pipeline.Pipeline.Flag.
 	Flag(ctx context.Context, uid string, f pipeline.Flag) (*pipeline.Flagged, error)
@@ -105,13 +110,20 @@ var static embed.FS
 //go:embed page.html
 var pageText string
 
+//go:embed compare.html
+var compareText string
+
 // maxStreams is how many streams of events may be open at a time.
 const maxStreams = 64
 
+// maxPictures is how many images are read for answers at a time; others wait.
+const maxPictures = 4
+
 type server struct {
 	Options
-	page    *template.Template
-	streams chan struct{} // a place for each open stream
+	page, compare *template.Template
+	streams       chan struct{} // a place for each open stream
+	pictures      chan struct{} // a place for each image being read
 }
 
 // New returns the handler of all paths.
@@ -122,7 +134,7 @@ func New(o Options) http.Handler {
 	if o.heartbeat == 0 {
 		o.heartbeat = 15 * time.Second
 	}
-	s := &server{Options: o, streams: make(chan struct{}, maxStreams)}
+	s := &server{Options: o, streams: make(chan struct{}, maxStreams), pictures: make(chan struct{}, maxPictures)}
 	s.page = template.Must(template.New("page").Funcs(template.FuncMap{
 		"age":     func(t time.Time) string { return time.Since(t).Round(time.Second).String() },
 		"clock":   func(t time.Time) string { return t.Local().Format("15:04:05") },
@@ -130,7 +142,10 @@ func New(o Options) http.Handler {
 		"seconds": func(x float64) string { return (time.Duration(x) * time.Second).String() },
 		"rows":    rows,
 	}).Parse(pageText))
+	s.compare = template.Must(template.New("compare").Parse(compareText))
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /compare", s.comparison)
+	mux.HandleFunc("GET /api/series/{uid}/instances/{n}/pixels", s.pixels)
 	mux.HandleFunc("GET /{$}", s.index)
 	mux.HandleFunc("GET /part/live", s.live)
 	mux.Handle("GET /static/", http.FileServerFS(static))
@@ -300,6 +315,90 @@ func (s *server) flag(w http.ResponseWriter, r *http.Request) {
 		s.json(w, http.StatusGone, problem{err.Error()})
 	default:
 		s.fail(w, r, err)
+	}
+}
+
+// pixels answers with the stored values of one frame, 16 bit little endian, row
+// by row. n counts the images of the series from 1, in the order of their instance
+// numbers; which is original (if not given), fast or high; frame counts from 1. The
+// headers say how many columns, rows and frames there are, how many bits are
+// stored, whether the values are signed, whether small values are shown bright,
+// and the window of the object, if it has one. 404: there is no such image, or it is
+// not held any more; 422: its pixels cannot be read here.
+func (s *server) pixels(w http.ResponseWriter, r *http.Request) {
+	n, err := strconv.Atoi(r.PathValue("n"))
+	frame := 1
+	if f := r.FormValue("frame"); err == nil && f != "" {
+		frame, err = strconv.Atoi(f)
+	}
+	which := r.FormValue("which")
+	switch which {
+	case "":
+		which = "original"
+	case "original", "fast", "high":
+	default:
+		err = errors.New("which")
+	}
+	if err != nil || n < 1 || frame < 1 {
+		s.json(w, http.StatusBadRequest, problem{"need .../instances/N/pixels?which=original, fast or high, and frame from 1"})
+		return
+	}
+	select {
+	case s.pictures <- struct{}{}:
+		defer func() { <-s.pictures }()
+	case <-r.Context().Done():
+		return
+	}
+	p, err := s.Source.Picture(r.Context(), r.PathValue("uid"), n, which, frame)
+	switch {
+	case err == nil:
+	case errors.Is(err, pipeline.ErrUnknownSeries):
+		s.json(w, http.StatusNotFound, problem{"no such image"})
+		return
+	case errors.Is(err, pipeline.ErrNotShown):
+		s.json(w, http.StatusUnprocessableEntity, problem{err.Error()})
+		return
+	default:
+		s.fail(w, r, err)
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("Content-Length", strconv.Itoa(len(p.Pixels)))
+	for name, v := range map[string]int{"Columns": p.Width, "Rows": p.Height, "Frames": p.Frames, "Bits-Stored": p.Stored} {
+		h.Set("Denoised-"+name, strconv.Itoa(v))
+	}
+	h.Set("Denoised-Signed", strconv.FormatBool(p.Signed))
+	h.Set("Denoised-Inverse", strconv.FormatBool(p.Inverse))
+	if p.WindowWidth > 0 {
+		h.Set("Denoised-Window", fmt.Sprintf("%g %g", p.WindowCenter, p.WindowWidth))
+	}
+	if _, err := w.Write(p.Pixels); err != nil {
+		s.Logger.Debug("answer", zap.Error(err)) // the client has gone
+	}
+}
+
+// comparison is the page that shows a series before and after.
+func (s *server) comparison(w http.ResponseWriter, r *http.Request) {
+	one, err := s.Source.SeriesByUID(r.Context(), r.FormValue("series"))
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	v := struct {
+		pipeline.SeriesStatus
+		Images int
+		Frames int64
+	}{SeriesStatus: *one, Frames: 1}
+	for _, in := range one.Instances {
+		if in.Kind == "original" && in.State != "conflict" {
+			v.Images++
+			v.Frames = max(v.Frames, in.Frames)
+		}
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	if err := s.compare.Execute(w, v); err != nil {
+		s.Logger.Debug("page", zap.Error(err)) // the client has gone
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/diffdenoise/denoised/pipeline"
+	"github.com/diffdenoise/denoised/pipeline/derive"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -68,6 +69,22 @@ func (f *fake) Flag(_ context.Context, uid string, w pipeline.Flag) (*pipeline.F
 		return nil, errors.New("secret detail")
 	}
 	return &pipeline.Flagged{Series: uid, Quality: w.Quality, Known: uid == "1.2.3"}, nil
+}
+
+func (f *fake) Picture(_ context.Context, uid string, n int, which string, frame int) (*pipeline.Picture, error) {
+	switch {
+	case uid == "broken":
+		return nil, errors.New("secret detail")
+	case uid != "1.2.3" || n != 2:
+		return nil, fmt.Errorf("image %d: %w", n, pipeline.ErrUnknownSeries)
+	case which == "high", frame > 3:
+		return nil, pipeline.ErrNotShown
+	}
+	p := &pipeline.Picture{Raster: derive.Raster{Width: 2, Height: 1, Frames: 3, Stored: 12, Signed: which == "original", Pixels: []byte{1, 2, 3, byte(frame)}}}
+	if which == "fast" {
+		p.Inverse, p.WindowCenter, p.WindowWidth = true, 300, 500
+	}
+	return p, nil
 }
 
 func (f *fake) Events() (<-chan pipeline.Event, func()) {
@@ -261,6 +278,52 @@ func TestHighOnPage(t *testing.T) {
 		}
 		if m := inline.FindString(page); m != "" {
 			t.Errorf("inline: %q", m)
+		}
+	}
+}
+
+// TestPixels: stored values with what is needed to show them.
+func TestPixels(t *testing.T) {
+	r := start(t, 0)
+	const path = "/api/series/1.2.3/instances/2/pixels"
+	for query, want := range map[string]string{"": "true false ", "?which=original&frame=1": "true false ", "?which=fast": "false true 300 500"} {
+		resp, body := r.get(t, path+query)
+		h := resp.Header
+		got := h.Get("Denoised-Signed") + " " + h.Get("Denoised-Inverse") + " " + h.Get("Denoised-Window")
+		if resp.StatusCode != 200 || body != "\x01\x02\x03\x01" || got != want || h.Get("Denoised-Columns") != "2" || h.Get("Denoised-Rows") != "1" ||
+			h.Get("Denoised-Frames") != "3" || h.Get("Denoised-Bits-Stored") != "12" || h.Get("Cache-Control") != "no-store" || h.Get("Content-Type") != "application/octet-stream" {
+			t.Errorf("%q: %s, %q, %v", query, resp.Status, body, h)
+		}
+	}
+	if _, body := r.get(t, path+"?frame=3"); body != "\x01\x02\x03\x03" {
+		t.Errorf("frame 3: %q", body)
+	}
+	for path, code := range map[string]int{path + "?which=high": 422, path + "?frame=4": 422, path + "?which=best": 400, path + "?frame=0": 400, path + "?frame=x": 400,
+		"/api/series/1.2.3/instances/0/pixels": 400, "/api/series/1.2.3/instances/x/pixels": 400, "/api/series/1.2.3/instances/-1/pixels": 400,
+		"/api/series/1.2.3/instances/3/pixels": 404, "/api/series/9/instances/2/pixels": 404, "/api/series/broken/instances/2/pixels": 500, "/api/series/1.2.3/instances/99999999999999999999/pixels": 400} {
+		if resp, body := r.get(t, path); resp.StatusCode != code || strings.Contains(body, "secret") {
+			t.Errorf("%s: %s %.100q", path, resp.Status, body)
+		}
+	}
+}
+
+// TestCompare: the page of one series, escaped, and nothing inline.
+func TestCompare(t *testing.T) {
+	r := start(t, 0)
+	r.list = []pipeline.SeriesStatus{{UID: "1.2.3", Protocol: "<script>", High: &pipeline.HighStatus{Done: 1}, Instances: []pipeline.InstanceStatus{
+		{Kind: "original", Frames: 7}, {Kind: "original", State: "conflict"}, {Kind: "derived"}}}}
+	resp, page := r.get(t, "/compare?series=1.2.3")
+	for _, want := range []string{`data-series="1.2.3"`, `data-images="1"`, `data-frames="7"`, "&lt;script&gt;", `value="high" selected`, "Research use only"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("page lacks %q", want)
+		}
+	}
+	if m := inline.FindString(page); m != "" || resp.StatusCode != 200 {
+		t.Errorf("%s, inline: %q", resp.Status, m)
+	}
+	for path, code := range map[string]int{"/compare": 404, "/compare?series=9": 404, "/static/compare.js": 200} {
+		if resp, _ := r.get(t, path); resp.StatusCode != code {
+			t.Errorf("%s: %s", path, resp.Status)
 		}
 	}
 }

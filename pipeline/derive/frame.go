@@ -68,6 +68,42 @@ func ReadFrame(o *dcm.Object, i int) (*Frame, error) {
 	return f, nil
 }
 
+// Raster is one frame as it is stored, to be shown. Unlike a Frame it can be read
+// of any image of one sample without compression, derived ones included.
+type Raster struct {
+	Width, Height, Frames int
+	Signed                bool
+	Stored                int // bits
+	// Pixels are the stored values, row major, 16 bit little endian each; signed
+	// ones in two's complement.
+	Pixels []byte
+}
+
+// ReadRaster reads frame i, counted from 0. It allocates 2 to 4 bytes per pixel. The
+// error is a *RefusedError if the pixels cannot be read.
+func ReadRaster(o *dcm.Object, i int) (*Raster, error) {
+	v, l := pixelLayout(o)
+	if !v.OK() {
+		return nil, &RefusedError{v}
+	}
+	if i < 0 || i >= l.frames {
+		return nil, fmt.Errorf("read frame %d of %d: no such frame", i, l.frames)
+	}
+	c := newCells(o, l)
+	raw := make([]byte, l.frameBytes())
+	if err := l.pixels.ReadAt(raw, int64(i)*l.frameBytes()); err != nil {
+		return nil, fmt.Errorf("read frame %d: %w", i, err)
+	}
+	out := raw
+	if !c.wide {
+		out = make([]byte, 2*l.pixelsPerFrame())
+	}
+	for k := range l.pixelsPerFrame() {
+		binary.LittleEndian.PutUint16(out[2*k:], uint16(c.value(c.cell(raw, k))))
+	}
+	return &Raster{Width: l.columns, Height: l.rows, Frames: l.frames, Signed: l.signed, Stored: l.stored, Pixels: out}, nil
+}
+
 // cells knows how a stored value lies in its pixel cell.
 type cells struct {
 	wide     bool // two bytes
