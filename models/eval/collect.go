@@ -160,6 +160,7 @@ func (c *Collector) Add(v Volume) {
 		values      []float32
 		first       models.Image
 		least, most = float32(math.Inf(1)), float32(math.Inf(-1))
+		padded      []int
 	)
 	for k := range v.Slices {
 		img, err := v.Read(k)
@@ -199,7 +200,7 @@ func (c *Collector) Add(v Volume) {
 			continue
 		}
 		if 2*skipped > len(img.Pixels) {
-			no(SkipPadding, "slice %d: %d of %d pixels are no measurement or not finite", k, skipped, len(img.Pixels))
+			padded = append(padded, k)
 			continue
 		}
 		if c.kept += len(img.Pixels); c.kept > maxKept {
@@ -208,7 +209,13 @@ func (c *Collector) Add(v Volume) {
 		}
 		chosen[k] = &slice{name: sliceName(base, v.Slices, k), w: img.Width, h: img.Height, px: img.Pixels, volume: base}
 	}
-	if least >= most {
+	if len(padded) > 0 {
+		no(SkipPadding, "most pixels of slices %d are no measurement or not finite", padded)
+	}
+	if least > most {
+		return
+	}
+	if least == most {
 		no(SkipConstant, "all values are equal")
 		return
 	}

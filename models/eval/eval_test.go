@@ -365,6 +365,14 @@ func TestPerfect(t *testing.T) {
 	}
 }
 
+func TestSigned(t *testing.T) {
+	for v, want := range map[float64]string{-0.001: "+0.00", 0: "+0.00", -0.006: "-0.01", 1.234: "+1.23"} {
+		if got := signed(v); got != want {
+			t.Errorf("%g is written %s, want %s", v, got, want)
+		}
+	}
+}
+
 func TestFileName(t *testing.T) {
 	for in, want := range map[string]string{
 		"../../etc/passwd":       "panel_.._.._etc_passwd.png",

@@ -290,13 +290,18 @@ func (r *Report) Grids(t *Table) []Grid {
 		Head: []string{"noise", "method", "than", "whole slice", "worst", "tissue", "worst", "worst slice in tissue"}}
 	for _, p := range t.Pairs {
 		pairs.Lines = append(pairs.Lines, []string{p.Row, p.Method, p.Than,
-			fmt.Sprintf("%+.2f ± %.2f", p.PSNR.Mean, p.PSNR.StdError), fmt.Sprintf("%+.2f", p.PSNR.Worst),
-			fmt.Sprintf("%+.2f ± %.2f", p.Tissue.Mean, p.Tissue.StdError), fmt.Sprintf("%+.2f", p.Tissue.Worst), p.Tissue.WorstOn})
+			signed(p.PSNR.Mean) + fmt.Sprintf(" ± %.2f", p.PSNR.StdError), signed(p.PSNR.Worst),
+			signed(p.Tissue.Mean) + fmt.Sprintf(" ± %.2f", p.Tissue.StdError), signed(p.Tissue.Worst), p.Tissue.WorstOn})
 	}
 	if len(pairs.Lines) > 0 {
 		grids = append(grids, pairs)
 	}
 	return grids
+}
+
+// signed writes a difference in dB; what rounds to 0 has no minus.
+func signed(v float64) string {
+	return strings.Replace(fmt.Sprintf("%+.2f", v), "-0.00", "+0.00", 1)
 }
 
 // Write makes the files of a report in a folder, which is made if it is not there:
