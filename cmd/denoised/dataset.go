@@ -54,18 +54,36 @@ const (
 // Sources are paths relative to root, with forward slashes; a DICOM series is
 // named by its first file. Volumes come in the order of their names.
 func readDataset(ctx context.Context, root string, add func(train.Volume) error, skip func(train.Skip)) error {
-	top, err := datasetRoot(root)
-	if err != nil {
+	r := &datasetReader{add: add, skip: skip}
+	return r.read(ctx, root)
+}
+
+// datasetReader is one call of readDataset. Its zero value with add and skip set is
+// ready.
+type datasetReader struct {
+	add  func(train.Volume) error
+	skip func(train.Skip)
+	// exclude, if not nil, tells by their source what is not even looked at.
+	exclude func(source string) bool
+	spool   bool // set by read: root is the spool of a daemon
+
+	root   string
+	series map[string]*dicomSeries // by UID and size
+	seen   map[[32]byte]bool       // hashes of SOP instance UIDs
+}
+
+func (r *datasetReader) read(ctx context.Context, root string) error {
+	var err error
+	if r.root, r.spool, err = datasetRoot(root); err != nil {
 		return err
 	}
-	r := &datasetReader{root: top, skip: skip, series: map[string]*dicomSeries{}, seen: map[[32]byte]bool{}}
+	r.series, r.seen = map[string]*dicomSeries{}, map[[32]byte]bool{}
 	var volumes []datasetVolume
-	err = walkFiles(ctx, top, func(path string) error {
-		found, err := r.look(path)
-		volumes = append(volumes, found...)
-		return err
+	err = walkFiles(ctx, r.root, func(path string) error {
+		volumes = append(volumes, r.look(path)...)
+		return nil
 	}, func(path, reason, detail string) {
-		skip(train.Skip{Source: r.name(path), Reason: reason, Detail: detail})
+		r.skip(train.Skip{Source: r.name(path), Reason: reason, Detail: detail})
 	})
 	if err != nil {
 		return err
@@ -76,7 +94,7 @@ func readDataset(ctx context.Context, root string, add func(train.Volume) error,
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := v.read(add); err != nil {
+		if err := v.read(r.add); err != nil {
 			return err
 		}
 	}
@@ -85,33 +103,26 @@ func readDataset(ctx context.Context, root string, add func(train.Volume) error,
 
 // datasetRoot is the folder of the originals if root is the state folder of a
 // daemon or its spool, else root.
-func datasetRoot(root string) (string, error) {
+func datasetRoot(root string) (dir string, ours bool, err error) {
 	info, err := os.Stat(root)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	if !info.IsDir() {
-		return root, nil
+		return root, false, nil
 	}
 	for _, dir := range []string{filepath.Join(root, "spool"), root} {
 		if isFolder(filepath.Join(dir, string(spool.Original), "00")) && isFolder(filepath.Join(dir, string(spool.Derived), "00")) {
-			return filepath.Join(dir, string(spool.Original)), nil
+			return filepath.Join(dir, string(spool.Original)), true, nil
 		}
 	}
-	return root, nil
+	return root, false, nil
 }
 
 // datasetVolume is something that holds volumes, not yet read.
 type datasetVolume struct {
 	source string
 	read   func(add func(train.Volume) error) error
-}
-
-type datasetReader struct {
-	root   string
-	skip   func(train.Skip)
-	series map[string]*dicomSeries // by UID and size
-	seen   map[[32]byte]bool       // hashes of SOP instance UIDs
 }
 
 // name is the path relative to the root.
@@ -123,18 +134,21 @@ func (r *datasetReader) name(path string) string {
 	return filepath.ToSlash(rel)
 }
 
-// look finds out what a file is. Nothing in it is an error.
-func (r *datasetReader) look(path string) ([]datasetVolume, error) {
+// look finds out what a file is and returns the volume that it is by itself. DICOM
+// images are kept for dicom.
+func (r *datasetReader) look(path string) []datasetVolume {
 	name := r.name(path)
-	no := func(reason, detail string) ([]datasetVolume, error) {
+	no := func(reason, detail string) []datasetVolume {
 		r.skip(train.Skip{Source: name, Reason: reason, Detail: detail})
-		return nil, nil
+		return nil
 	}
 	switch lower := strings.ToLower(name); {
+	case r.exclude != nil && r.exclude(name):
+		return no(skipExcluded, "")
 	case nifti.IsName(lower):
-		return []datasetVolume{{name, func(add func(train.Volume) error) error { return r.nifti(path, name, add) }}}, nil
+		return []datasetVolume{{name, func(add func(train.Volume) error) error { return r.nifti(path, name, add) }}}
 	case strings.HasSuffix(lower, ".png"):
-		return []datasetVolume{{name, func(add func(train.Volume) error) error { return r.png(path, name, add) }}}, nil
+		return []datasetVolume{{name, func(add func(train.Volume) error) error { return r.png(path, name, add) }}}
 	case spool.InConflict(lower):
 		return no(skipConflict, "")
 	}
@@ -172,7 +186,7 @@ func (r *datasetReader) look(path string) ([]datasetVolume, error) {
 	}
 	number, _ := o.Int(dcm.InstanceNumber)
 	s.files = append(s.files, dicomFile{path: path, name: name, number: number, frames: frames})
-	return nil, nil
+	return nil
 }
 
 // readReason is why a file cannot be read.
