@@ -1,0 +1,402 @@
+package gate_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/diffdenoise/denoised/internal/phantom"
+	"github.com/diffdenoise/denoised/models/gate"
+	"github.com/diffdenoise/denoised/models/noise"
+)
+
+// sample is a slice with noise whose map is known.
+type sample struct {
+	w, h         int
+	truth, noisy []float32
+	noise        *noise.Map
+}
+
+// sigma of the noise, as in the rows of docs/quality.md.
+const sigma = 6. / 255
+
+var heads = sync.OnceValue(func() *phantom.Volume {
+	return phantom.New(phantom.Spec{Seed: 11, Slices: 4, Width: 224, Height: 208, Shading: true})
+})
+
+func head(k int, kernel *noise.Kernel) sample {
+	v := heads()
+	s := sample{w: v.Spec.Width, h: v.Spec.Height, truth: v.Truth[k%len(v.Truth)]}
+	n := len(s.truth)
+	s.noise = &noise.Map{Width: s.w, Height: s.h, Sigma: slices.Repeat([]float32{sigma}, n), Median: sigma, Correlation: kernel.Correlation()}
+	s.noisy = make([]float32, n)
+	s.noise.Draw(s.noisy, rand.New(rand.NewPCG(uint64(k), 1)))
+	for i, v := range s.truth {
+		s.noisy[i] += v
+	}
+	return s
+}
+
+// left is the truth with a share of the noise: what a good denoiser returns.
+func (s *sample) left(share float32) []float32 {
+	out := make([]float32, len(s.truth))
+	for i, v := range s.truth {
+		out[i] = v + share*(s.noisy[i]-v)
+	}
+	return out
+}
+
+func (s *sample) check(t *testing.T, after []float32) *gate.Report {
+	t.Helper()
+	rep, err := gate.Check(gate.Input{Width: s.w, Height: s.h, Before: s.noisy, After: after, Noise: s.noise})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rep
+}
+
+// failed lists the names of the failed checks.
+func failed(r *gate.Report) string {
+	var names []string
+	for _, c := range r.Checks {
+		if !c.Pass {
+			names = append(names, c.Name)
+		}
+	}
+	return strings.Join(names, " ")
+}
+
+// TestSilent: nothing is said against good results.
+func TestSilent(t *testing.T) {
+	for name, kernel := range map[string]*noise.Kernel{"white": noise.Gaussian(0, 0), "0.5": noise.Gaussian(0.5, 0.5), "1.2": noise.Gaussian(1.2, 1.2)} {
+		for k := range 4 {
+			s := head(k, kernel)
+			for _, share := range []float32{0, 0.2, 0.5, 1} {
+				if r := s.check(t, s.left(share)); !r.Pass || r.Reason != "" || r.Action != gate.OK || r.Blend != 1 {
+					t.Errorf("noise %s, slice %d, %g of the noise left: %v, %s", name, k, share, r.Action, r.Reason)
+				}
+			}
+		}
+	}
+}
+
+// failure plants something into a good result.
+type failure struct {
+	name  string
+	check string // that must find it
+	plant func(s *sample, out []float32, rng *rand.Rand)
+}
+
+// tissue returns a place in tissue, away from the borders.
+func (s *sample) tissue(rng *rand.Rand) (x, y int) {
+	for {
+		x, y = 30+rng.IntN(s.w-60), 30+rng.IntN(s.h-60)
+		if v := s.truth[y*s.w+x]; v > 0.2 {
+			return x, y
+		}
+	}
+}
+
+// blob adds a disc of the given contrast, in standard deviations of the noise.
+func blob(contrast, r float64) func(*sample, []float32, *rand.Rand) {
+	return func(s *sample, out []float32, rng *rand.Rand) {
+		cx, cy := s.tissue(rng)
+		for i := range out {
+			d := math.Hypot(float64(i%s.w-cx), float64(i/s.w-cy))
+			out[i] += float32(contrast * sigma / (1 + math.Exp(2*(d-r))))
+		}
+	}
+}
+
+// vessel takes a line away.
+func vessel(contrast, width, length float64) func(*sample, []float32, *rand.Rand) {
+	return func(s *sample, out []float32, rng *rand.Rand) {
+		cx, cy := s.tissue(rng)
+		sin, cos := math.Sincos(math.Pi * rng.Float64())
+		for i := range out {
+			dx, dy := float64(i%s.w-cx), float64(i/s.w-cy)
+			if along, across := dx*cos+dy*sin, dy*cos-dx*sin; math.Abs(along) <= length/2 {
+				out[i] -= float32(contrast * sigma / (1 + math.Exp(3*(math.Abs(across)-width/2))))
+			}
+		}
+	}
+}
+
+// blur smooths with a Gaussian.
+func blur(spread float64) func(*sample, []float32, *rand.Rand) {
+	return func(s *sample, out []float32, _ *rand.Rand) {
+		var taps [9]float64
+		sum := 0.0
+		for i := range taps {
+			taps[i] = math.Exp(-float64((i-4)*(i-4)) / (2 * spread * spread))
+			sum += taps[i]
+		}
+		for _, step := range []int{1, s.w} {
+			in := slices.Clone(out)
+			for i := range out {
+				v := 0.0
+				for j, t := range taps {
+					if k := i + (j-4)*step; k >= 0 && k < len(in) {
+						v += t / sum * float64(in[k])
+					}
+				}
+				out[i] = float32(v)
+			}
+		}
+	}
+}
+
+var failures = []failure{
+	{"hallucinated blob, radius 4, contrast 2", gate.CheckSpot, blob(2, 4)},
+	{"hallucinated blob, radius 8, contrast 1", gate.CheckSpot, blob(1, 8)},
+	{"removed vessel, 2 wide, 24 long, contrast 2.5", gate.CheckLine, vessel(2.5, 2, 24)},
+	{"removed vessel, 1 wide, 32 long, contrast 4", gate.CheckLine, vessel(4, 1, 32)},
+	{"all brighter by 1 %", gate.CheckMean, func(_ *sample, out []float32, _ *rand.Rand) {
+		for i := range out {
+			out[i] *= 1.01
+		}
+	}},
+	{"32×32 pixels brighter by 5 %", gate.CheckSpot, func(s *sample, out []float32, rng *rand.Rand) {
+		cx, cy := s.tissue(rng)
+		for y := cy - 16; y < cy+16; y++ {
+			for x := cx - 16; x < cx+16; x++ {
+				out[y*s.w+x] *= 1.05
+			}
+		}
+	}},
+	{"blurred by 0.6", gate.CheckStructure, blur(0.6)},
+	{"blurred by 1", gate.CheckStructure, blur(1)},
+	{"noise doubled", gate.CheckAdded, func(s *sample, out []float32, _ *rand.Rand) {
+		for i, v := range s.truth {
+			out[i] = v + 2*(s.noisy[i]-v)
+		}
+	}},
+	{"other noise", gate.CheckSpectrum, func(s *sample, out []float32, rng *rand.Rand) {
+		s.noise.Draw(out, rng)
+		for i, v := range s.truth {
+			out[i] += v
+		}
+	}},
+	{"checkerboard of a quarter of the noise", gate.CheckGrid, func(s *sample, out []float32, _ *rand.Rand) {
+		for i := range out {
+			out[i] += sigma / 4 * float32(1-2*((i%s.w+i/s.w)&1))
+		}
+	}},
+	{"columns of a quarter of the noise", gate.CheckGrid, func(s *sample, out []float32, _ *rand.Rand) {
+		for i := range out {
+			out[i] += sigma / 4 * float32(1-2*(i%s.w&1))
+		}
+	}},
+	{"single wild pixels", gate.CheckRange, func(s *sample, out []float32, rng *rand.Rand) {
+		for range 100 {
+			out[rng.IntN(len(out))] += 1.5
+		}
+	}},
+}
+
+// TestPlanted: every failure is caught, by the check that is there for it.
+func TestPlanted(t *testing.T) {
+	white := noise.Gaussian(0, 0)
+	for _, f := range failures {
+		for k := range 3 {
+			s := head(k, white)
+			out := s.left(0.2)
+			f.plant(&s, out, rand.New(rand.NewPCG(uint64(k), 3)))
+			r := s.check(t, out)
+			if !strings.Contains(failed(r), f.check) {
+				t.Errorf("%s, slice %d: failed checks %q, want %q among them", f.name, k, failed(r), f.check)
+			}
+			if r.Pass || r.Reason == "" || r.Action == gate.OK || r.Blend >= 1 || (r.Action == gate.PassThrough) != (r.Blend == 0) {
+				t.Errorf("%s, slice %d: %+v", f.name, k, r)
+			}
+		}
+	}
+}
+
+// TestPlace: a spot and a line are found where they are.
+func TestPlace(t *testing.T) {
+	s := head(0, noise.Gaussian(0, 0))
+	for name, plant := range map[string]func(*sample, []float32, *rand.Rand){gate.CheckSpot: blob(3, 4), gate.CheckLine: vessel(3, 2, 20)} {
+		out := s.left(0.2)
+		plant(&s, out, rand.New(rand.NewPCG(5, 5)))
+		x, y := s.tissue(rand.New(rand.NewPCG(5, 5)))
+		r := s.check(t, out)
+		for _, c := range r.Checks {
+			if c.Name == name && math.Hypot(float64(c.X-x), float64(c.Y-y)) > 16 {
+				t.Errorf("%s at (%d, %d), found at (%d, %d)", name, x, y, c.X, c.Y)
+			}
+		}
+	}
+}
+
+// TestBlend: the share that is advised makes a result pass that shifts the mean.
+func TestBlend(t *testing.T) {
+	s := head(1, noise.Gaussian(0, 0))
+	out := s.left(0.2)
+	for i := range out {
+		out[i] *= 1.008
+	}
+	r := s.check(t, out)
+	if r.Action != gate.Blend || r.Blend < 0.4 || r.Blend > 0.9 {
+		t.Fatalf("%v by %.2f: %s", r.Action, r.Blend, r.Reason)
+	}
+	for i, v := range s.noisy {
+		out[i] = v + float32(r.Blend)*(out[i]-v)
+	}
+	if r := s.check(t, out); !r.Pass {
+		t.Errorf("blended: %s", r.Reason)
+	}
+}
+
+// TestUncertainty: a result that does not know itself is not sent.
+func TestUncertainty(t *testing.T) {
+	s := head(2, noise.Gaussian(0, 0))
+	out := s.left(0.2)
+	for value, want := range map[float32]bool{0.1 * sigma: true, 0.5 * sigma: true, sigma: false, float32(math.NaN()): false} {
+		r, err := gate.Check(gate.Input{Width: s.w, Height: s.h, Before: s.noisy, After: out, Noise: s.noise, Uncertainty: slices.Repeat([]float32{value}, len(out))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Pass != want {
+			t.Errorf("uncertainty %g: passes %v, %s", value, r.Pass, r.Reason)
+		}
+	}
+}
+
+// TestSkip: what skipped pixels hold, even NaN, changes nothing.
+func TestSkip(t *testing.T) {
+	s := head(0, noise.Gaussian(0, 0))
+	out := s.left(0.2)
+	skip := make([]bool, len(out))
+	for i := range skip {
+		skip[i] = i/s.w < 60 && i%s.w < 60
+	}
+	check := func() *gate.Report {
+		r, err := gate.Check(gate.Input{Width: s.w, Height: s.h, Before: s.noisy, After: out, Noise: s.noise, Skip: skip})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	want := fmt.Sprint(*check())
+	for i, k := range skip {
+		if k {
+			s.noisy[i], out[i] = float32(math.NaN()), float32(i)
+		}
+	}
+	if got := fmt.Sprint(*check()); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	s.noisy[len(out)-1] = float32(math.Inf(1))
+	if _, err := gate.Check(gate.Input{Width: s.w, Height: s.h, Before: s.noisy, After: out, Noise: s.noise, Skip: skip}); err == nil {
+		t.Error("an infinite pixel that is not skipped gives no error")
+	}
+}
+
+// TestEdges: sizes that do not fit are errors; tiny, unchanged and wholly skipped
+// images pass; a change without noise does not.
+func TestEdges(t *testing.T) {
+	flat := func(n int, v float32) []float32 { return slices.Repeat([]float32{v}, n) }
+	for _, size := range [][2]int{{1, 1}, {2, 3}, {5, 5}, {7, 1}, {9, 17}, {40, 33}} {
+		w, h := size[0], size[1]
+		n := w * h
+		m := &noise.Map{Width: w, Height: h, Sigma: flat(n, 1), Correlation: noise.White()}
+		r, err := gate.Check(gate.Input{Width: w, Height: h, Before: flat(n, 5), After: flat(n, 5), Noise: m})
+		if err != nil || !r.Pass {
+			t.Errorf("%v unchanged: %+v, %v", size, r, err)
+		}
+		r, err = gate.Check(gate.Input{Width: w, Height: h, Before: flat(n, 5), After: flat(n, 7), Noise: m, Skip: slices.Repeat([]bool{true}, n)})
+		if err != nil || !r.Pass {
+			t.Errorf("%v skipped: %+v, %v", size, r, err)
+		}
+		if _, err = gate.Check(gate.Input{Width: w, Height: h, Before: flat(n, 5), After: flat(n, 5.2), Noise: m}); err != nil {
+			t.Errorf("%v: %v", size, err)
+		}
+		none := &noise.Map{Width: w, Height: h, Sigma: flat(n, 0)}
+		r, err = gate.Check(gate.Input{Width: w, Height: h, Before: flat(n, 5), After: flat(n, 5.2), Noise: none})
+		if err != nil || r.Pass || r.Action != gate.PassThrough || r.Reason == "" {
+			t.Errorf("%v without noise: %+v, %v", size, r, err)
+		}
+		for _, in := range []gate.Input{
+			{Width: w, Height: h + 1, Before: flat(n, 5), After: flat(n, 5), Noise: m},
+			{Width: w, Height: h, Before: flat(n, 5), After: flat(n+1, 5), Noise: m},
+			{Width: w, Height: h, Before: flat(n, 5), After: flat(n, 5)},
+			{Width: w, Height: h, Before: flat(n, 5), After: flat(n, 5), Noise: m, Skip: make([]bool, n+1)},
+			{Width: w, Height: h, Before: flat(n, 5), After: flat(n, 5), Noise: &noise.Map{Width: h + 1, Height: w, Sigma: flat(n, 1)}},
+		} {
+			if _, err := gate.Check(in); err == nil {
+				t.Errorf("%v: no error", size)
+			}
+		}
+	}
+}
+
+// TestConcurrent: the same report however many run at once.
+func TestConcurrent(t *testing.T) {
+	s := head(3, noise.Gaussian(0.5, 0.5))
+	out := s.left(0.3)
+	want := fmt.Sprint(*s.check(t, out))
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			r, err := gate.Check(gate.Input{Width: s.w, Height: s.h, Before: s.noisy, After: out, Noise: s.noise})
+			if err != nil {
+				t.Error(err)
+			} else if got := fmt.Sprint(*r); got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func BenchmarkCheck512(b *testing.B) {
+	const w, h = 512, 512
+	m := &noise.Map{Width: w, Height: h, Sigma: slices.Repeat([]float32{sigma}, w*h), Correlation: noise.White()}
+	y, x := make([]float32, w*h), make([]float32, w*h)
+	m.Draw(y, rand.New(rand.NewPCG(1, 1)))
+	for i := range y {
+		x[i] = float32(i%64) / 64
+		y[i] += x[i]
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := gate.Check(gate.Input{Width: w, Height: h, Before: y, After: x, Noise: m}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func ExampleCheck() {
+	const w, h = 128, 128
+	m := &noise.Map{Width: w, Height: h, Sigma: slices.Repeat([]float32{5}, w*h), Correlation: noise.White()}
+	truth := slices.Repeat([]float32{100}, w*h)
+	noisy := make([]float32, w*h)
+	m.Draw(noisy, rand.New(rand.NewPCG(1, 1)))
+	for i, v := range truth {
+		noisy[i] += v
+	}
+	r, err := gate.Check(gate.Input{Width: w, Height: h, Before: noisy, After: truth, Noise: m})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(r.Pass, r.Action)
+	for y := 40; y < 60; y++ { // something that was not there
+		for x := 70; x < 90; x++ {
+			truth[y*w+x] += 5
+		}
+	}
+	if r, err = gate.Check(gate.Input{Width: w, Height: h, Before: noisy, After: truth, Noise: m}); err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(r.Pass, r.Action)
+	// Output:
+	// true ok
+	// false pass through
+}
