@@ -138,4 +138,4 @@ func finishRow32(y *float32, res *float32, sums *float32, bias *float32, n uintp
 // pixels 16x16, 16x32, 32x16, 32x32.
 //
 //go:noescape
-func tileCode(code *[4]uintptr)
+func tileCode(code *[4]*byte)

@@ -49,25 +49,27 @@ func noise(seed uint64, n int) (y, sigma []float32) {
 // TestStrips: the cut into strips never changes a bit, whatever the width, also
 // when strips are narrower than the network is deep.
 func TestStrips(t *testing.T) {
-	each(t, func(t *testing.T, b *Backend) {
-		loaded, err := b.Load(kernelstest.RandomNet(5, 8, 5))
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := loaded.(*network)
-		const height = 9
-		for _, width := range []int{1, 14, 47, 64, 100, 131} {
-			y, sigma := noise(uint64(width), width*height)
-			want, got := make([]float32, len(y)), make([]float32, len(y))
-			n.forward(want, y, sigma, width, height, nil, 1<<20, nil)
-			for _, aim := range []int{1, 8, 9, 16, 24, 40} {
-				n.forward(got, y, sigma, width, height, nil, aim, nil)
-				if !slices.Equal(got, want) {
-					t.Errorf("width %d: strips of about %d columns change the result", width, aim)
-				}
+	each(t, testStrips)
+}
+
+func testStrips(t *testing.T, b *Backend) {
+	loaded, err := b.Load(kernelstest.RandomNet(5, 8, 5))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := loaded.(*network)
+	const height = 9
+	for _, width := range []int{1, 14, 47, 64, 100, 131} {
+		y, sigma := noise(uint64(width), width*height)
+		want, got := make([]float32, len(y)), make([]float32, len(y))
+		n.forward(want, y, sigma, width, height, nil, 1<<20, nil)
+		for _, aim := range []int{1, 8, 9, 16, 24, 40} {
+			n.forward(got, y, sigma, width, height, nil, aim, nil)
+			if !slices.Equal(got, want) {
+				t.Errorf("width %d: strips of about %d columns change the result", width, aim)
 			}
 		}
-	})
+	}
 }
 
 // TestAssemblyAgrees: AVX2 and AVX-512 add in the same order with one rounding
@@ -122,49 +124,47 @@ func TestRowGuards(t *testing.T) {
 func testRowGuards(t *testing.T, b *Backend) {
 	guard := float32(math.NaN())
 	const words = 64
-	{
-		for _, blk := range b.isa.blocks {
-			for n := 1; n <= 20; n++ {
-				for _, stride := range []int{4, 12, 32} {
-					taps, ys := 3*stride, blk.width+3
-					surround := func(length int, fill float32) (inner, all []float32) {
-						all = slices.Repeat([]float32{guard}, length+2*words)
-						for i := range length {
-							all[words+i] = fill
-						}
-						return all[words:][:length:length], all
+	for _, blk := range b.isa.blocks {
+		for n := 1; n <= 20; n++ {
+			for _, stride := range []int{4, 12, 32} {
+				taps, ys := 3*stride, blk.width+3
+				surround := func(length int, fill float32) (inner, all []float32) {
+					all = slices.Repeat([]float32{guard}, length+2*words)
+					for i := range length {
+						all[words+i] = fill
 					}
-					input := func(length int, fill float32) (inner []float32, halfs []uint32) {
-						inner, all := surround(length, fill)
-						if b.isa.bf16 == nil {
-							return inner, nil
-						}
-						halfs = make([]uint32, len(all)/2)
-						roundPairs(halfs, all)
-						return nil, halfs[words/2:][: length/2 : length/2]
+					return all[words:][:length:length], all
+				}
+				input := func(length int, fill float32) (inner []float32, halfs []uint32) {
+					inner, all := surround(length, fill)
+					if b.isa.bf16 == nil {
+						return inner, nil
 					}
-					r := &row{n: n, rows: 3, taps: taps, xs: stride, ys: ys, floor: 0}
-					for i := range r.x {
-						r.x[i], r.halfs[i] = input((n-1)*stride+taps, 1)
-					}
-					r.w, r.pairs = input(3*taps*blk.width, 0.5)
-					r.bias, _ = surround(blk.width, 2)
-					var outside []float32
-					r.y, outside = surround((n-1)*ys+blk.width, -1)
-					r.check(blk.width)
-					blk.run(r)
-					want := float32(2 + 3*taps/2)
-					for i, v := range outside {
-						at := i - words
-						inside := at >= 0 && at < len(r.y)
-						switch {
-						case inside && at%ys < blk.width && v != want:
-							t.Fatalf("block %d, %d pixels: output %d is %v, want %v", blk.width, n, at, v, want)
-						case inside && at%ys >= blk.width && v != -1:
-							t.Fatalf("block %d, %d pixels: wrote between pixels at %d", blk.width, n, at)
-						case !inside && v == v:
-							t.Fatalf("block %d, %d pixels: wrote outside at %d", blk.width, n, at)
-						}
+					halfs = make([]uint32, len(all)/2)
+					roundPairs(halfs, all)
+					return nil, halfs[words/2:][: length/2 : length/2]
+				}
+				r := &row{n: n, rows: 3, taps: taps, xs: stride, ys: ys, floor: 0}
+				for i := range r.x {
+					r.x[i], r.halfs[i] = input((n-1)*stride+taps, 1)
+				}
+				r.w, r.pairs = input(3*taps*blk.width, 0.5)
+				r.bias, _ = surround(blk.width, 2)
+				var outside []float32
+				r.y, outside = surround((n-1)*ys+blk.width, -1)
+				r.check(blk.width)
+				blk.run(r)
+				want := float32(2 + 3*taps/2)
+				for i, v := range outside {
+					at := i - words
+					inside := at >= 0 && at < len(r.y)
+					switch {
+					case inside && at%ys < blk.width && v != want:
+						t.Fatalf("block %d, %d pixels: output %d is %v, want %v", blk.width, n, at, v, want)
+					case inside && at%ys >= blk.width && v != -1:
+						t.Fatalf("block %d, %d pixels: wrote between pixels at %d", blk.width, n, at)
+					case !inside && v == v:
+						t.Fatalf("block %d, %d pixels: wrote outside at %d", blk.width, n, at)
 					}
 				}
 			}

@@ -91,7 +91,7 @@ func tileRows(nb, np int) {
 
 // tileCode writes a function that tells where the kernels lie.
 func tileCode() {
-	TEXT("tileCode", NOSPLIT, "func(code *[4]uintptr)")
+	TEXT("tileCode", NOSPLIT, "func(code *[4]*byte)")
 	Doc("tileCode returns the addresses of the AMX kernels, for the test that runs their bytes: outputs and", "pixels 16x16, 16x32, 32x16, 32x32.")
 	Pragma("noescape")
 	code, at := Load(Param("code"), GP64()), GP64()

@@ -48,9 +48,9 @@ func round2(low, high, dst reg.VecVirtual) {
 	emit("VCVTNE2PS2BF16", []Op{low, high}, []Op{dst}, low, high, dst)
 }
 
-// round1 makes bf16 numbers of the floats in src, in half of dst.
+// round1 makes bf16 numbers of the floats in src, in the lower half of dst.
 func round1(src, dst reg.VecVirtual) {
-	emit("VCVTNEPS2BF16", []Op{src}, []Op{dst}, src, dst)
+	emit("VCVTNEPS2BF16", []Op{src}, []Op{dst}, src, dst.AsY())
 }
 
 func tileConfigure(m Mem) { emit("LDTILECFG", []Op{m}, nil, m) }
@@ -135,7 +135,7 @@ func vexReg(prefix, opcode byte, dst, src1, src2 int) []byte {
 
 // vexMem encodes one on memory (SDM volume 2, sections 2.1.5 and 2.3.5).
 func vexMem(prefix, opcode byte, register int, m Mem) []byte {
-	base, index := byte(number(m.Base)), byte(4) // 4 is no index
+	base, index := byte(number(m.Base)), byte(0)
 	if m.Index != nil {
 		index = byte(number(m.Index))
 		if m.Scale != 1 || index == 4 {
@@ -150,7 +150,14 @@ func vexMem(prefix, opcode byte, register int, m Mem) []byte {
 	case m.Disp >= -128 && m.Disp < 128:
 		mode = 1
 	}
-	b = append(b, mode<<6|byte(register)<<3|4, index&7<<3|base&7)
+	switch {
+	case m.Index != nil:
+		b = append(b, mode<<6|byte(register)<<3|4, index&7<<3|base&7)
+	case base&7 == 4:
+		panic("this base needs an index")
+	default:
+		b = append(b, mode<<6|byte(register)<<3|base&7)
+	}
 	for k := range []int{0, 1, 4}[mode] {
 		b = append(b, byte(m.Disp>>(8*k)))
 	}
