@@ -101,7 +101,7 @@ func TestCopyIsOnRecord(t *testing.T) {
 func TestHangingDenoiser(t *testing.T) {
 	release := make(chan struct{})
 	o := options(t, newArchive())
-	o.Workers, o.Attempts, o.SliceTimeout = 1, 1, 10*time.Millisecond
+	o.Workers, o.Attempts, o.SliceTimeout = 1, 1, 300*time.Millisecond
 	o.Denoiser = &halver{do: func(n int, f *derive.Frame) (*Denoised, error) {
 		if n == 1 {
 			<-release

@@ -197,7 +197,8 @@ func TestWhoAsksForHigh(t *testing.T) {
 	a := newArchive()
 	o, _ := highOptions(t, a)
 	o.Rules = []Rule{{Name: "hq", When: `ProtocolName endsWith "_HQ"`, Quality: High}}
-	o.Quiet, o.QuietOpen = 300*time.Millisecond, 300*time.Millisecond
+	clk := newFakeClock()
+	o.clock, o.Quiet, o.QuietOpen = clk, time.Minute, time.Minute
 	p := start(t, o)
 
 	ruled := slice(1, 1)
@@ -219,10 +220,12 @@ func TestWhoAsksForHigh(t *testing.T) {
 
 	after := slice(4, 1)
 	receive(t, p, after)
-	eventually(t, "delivered and complete", func() bool {
+	eventually(t, "delivered", func() bool {
 		s := status(t, p, after.series)
-		return s.State == spool.SeriesComplete && len(s.Destinations) == 1 && s.Destinations[0].Stored == 2
+		return len(s.Destinations) == 1 && s.Destinations[0].Stored == 2
 	})
+	clk.advance(2 * time.Minute)
+	eventually(t, "complete", func() bool { return status(t, p, after.series).State == spool.SeriesComplete })
 	if h := status(t, p, after.series).High; h != nil {
 		t.Errorf("nobody asked: %+v", h)
 	}
@@ -247,7 +250,8 @@ func TestFlagWins(t *testing.T) {
 	a := newArchive()
 	o, d := highOptions(t, a)
 	o.Rules = []Rule{{Name: "none", When: `ProtocolName == "scout"`, Quality: Off}}
-	o.Quiet, o.QuietOpen = 300*time.Millisecond, 300*time.Millisecond
+	clk := newFakeClock()
+	o.clock, o.Quiet, o.QuietOpen = clk, time.Minute, time.Minute
 	p := start(t, o)
 	scout := slice(1, 1)
 	scout.protocol = "scout"
@@ -259,6 +263,7 @@ func TestFlagWins(t *testing.T) {
 	scout2 := slice(1, 2)
 	scout2.protocol = "scout"
 	receive(t, p, scout2)
+	clk.advance(2 * time.Minute)
 	if h := awaitHigh(t, p, scout.series, HighDone); h.Done != 2 {
 		t.Errorf("%+v", h)
 	}
@@ -277,6 +282,7 @@ func TestFlagWins(t *testing.T) {
 	if s := status(t, p, slice(2, 1).series); s.Quality != "off" || s.Waiting != 0 {
 		t.Errorf("%+v", s)
 	}
+	clk.advance(2 * time.Minute)
 	eventually(t, "complete", func() bool { return status(t, p, slice(2, 1).series).State == spool.SeriesComplete })
 	if n := d.calls(); n != 2 {
 		t.Errorf("%d calls", n)
@@ -553,7 +559,7 @@ func TestHighFailsForAll(t *testing.T) {
 // A step that never ends costs its image, even when the denoiser is deaf.
 func TestHighStepTimeout(t *testing.T) {
 	o, d := highOptions(t, newArchive())
-	o.StepTimeout = 20 * time.Millisecond
+	o.StepTimeout = 300 * time.Millisecond
 	d.doHigh = func(ctx context.Context, n int, f *derive.Frame, _ func(int, int)) (*Denoised, error) {
 		if n == 1 {
 			<-ctx.Done()

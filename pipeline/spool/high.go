@@ -30,7 +30,7 @@ const (
 const StopHighAfter = 5
 
 // MaxFlagsAhead is how many series that are not here yet may be flagged.
-const MaxFlagsAhead = 1000
+const MaxFlagsAhead = 256
 
 // ErrTooManyFlags says that MaxFlagsAhead is reached.
 var ErrTooManyFlags = errors.New("too many flags for series that are not here")
