@@ -43,6 +43,7 @@ const (
 	maxNegative   = 0.01 // share of the pixels below -negativeLevel
 	negativeLevel = 0.05 // of the volume's scale
 	minValues     = 12   // fewer different values are labels
+	tooNoisy      = 0.2  // median noise, of the scale; models.Denoise leaves such slices alone
 	validation    = 0.1  // share of the slices, about
 	maxValidation = 0.4  // share of the slices that one subject may bring into it
 )
@@ -117,6 +118,7 @@ const (
 	SkipAir           = "air"            // nearly nothing but air
 	SkipSigned        = "signed"         // phase, a map or a filtered image: magnitudes are not negative
 	SkipLabels        = "labels"         // a mask or segmentation: few different values
+	SkipNoise         = "noise"          // more noise than image
 	SkipOtherModality = "other-modality" // of another modality than most
 )
 
@@ -520,6 +522,7 @@ func (b *Builder) Build(ctx context.Context) (*Set, error) {
 	if err := b.prepare(ctx, items); err != nil {
 		return nil, err
 	}
+	items = b.images(items)
 	if len(items) <= MinSlices {
 		b.summary.Slices = len(items)
 		return nil, &TooFewError{Slices: len(items), Need: MinSlices + 1, Summary: b.summary}
@@ -587,6 +590,28 @@ func (b *Builder) oneModality(items []candidate) []candidate {
 	return items
 }
 
+// images leaves out slices that are mostly noise.
+func (b *Builder) images(items []candidate) []candidate {
+	out := map[string]*Skip{} // by source
+	items = slices.DeleteFunc(items, func(c candidate) bool {
+		if c.slice.Noise.Median <= tooNoisy {
+			return false
+		}
+		k := out[c.slice.Source]
+		if k == nil {
+			k = &Skip{Source: c.slice.Source, Reason: SkipNoise,
+				Detail: fmt.Sprintf("slice %d: the noise is %.0f %% of the brightest tissue", c.slice.Index, 100*c.slice.Noise.Median)}
+			out[c.slice.Source] = k
+		}
+		k.Slices++
+		return true
+	})
+	for _, source := range sortedKeys(out) {
+		b.Skip(*out[source])
+	}
+	return items
+}
+
 // prepare crops the slices and estimates their noise, in the way of
 // models.Denoise, but with one decision for a volume: all of its slices were
 // measured on the grid that most of them show. Progress counts each slice twice.
@@ -624,7 +649,20 @@ func (b *Builder) prepare(ctx context.Context, items []candidate) error {
 		return err
 	}
 	vote(items, grids)
-	return each(func(i int) error { return items[i].slice.prepare(grids[i]) })
+	series := make([]*seriesNoise, len(items))
+	for i := range items {
+		s := &items[i].slice
+		if i > 0 && items[i-1].slice.Source == s.Source && grids[i] == grids[i-1] {
+			series[i] = series[i-1]
+		} else {
+			series[i] = new(seriesNoise)
+		}
+		series[i].slices = append(series[i].slices, s)
+	}
+	return each(func(i int) error {
+		items[i].slice.crop(grids[i])
+		return series[i].add()
+	})
 }
 
 // vote gives the slices of one volume and size the grid that most of them have,
@@ -670,8 +708,8 @@ func vote(items []candidate, grids []*noise.Grid) {
 	}
 }
 
-// prepare takes the slice to its native grid and estimates the noise there.
-func (s *Slice) prepare(grid *noise.Grid) (err error) {
+// crop takes the slice to its native grid.
+func (s *Slice) crop(grid *noise.Grid) {
 	outside := noise.Outside(nil, s.Pixels, s.Width, s.Height, s.Skip)
 	if grid.Filled() {
 		s.Pixels, outside = grid.Crop(nil, s.Pixels), grid.Mask(nil, outside)
@@ -680,8 +718,38 @@ func (s *Slice) prepare(grid *noise.Grid) (err error) {
 	if s.Skip = outside; !slices.Contains(outside, true) {
 		s.Skip = nil
 	}
-	s.Noise, err = noise.Estimate(s.Pixels, s.Width, s.Height, s.Skip)
-	return err
+}
+
+// seriesNoise is the slices of a volume on one grid. The correlation of their noise
+// is that of the scanner's filters, and more slices tell it better than one.
+type seriesNoise struct {
+	slices []*Slice
+	mu     sync.Mutex
+	ready  int // slices that are cropped
+}
+
+// add says that one more slice is cropped. With the last one the noise of all is
+// estimated.
+func (n *seriesNoise) add() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ready++; n.ready < len(n.slices) {
+		return nil
+	}
+	var all noise.Series
+	for _, s := range n.slices {
+		if err := all.Add(s.Pixels, s.Width, s.Height, s.Skip); err != nil {
+			return err
+		}
+	}
+	c := all.Correlation()
+	for _, s := range n.slices {
+		s.Noise = new(noise.Map)
+		if err := s.Noise.EstimateWith(c, s.Pixels, s.Width, s.Height, s.Skip); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // split decides which slices are for validation: whole subjects in the order of

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -72,8 +73,8 @@ func TestSetScale(t *testing.T) {
 				if c.Width != 64 || c.Height != 48 || len(c.Pixels) != 64*48 {
 					t.Fatalf("slice of %d×%d, %d pixels", c.Width, c.Height, len(c.Pixels))
 				}
-				if m := c.Noise.Median; m != 0 && (m < 0.02 || m > 0.08) {
-					t.Errorf("scale %g: noise %.3f of %s slice %d, made with 0.04", by, m, c.Source, c.Index)
+				if c.Noise.Width != 64 || c.Noise.Height != 48 || len(c.Noise.Sigma) != 64*48 {
+					t.Fatalf("noise map of %d×%d", c.Noise.Width, c.Noise.Height)
 				}
 			}
 			slices.Sort(all)
@@ -81,8 +82,8 @@ func TestSetScale(t *testing.T) {
 				t.Errorf("scale %g: 99.9th percentile is %g", by, p)
 			}
 		}
-		if s.Summary.NoNoise > 3 || s.Summary.Noise == 0 {
-			t.Errorf("scale %g: summary %+v", by, s.Summary)
+		if s.Summary.NoNoise > 3 || s.Summary.Noise < 0.02 || s.Summary.Noise > 0.06 {
+			t.Errorf("scale %g: noise %.3f, made with 0.04; summary %+v", by, s.Summary.Noise, s.Summary)
 		}
 	}
 }
@@ -148,6 +149,13 @@ func TestSetSkips(t *testing.T) {
 		volume("negative", 64, 48, 2, change(func(_ int, v float32) float32 { return -1 - v })),
 		volume("mask", 64, 48, 2, change(func(_ int, v float32) float32 { return float32(int(v/30) % 4) })),
 		volume("lies", 64, 49, 2, pixels),
+		volume("noise", 64, 48, 2, func(k int) []float32 {
+			rng, px := rand.New(rand.NewPCG(1, uint64(k))), make([]float32, 64*48)
+			for i := range px {
+				px[i] = rng.Float32()
+			}
+			return px
+		}),
 		failing, gone,
 	} {
 		if err := b.Add(t.Context(), v); err != nil {
@@ -179,6 +187,7 @@ func TestSetSkips(t *testing.T) {
 		"negative":     {Reason: train.SkipSigned, Slices: 2},
 		"mask":         {Reason: train.SkipLabels, Slices: 2},
 		"lies":         {Reason: train.SkipUnreadable, Slices: 2},
+		"noise":        {Reason: train.SkipNoise, Slices: 2},
 		"failing":      {Reason: train.SkipUnreadable, Slices: 1},
 		"gone":         {Reason: "gone", Slices: 1},
 	}
@@ -188,7 +197,7 @@ func TestSetSkips(t *testing.T) {
 		}
 		delete(want, skip.Source)
 	}
-	if len(want) > 0 || s.Summary.SkippedAll != 12 {
+	if len(want) > 0 || s.Summary.SkippedAll != 13 {
 		t.Errorf("not skipped: %v of %d", want, s.Summary.SkippedAll)
 	}
 	for _, c := range slices.Concat(s.Train, s.Validation) {
