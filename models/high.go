@@ -38,12 +38,7 @@ const (
 
 // HasHigh tells whether the model has the networks that High needs.
 func (m *Model) HasHigh() bool {
-	for _, name := range []string{NetworkBSN, NetworkDiffusion} {
-		if _, err := m.Network(name); err != nil {
-			return false
-		}
-	}
-	return true
+	return m.Has(NetworkBSN) && m.Has(NetworkDiffusion)
 }
 
 // High takes the noise off one slice by the full method (arXiv 2504.00264, in the
@@ -76,8 +71,15 @@ func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, er
 	if _, h.blind, err = m.Graph(NetworkBSN); err != nil {
 		return nil, err
 	}
-	if _, h.teacher, err = m.Graph(NetworkDiffusion); err != nil {
+	g, teacher, err := m.Graph(NetworkDiffusion)
+	if err != nil {
 		return nil, err
+	}
+	h.teacher = teacher
+	for i := range g.Nodes {
+		if n := &g.Nodes[i]; n.Op == kernels.OpInput && n.K == 1 {
+			h.condition = n.Channels
+		}
 	}
 	return remove(ctx, img, o.Strength, h.find)
 }
@@ -86,6 +88,7 @@ func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, er
 type high struct {
 	HighOptions
 	blind, teacher kernels.Program
+	condition      int // channels that teacher is given
 	done, total    int
 }
 
@@ -142,10 +145,10 @@ func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, c *no
 		return fmt.Errorf("blind-spot network: %w", err)
 	}
 	h.step()
-	Posterior(base, y, base, sigma, tw, th)
+	Base(base, y, sigma, tw, th, h.condition)
 	Unit(unit, sigma)
-	p := &conditioned{high: h, w: tw, h: th, condition: make([]float32, n*TeacherCondition)}
-	Condition(p.condition, y, base, sigma, rhoX, rhoY)
+	p := &conditioned{high: h, w: tw, h: th, given: make([]float32, n*h.condition)}
+	Condition(p.given, y, base, sigma, rhoX, rhoY, h.condition)
 	eps, plus, half := make([]float32, n), make([]float32, n), make([]float32, n)
 	for i := range eps {
 		eps[i] = float32(rng.NormFloat64())
@@ -175,9 +178,9 @@ func (h *high) step() {
 // conditioned is the diffusion network with its condition.
 type conditioned struct {
 	*high
-	w, h      int
-	condition []float32
-	code      [TimeCode]float32
+	w, h  int
+	given []float32
+	code  [TimeCode]float32
 }
 
 // Predict implements diffusion.Predictor.
@@ -186,7 +189,7 @@ func (p *conditioned) Predict(ctx context.Context, v, x []float32, t float64) er
 		return err
 	}
 	EncodeTime(p.code[:], t)
-	err := p.teacher.Run(v, &kernels.Batch{Count: 1, Height: p.h, Width: p.w, Inputs: [][]float32{x, p.condition, p.code[:]}})
+	err := p.teacher.Run(v, &kernels.Batch{Count: 1, Height: p.h, Width: p.w, Inputs: [][]float32{x, p.given, p.code[:]}})
 	if err != nil {
 		return fmt.Errorf("diffusion network: %w", err)
 	}

@@ -10,7 +10,7 @@ import (
 // TeacherConfig is the size of a diffusion network.
 type TeacherConfig struct {
 	// Condition is the number of channels that the network is given beside the
-	// state of the diffusion.
+	// state of the diffusion: TeacherCondition, or WrittenCondition.
 	Condition int
 	// Channels at full size, at half and at a quarter.
 	Channels [3]int
@@ -85,13 +85,34 @@ func parseTeacher(s string) (c TeacherConfig, err error) {
 	return c, c.Graph().Err()
 }
 
-// TeacherCondition is the number of channels of Condition.
-const TeacherCondition = 5
+// Channels of Condition.
+const (
+	// TeacherCondition is the leak-free form, which High is made for (method section
+	// 9): the network is trained on pairs of images with independent noise, so it may
+	// be given the noisy image itself.
+	TeacherCondition = 5
+	// WrittenCondition is the method as arXiv 2504.00264 writes it: the network is
+	// given the blind-spot prediction alone and learns the distribution of the noisy
+	// image around it.
+	WrittenCondition = 1
+)
 
-// Condition writes what the network is given beside the state, [pixels,
-// TeacherCondition]: the noisy image, the base that the result is counted from, the
-// noise map and the correlation of the noise along x and y.
-func Condition(dst, y, base, sigma []float32, rhoX, rhoY float32) {
+// Base makes of a blind-spot prediction what the diffusion is counted from, in place:
+// itself as written, fused with the pixel (Posterior) in the leak-free form.
+func Base(blind, y, sigma []float32, w, h, condition int) {
+	if condition != WrittenCondition {
+		Posterior(blind, y, blind, sigma, w, h)
+	}
+}
+
+// Condition writes what the network is given beside the state, [pixels, condition]:
+// the noisy image, the base that the result is counted from, the noise map and the
+// correlation of the noise along x and y; as written, the base alone.
+func Condition(dst, y, base, sigma []float32, rhoX, rhoY float32, condition int) {
+	if condition == WrittenCondition {
+		copy(dst, base)
+		return
+	}
 	for i, v := range y {
 		p := dst[i*TeacherCondition:][:TeacherCondition]
 		p[0], p[1], p[2], p[3], p[4] = v, base[i], kernels.SigmaScale*sigma[i], rhoX, rhoY

@@ -14,23 +14,25 @@ var holes = []int{1, 3, 5}
 // bsnBatch makes count pieces of side×side for a blind-spot network, and a hole for
 // all of them. The noise is that of a student's training; the network sees the noisy
 // piece and is to predict the target, whose own noise is another.
-func bsnBatch(slices []Slice, count, side int, rng *rand.Rand) *kernels.Batch {
+func bsnBatch(slices []Slice, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
+	sx, sy := holes[rng.IntN(3)], holes[rng.IntN(3)]
+	list, err := pieces(slices, count, side, rng)
+	if err != nil {
+		return nil, err
+	}
 	n := side * side
-	b := models.BSNBatch(make([]float32, count*n), count, side, side, holes[rng.IntN(3)], holes[rng.IntN(3)])
+	b := models.BSNBatch(make([]float32, count*n), count, side, side, sx, sy)
 	b.Target, b.Weight = make([]float32, count*n), make([]float32, count*n)
-	seeds := drawSeeds(count, rng)
-	each(count, func(k int) {
-		rng := rand.New(rand.NewPCG(seeds[k], uint64(k)))
-		p := take(slices, side, rng)
-		s := corrupt(p.input, side, side, rng)
-		copy(b.Inputs[0][k*n:], s.noisy)
+	for k := range list {
+		p := &list[k]
+		copy(b.Inputs[0][k*n:], p.noisy)
 		copy(b.Target[k*n:], p.target)
-		weight := float32(math.Pow(lossNoise/noiseOf(s.sigma), 0.5))
+		weight := float32(math.Pow(lossNoise/noiseOf(p.sigma), 0.5))
 		for i := range n {
 			b.Weight[k*n+i] = weight
 		}
-	})
-	return b
+	}
+	return b, nil
 }
 
 // drawSeeds draws a seed for each piece of a batch, so that they can be made in any

@@ -12,39 +12,49 @@ import (
 // Shares of the times at which a diffusion network is trained.
 const startShare = 0.1 // at t = 1, where sampling begins
 
-// diffusionBatch makes count pieces of side×side for the diffusion network in its
-// leak-free form: it is given the noisy piece, the blind-spot prediction fused with
-// it, and the noise, and is to find the target, whose noise is another, counted from
-// the fused prediction in units of the noise (models.Condition, models.Unit).
-func diffusionBatch(slices []Slice, blind kernels.Program, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
+// jitter is the standard deviation of what is added to the condition as written, in
+// units of the noise: it keeps the network from reading the pixel's own noise out of
+// the predictions of its neighbours (method section 1.5).
+const jitter = 0.1
+
+// diffusionBatch makes count pieces of side×side for the diffusion network.
+//
+// In its leak-free form it is given the noisy piece, the blind-spot prediction fused
+// with it, and the noise, and is to find the target, whose noise is another. As
+// written, it is given the blind-spot prediction and is to find the noisy piece
+// itself. Both are counted from the base in units of the noise (models.Condition,
+// models.Unit).
+func diffusionBatch(slices []Slice, blind kernels.Program, condition, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
+	sx, sy := holes[rng.IntN(3)], holes[rng.IntN(3)]
+	list, err := pieces(slices, count, side, rng)
+	if err != nil {
+		return nil, err
+	}
 	n := side * side
 	b := &kernels.Batch{Count: count, Height: side, Width: side,
-		Inputs: [][]float32{make([]float32, count*n), make([]float32, count*n*models.TeacherCondition), make([]float32, count*models.TimeCode)},
+		Inputs: [][]float32{make([]float32, count*n), make([]float32, count*n*condition), make([]float32, count*models.TimeCode)},
 		Target: make([]float32, count*n), Weight: make([]float32, count*n)}
-	sx, sy := holes[rng.IntN(3)], holes[rng.IntN(3)]
-	seeds := drawSeeds(count, rng)
-	errs := make([]error, count)
+	seeds, errs := drawSeeds(count, rng), make([]error, count)
 	each(count, func(k int) {
-		rng := rand.New(rand.NewPCG(seeds[k], uint64(k)))
-		p := take(slices, side, rng)
-		s := corrupt(p.input, side, side, rng)
-		total := make([]float32, n)
-		for i := range total {
-			total[i] = hypot(s.sigma[i], p.own[i])
-		}
-		sigma := misjudge(total, side, side, rng)
+		p, rng := &list[k], rand.New(rand.NewPCG(seeds[k], uint64(k)))
 		base, unit := make([]float32, n), make([]float32, n)
-		if errs[k] = blind.Run(base, models.BSNBatch(s.noisy, 1, side, side, sx, sy)); errs[k] != nil {
+		if errs[k] = blind.Run(base, models.BSNBatch(p.noisy, 1, side, side, sx, sy)); errs[k] != nil {
 			return
 		}
-		models.Posterior(base, s.noisy, base, sigma, side, side)
-		models.Unit(unit, sigma)
-		rhoX, rhoY := knownCorrelation(&s, rng)
-		models.Condition(b.Inputs[1][k*n*models.TeacherCondition:], s.noisy, base, sigma, rhoX, rhoY)
+		models.Base(base, p.noisy, p.given, side, side, condition)
+		models.Unit(unit, p.given)
+		models.Condition(b.Inputs[1][k*n*condition:][:n*condition], p.noisy, base, p.given, p.rhoX, p.rhoY, condition)
+		target := p.target
+		if condition == models.WrittenCondition {
+			target = p.noisy
+			for i := range n {
+				b.Inputs[1][k*n+i] += jitter * unit[i] * float32(rng.NormFloat64())
+			}
+		}
 
 		image, eps := make([]float32, n), make([]float32, n)
 		for i := range image {
-			image[i] = (p.target[i] - base[i]) / unit[i]
+			image[i] = (target[i] - base[i]) / unit[i]
 			eps[i] = float32(rng.NormFloat64())
 		}
 		t := rng.Float64()
@@ -53,7 +63,7 @@ func diffusionBatch(slices []Slice, blind kernels.Program, count, side int, rng 
 		}
 		diffusion.Diffuse(b.Inputs[0][k*n:][:n], b.Target[k*n:][:n], image, eps, t)
 		models.EncodeTime(b.Inputs[2][k*models.TimeCode:][:models.TimeCode], t)
-		weight := float32(math.Pow(noiseOf(sigma)/lossNoise, 0.5))
+		weight := float32(math.Pow(noiseOf(p.sigma)/lossNoise, 0.5))
 		for i := range n {
 			b.Weight[k*n+i] = weight
 		}

@@ -36,8 +36,9 @@ func newHeldOut(slices []Slice, side int) *heldOut {
 	h := &heldOut{side: side}
 	for k := range heldScenes {
 		rng := rand.New(rand.NewPCG(heldSeed, uint64(k)))
-		p := take(slices, side, rng)
-		s := heldScene{scene: corrupt(p.target, side, side, rng)}
+		p, n := take(slices, side, rng)
+		x, y := (n-side)/2, (n-side)/2
+		s := heldScene{scene: corrupt(window(p.image, n, x, y, side), side, side, rng)}
 		s.given = misjudge(s.sigma, side, side, rng)
 		s.rhoX, s.rhoY = float32(s.correlation.At(1, 0)), float32(s.correlation.At(0, 1))
 		s.sx, s.sy = s.correlation.Holes()
@@ -162,23 +163,23 @@ func studentDenoiser(p kernels.Program, y []float32, s *heldScene) ([]float32, e
 }
 
 // diffusionDenoiser is one stabilized pair of one step.
-func diffusionDenoiser(blind kernels.Program) denoiser {
+func diffusionDenoiser(blind kernels.Program, condition int) denoiser {
 	return func(p kernels.Program, y []float32, s *heldScene) ([]float32, error) {
-		return samplePair(p, blind, y, s.given, s.rhoX, s.rhoY, s.sx, s.sy, s.w, s.h, 1)
+		return samplePair(p, blind, condition, y, s.given, s.rhoX, s.rhoY, s.sx, s.sy, s.w, s.h, 1)
 	}
 }
 
 // samplePair is what models.High does in one position of the image.
-func samplePair(teacher, blind kernels.Program, y, sigma []float32, rhoX, rhoY float32, sx, sy, w, h, steps int) ([]float32, error) {
+func samplePair(teacher, blind kernels.Program, condition int, y, sigma []float32, rhoX, rhoY float32, sx, sy, w, h, steps int) ([]float32, error) {
 	n := len(y)
 	base, unit := make([]float32, n), make([]float32, n)
 	if err := blind.Run(base, models.BSNBatch(y, 1, w, h, sx, sy)); err != nil {
 		return nil, err
 	}
-	models.Posterior(base, y, base, sigma, w, h)
+	models.Base(base, y, sigma, w, h, condition)
 	models.Unit(unit, sigma)
-	c := &conditioned{p: teacher, w: w, h: h, condition: make([]float32, n*models.TeacherCondition)}
-	models.Condition(c.condition, y, base, sigma, rhoX, rhoY)
+	c := &conditioned{p: teacher, w: w, h: h, given: make([]float32, n*condition)}
+	models.Condition(c.given, y, base, sigma, rhoX, rhoY, condition)
 	rng := rand.New(rand.NewPCG(heldSeed, uint64(n)))
 	eps, mean, spread := make([]float32, n), make([]float32, n), make([]float32, n)
 	for i := range eps {
@@ -195,13 +196,13 @@ func samplePair(teacher, blind kernels.Program, y, sigma []float32, rhoX, rhoY f
 
 // conditioned is a diffusion network with its condition.
 type conditioned struct {
-	p         kernels.Program
-	w, h      int
-	condition []float32
-	code      [models.TimeCode]float32
+	p     kernels.Program
+	w, h  int
+	given []float32
+	code  [models.TimeCode]float32
 }
 
 func (c *conditioned) Predict(_ context.Context, v, x []float32, t float64) error {
 	models.EncodeTime(c.code[:], t)
-	return c.p.Run(v, &kernels.Batch{Count: 1, Height: c.h, Width: c.w, Inputs: [][]float32{x, c.condition, c.code[:]}})
+	return c.p.Run(v, &kernels.Batch{Count: 1, Height: c.h, Width: c.w, Inputs: [][]float32{x, c.given, c.code[:]}})
 }

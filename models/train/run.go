@@ -18,12 +18,16 @@ import (
 
 // Config says what to train and how.
 type Config struct {
-	Stage   string // one of Stages, or StageAll
-	Preset  string // a name in Presets
-	Seed    uint64
-	Out     string // folder of checkpoints and weights; it must exist
-	Resume  bool   // go on from the checkpoints in Out
-	Workers int    // threads; 0: one per core. The weights are the same for any number.
+	Stage  string // one of Stages, or StageAll
+	Preset string // a name in Presets
+	// AsWritten trains the diffusion network on the noisy image around the blind-spot
+	// prediction, as arXiv 2504.00264 writes it, instead of the leak-free form. It is
+	// there to compare with.
+	AsWritten bool
+	Seed      uint64
+	Out       string // folder of checkpoints and weights; it must exist
+	Resume    bool   // go on from the checkpoints in Out
+	Workers   int    // threads; 0: one per core. The weights are the same for any number.
 	// Deadline, if not zero, stops training with ErrStopped and a checkpoint.
 	Deadline time.Time
 	Log      *Log           // may be nil
@@ -118,6 +122,9 @@ func Run(ctx context.Context, backend kernels.GraphBackend, set *Set, c Config) 
 	preset, err := FindPreset(c.Preset)
 	if err != nil {
 		return nil, err
+	}
+	if c.AsWritten {
+		preset.Diffusion.Condition = models.WrittenCondition
 	}
 	t := &training{Config: c, preset: preset, set: set, backend: backend}
 	if len(set.Validation) == 0 {
@@ -267,7 +274,7 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 	switch s.name {
 	case StageBSN:
 		s.graph, s.architecture = t.preset.BSN.Graph(), t.preset.BSN.String()
-		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return bsnBatch(train, count, side, rng), nil }
+		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return bsnBatch(train, count, side, rng) }
 		s.validate = held.with(t.backend, s.graph, blindDenoiser)
 	case StageDiffusion:
 		blind, err := t.program(StageBSN)
@@ -276,9 +283,9 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 		}
 		s.graph, s.architecture = t.preset.Diffusion.Graph(), t.preset.Diffusion.String()
 		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) {
-			return diffusionBatch(train, blind, count, side, rng)
+			return diffusionBatch(train, blind, t.preset.Diffusion.Condition, count, side, rng)
 		}
-		s.validate = held.with(t.backend, s.graph, diffusionDenoiser(blind))
+		s.validate = held.with(t.backend, s.graph, diffusionDenoiser(blind, t.preset.Diffusion.Condition))
 	case StageStudent:
 		s.graph, s.architecture = t.preset.Student.Graph(), t.preset.Student.String()
 		if t.Stage == StageAll {
@@ -288,7 +295,7 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 			}
 			train = targets
 		}
-		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return studentBatch(train, count, side, rng), nil }
+		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return studentBatch(train, count, side, rng) }
 		s.validate = held.with(t.backend, s.graph, studentDenoiser)
 	}
 	return s, nil

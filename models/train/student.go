@@ -57,34 +57,33 @@ func noiseOf(sigma []float32) float64 {
 	return min(max(sum/float64(len(sigma)), leastNoise), mostNoise)
 }
 
-// studentBatch makes count pieces of side×side for a student: noise is added to an
-// input, and the network is to find what differs from the target.
-func studentBatch(slices []Slice, count, side int, rng *rand.Rand) *kernels.Batch {
-	n, cells := side*side, side/2*(side/2)
+// studentBatch makes count pieces of side×side for a student, which is to find what
+// differs from the target.
+func studentBatch(slices []Slice, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
+	list, err := pieces(slices, count, side, rng)
+	if err != nil {
+		return nil, err
+	}
+	cells := side / 2 * (side / 2)
 	b := &kernels.Batch{Count: count, Height: side / 2, Width: side / 2,
 		Inputs: [][]float32{make([]float32, count*cells*models.StudentIn)},
 		Target: make([]float32, count*cells*4), Weight: make([]float32, count*cells)}
-	seeds := drawSeeds(count, rng)
 	each(count, func(k int) {
-		rng := rand.New(rand.NewPCG(seeds[k], uint64(k)))
-		p := take(slices, side, rng)
-		s := corrupt(p.input, side, side, rng)
-		removed, total := make([]float32, n), make([]float32, n)
-		for i, v := range s.noisy {
+		p := &list[k]
+		removed := make([]float32, side*side)
+		for i, v := range p.noisy {
 			removed[i] = v - p.target[i]
-			total[i] = hypot(s.sigma[i], p.own[i])
 		}
-		x, y := knownCorrelation(&s, rng)
-		studentWindow(b.Inputs[0][k*cells*models.StudentIn:], s.noisy, misjudge(total, side, side, rng), side, side, x, y)
+		studentWindow(b.Inputs[0][k*cells*models.StudentIn:], p.noisy, p.given, side, side, p.rhoX, p.rhoY)
 		unshuffle(b.Target[k*cells*4:], removed, side, side)
 		// The error that is left rises with the noise; without a weight the loudest
 		// pieces would be all that counts.
-		weight := float32(math.Pow(lossNoise/noiseOf(total), 1.5))
+		weight := float32(math.Pow(lossNoise/noiseOf(p.sigma), 1.5))
 		for i := range cells {
 			b.Weight[k*cells+i] = weight
 		}
 	})
-	return b
+	return b, nil
 }
 
 // lossNoise is the noise at which the loss has the weight 1.
