@@ -27,8 +27,8 @@ const (
 	air     = 0.08 // of the greatest signal, below it there is no tissue
 )
 
-// means compares the mean signal of tissue classes before and after, less three
-// times what chance can do.
+// means compares the mean signal of tissue classes before and after, less four times
+// what chance can do.
 func (s *scratch) means(in Input) Result {
 	c := Result{Name: CheckMean, Limit: limitMean, X: -1, Y: -1}
 	s.smooth(in.After)
@@ -57,7 +57,7 @@ func (s *scratch) means(in Input) Result {
 	for j := range bounds {
 		bounds[j] = s.vals[k*(j+1)/classes]
 	}
-	var r, signal, variance [classes]float64
+	var r, signal, variance, square, n [classes]float64
 	for i, v := range s.low {
 		if s.skip[i] || v <= air*top {
 			continue
@@ -66,14 +66,17 @@ func (s *scratch) means(in Input) Result {
 		for j < len(bounds) && v >= bounds[j] {
 			j++
 		}
-		r[j] += float64(in.Before[i] - in.After[i])
+		d := float64(in.Before[i] - in.After[i])
+		r[j], square[j], n[j] = r[j]+d, square[j]+d*d, n[j]+1
 		signal[j] += float64(in.After[i])
 		variance[j] += float64(in.Noise.Sigma[i]) * float64(in.Noise.Sigma[i])
 	}
 	for j := range r {
 		if signal[j] > 0 {
-			chance := math.Sqrt(variance[j]*max(s.longRun(), 0.2)) / signal[j]
-			c.Value = max(c.Value, math.Abs(r[j])/signal[j]-3*chance)
+			// where the map is too low, the scatter itself tells
+			scatter := max(variance[j], square[j]-r[j]*r[j]/n[j])
+			chance := math.Sqrt(scatter*max(s.longRun(), 0.2)) / signal[j]
+			c.Value = max(c.Value, math.Abs(r[j])/signal[j]-4*chance)
 		}
 	}
 	return c

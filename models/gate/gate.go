@@ -76,7 +76,7 @@ const (
 // Limits of the checks, found on good results and on planted failures (docs/gate.md).
 const (
 	limitMean        = 0.005 // of the signal
-	limitSpot        = 6.3   // standard deviations
+	limitSpot        = 6.5   // standard deviations
 	limitLine        = 6.8   // standard deviations
 	limitStrength    = 1.35  // of the noise's standard deviation, beyond chance
 	limitSpectrum    = 1.6   // of the noise's power

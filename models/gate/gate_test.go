@@ -238,7 +238,7 @@ func TestBlend(t *testing.T) {
 	s := head(1, noise.Gaussian(0, 0))
 	out := s.left(0.2)
 	for i := range out {
-		out[i] *= 1.008
+		out[i] *= 1.011
 	}
 	r := s.check(t, out)
 	if r.Action != gate.Blend || r.Blend < 0.4 || r.Blend > 0.9 {
