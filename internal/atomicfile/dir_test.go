@@ -18,12 +18,11 @@ var errDisk = syscall.ENOSPC
 // the machine had lost power.
 type badDisk struct {
 	osDisk
-	n       int // steps until it fails
-	dies    bool
-	dead    bool
-	noSwap  bool // cannot exchange names
-	names   []string
-	pattern string
+	n      int // steps until it fails
+	dies   bool
+	dead   bool
+	noSwap bool // cannot exchange names
+	names  []string
 }
 
 func (d *badDisk) step(name string, do func() error) error {

@@ -75,6 +75,11 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 			return nil, fmt.Errorf("resume: %w", err)
 		}
 	}
+	if c.Log != nil { // lines after the checkpoint are written again
+		if err := c.Log.Rewind(s.name, cp.state.Step); err != nil {
+			return nil, err
+		}
+	}
 	trainer, err := backend.Train(s.graph, cp.state, kernels.TrainOptions{Loss: s.loss, Decay: s.decay, Clip: 1, EMA: s.ema, Workers: c.Workers})
 	if err != nil {
 		return nil, err
