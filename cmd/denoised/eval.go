@@ -32,6 +32,7 @@ type evaluation struct {
 	data, out, model    string
 	quality, rows       string
 	slices, repetitions int
+	shrink              int
 	seed                uint64
 	asJSON              bool
 }
@@ -74,6 +75,8 @@ Kinds of noise for --rows:
 				return usagef("eval: no images; name their folder with --data")
 			case o.slices < 1 || o.slices > maxEvalSlices:
 				return usagef("eval: --slices %d is outside 1 to %d", o.slices, maxEvalSlices)
+			case o.shrink < 1 || o.shrink > eval.MaxShrink:
+				return usagef("eval: --shrink %d is outside 1 to %d", o.shrink, eval.MaxShrink)
 			case o.repetitions < 1 || o.repetitions > maxEvalRepetitions:
 				return usagef("eval: --repetitions %d is outside 1 to %d", o.repetitions, maxEvalRepetitions)
 			}
@@ -91,6 +94,7 @@ Kinds of noise for --rows:
 	f.StringVar(&o.rows, "rows", "", "kinds of simulated noise, separated by commas (default: all that fit the images)")
 	f.IntVar(&o.slices, "slices", 3, "slices of each volume that are scored")
 	f.IntVar(&o.repetitions, "repetitions", 3, "repetitions of each slice that are scored")
+	f.IntVar(&o.shrink, "shrink", 1, "make slices smaller by this factor before noise is added, for grainy images")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of the simulated noise and of high")
 	f.BoolVar(&o.asJSON, "json", false, "print the report as JSON")
 	return cmd
@@ -115,7 +119,7 @@ func (o *evaluation) run(cmd *cobra.Command) error {
 			return err
 		}
 	}
-	c := eval.NewCollector(o.slices)
+	c := eval.NewCollector(o.slices, o.shrink)
 	err = readDataset(ctx, o.data, func(v train.Volume) error {
 		c.Add(eval.Volume{Source: v.Source, Modality: v.Modality, Slices: v.Slices, Read: v.Read})
 		return nil

@@ -117,7 +117,7 @@ func TestEval(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"volumes: simulated noise, 1 slices of 1 set", "MR: simulated noise", "PNG: simulated noise", "b0.nii: one repetition against the mean of the other 3",
+	for _, want := range []string{"volumes: simulated noise, 1 slice of 1 set", "MR: simulated noise", "PNG: simulated noise", "b0.nii: one repetition against the mean of the other 3",
 		"zero-filled 2, magnitude", "fast", "non-local means", "total variation", "left out: ", "report.html"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the output does not say %q:\n%s", want, out)
@@ -183,6 +183,7 @@ func TestEvalRefuses(t *testing.T) {
 		{[]string{"--data", full, "--quality", "best"}, "choose fast", true},
 		{[]string{"--data", full, "--quality", "fast,fast"}, "twice", true},
 		{[]string{"--data", full, "--slices", "0"}, "--slices", true},
+		{[]string{"--data", full, "--shrink", "9"}, "--shrink", true},
 		{[]string{"--data", full, "--repetitions", "0"}, "--repetitions", true},
 		{[]string{"--data", full, "--model", filepath.Join(dir, "none")}, "open model", false},
 		{[]string{"--data", full, "--out", full}, "lies in the input", false},

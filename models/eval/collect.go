@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/noise"
 )
 
 // Volume is what a Collector is given: slices that belong together.
@@ -61,6 +62,7 @@ type slice struct {
 	w, h   int
 	px     []float32
 	mask   []bool
+	own    float64 // its own noise, as it is estimated
 	volume string
 }
 
@@ -80,6 +82,7 @@ type set struct {
 // Collector chooses and keeps slices. It is used by one goroutine at a time.
 type Collector struct {
 	perVolume int
+	shrink    int
 	skipped   []Skip
 	sets      []*set
 	singles   map[string][]*slice // images that are a volume of their own, by folder and group
@@ -88,11 +91,42 @@ type Collector struct {
 	kept      int
 }
 
+// MaxShrink is the most that a Collector makes slices smaller by.
+const MaxShrink = 8
+
 // NewCollector returns a Collector that takes the given number of slices of every
 // volume, at least 1, evenly spread over the middle 70 % of its depth. Images that
 // are a volume of their own count as the slices of one if they lie in one folder.
-func NewCollector(perVolume int) *Collector {
-	return &Collector{perVolume: max(perVolume, 1), singles: map[string][]*slice{}}
+//
+// shrink, from 1 to MaxShrink, makes slices that noise is added to smaller by that
+// factor first, taking the mean of shrink×shrink pixels: where images are grainy,
+// that makes better references of them. Repetitions are left as they are.
+func NewCollector(perVolume, shrink int) *Collector {
+	return &Collector{perVolume: max(perVolume, 1), shrink: min(max(shrink, 1), MaxShrink), singles: map[string][]*slice{}}
+}
+
+// shrunk takes the means of n×n pixels; a rest at the right and lower border is
+// left out. A mean of skipped pixels is skipped.
+func shrunk(img models.Image, n int) models.Image {
+	out := models.Image{Width: img.Width / n, Height: img.Height / n}
+	out.Pixels = make([]float32, out.Width*out.Height)
+	if img.Skip != nil {
+		out.Skip = make([]bool, len(out.Pixels))
+	}
+	for i := range out.Pixels {
+		x, y := i%out.Width*n, i/out.Width*n
+		sum := 0.0
+		for v := y; v < y+n; v++ {
+			for u := x; u < x+n; u++ {
+				sum += float64(img.Pixels[v*img.Width+u])
+				if img.Skip != nil && img.Skip[v*img.Width+u] {
+					out.Skip[i] = true
+				}
+			}
+		}
+		out.Pixels[i] = float32(sum / float64(n*n))
+	}
+	return out
 }
 
 // Skip records what was left out before it came to the Collector.
@@ -168,6 +202,10 @@ func (c *Collector) Add(v Volume) {
 			no(SkipUnreadable, "slice %d: %v", k, err)
 			return
 		}
+		if n := c.shrink; n > 1 && repetition < 0 && img.Width >= n && img.Height >= n && img.Width <= MaxSide && img.Height <= MaxSide &&
+			len(img.Pixels) == img.Width*img.Height && (img.Skip == nil || len(img.Skip) == len(img.Pixels)) {
+			img = shrunk(img, n)
+		}
 		switch n := len(img.Pixels); {
 		case k > 0 && (img.Width != first.Width || img.Height != first.Height):
 			no(SkipMixedSize, "slice %d has %d×%d pixels, the first %d×%d", k, img.Width, img.Height, first.Width, first.Height)
@@ -239,6 +277,7 @@ func (c *Collector) Add(v Volume) {
 				no(SkipConstant, "slice %d shows nothing", k)
 				continue
 			}
+			p.own = ownNoise(p)
 			kept = append(kept, p)
 		}
 		return kept
@@ -262,6 +301,24 @@ func (c *Collector) Add(v Volume) {
 	default:
 		c.sets = append(c.sets, s)
 	}
+}
+
+// ownNoise estimates the noise that a slice has already, as models.Denoise does;
+// 0 if none is found.
+func ownNoise(p *slice) float64 {
+	grid, err := noise.Detect(p.px, p.w, p.h)
+	if err != nil {
+		return 0
+	}
+	px, mask := p.px, noise.Outside(nil, p.px, p.w, p.h, nil)
+	if grid.Filled() {
+		px, mask = grid.Crop(nil, px), grid.Mask(nil, mask)
+	}
+	m, err := noise.Estimate(px, grid.NativeWidth, grid.NativeHeight, mask)
+	if err != nil {
+		return 0
+	}
+	return m.Median
 }
 
 func sliceName(base string, depth, k int) string {

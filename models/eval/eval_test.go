@@ -155,7 +155,7 @@ func TestCollectorRefuses(t *testing.T) {
 		{SkipNotRepeats, volumeOf("j#0", 64, 64, 1, good...)},
 	}
 	for _, c := range cases {
-		col := NewCollector(2)
+		col := NewCollector(2, 1)
 		col.Add(c.v)
 		_, err := Run(t.Context(), col, Config{Methods: Classical()})
 		if err == nil {
@@ -166,10 +166,10 @@ func TestCollectorRefuses(t *testing.T) {
 			t.Errorf("%s: %+v (%v), want %s", c.v.Source, col.skipped, err, c.reason)
 		}
 	}
-	if _, err := Run(t.Context(), NewCollector(1), Config{Methods: Classical()}); err == nil {
+	if _, err := Run(t.Context(), NewCollector(1, 1), Config{Methods: Classical()}); err == nil {
 		t.Error("nothing is evaluated")
 	}
-	col := NewCollector(1)
+	col := NewCollector(1, 1)
 	col.Add(volumeOf("k", 64, 64, 1, good...))
 	if _, err := Run(t.Context(), col, Config{}); err == nil {
 		t.Error("no methods are scored")
@@ -178,7 +178,7 @@ func TestCollectorRefuses(t *testing.T) {
 
 func TestRepetitionsRefused(t *testing.T) {
 	v := repeats(truth(2), 3, 0.01)
-	col := NewCollector(1)
+	col := NewCollector(1, 1)
 	for r := range v {
 		col.Add(volumeOf(fmt.Sprintf("x#%d", r), 64, 64, 1+float32(r)/2, v[r]...))
 	}
@@ -190,7 +190,7 @@ func TestRepetitionsRefused(t *testing.T) {
 	for k, px := range shifted { // by eight rows
 		shifted[k] = slices.Concat(px[8*64:], px[:8*64])
 	}
-	col = NewCollector(1)
+	col = NewCollector(1, 1)
 	col.Add(volumeOf("x#0", 64, 64, 1, v[0]...))
 	col.Add(volumeOf("x#1", 64, 64, 1, shifted...))
 	col.finish()
@@ -216,7 +216,7 @@ func TestRun(t *testing.T) {
 	rician := Method{Name: "magnitude only", Magnitude: true, Run: same.Run}
 	var steps []int
 	run := func() *Report {
-		col := NewCollector(2)
+		col := NewCollector(2, 1)
 		col.Add(volumeOf("one.nii", 64, 64, 700, truth(6)...))
 		col.Add(volumeOf("pics/a.png", 64, 64, 255, truth(1)...))
 		col.Add(volumeOf("pics/b.png", 64, 64, 255, truth(1)...))
@@ -340,7 +340,7 @@ func TestRunFails(t *testing.T) {
 			return in.Pixels, nil
 		},
 	} {
-		col := NewCollector(1)
+		col := NewCollector(1, 1)
 		col.Add(volumeOf("v", 64, 64, 1, truth(3)...))
 		if _, err := Run(t.Context(), col, Config{Methods: []Method{{Name: "bad", Run: f}}}); err == nil || !strings.Contains(err.Error(), "bad on v slice") {
 			t.Errorf("%s: %v", name, err)
@@ -348,7 +348,7 @@ func TestRunFails(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	col := NewCollector(1)
+	col := NewCollector(1, 1)
 	col.Add(volumeOf("v", 64, 64, 1, truth(3)...))
 	if _, err := Run(ctx, col, Config{Methods: Classical()}); !errors.Is(err, context.Canceled) {
 		t.Errorf("a cancelled run ends with %v", err)
@@ -362,6 +362,40 @@ func TestPerfect(t *testing.T) {
 	}
 	if corrected(1e-4, 2e-4) != nil {
 		t.Error("an error below the reference's noise has a corrected score")
+	}
+}
+
+func TestShrink(t *testing.T) {
+	img := models.Image{Width: 5, Height: 4, Pixels: []float32{
+		1, 3, 0, 0, 9,
+		5, 7, 0, 4, 9,
+		2, 2, 8, 8, 9,
+		2, 2, 8, 8, 9}, Skip: make([]bool, 20)}
+	img.Skip[7] = true
+	out := shrunk(img, 2)
+	if out.Width != 2 || out.Height != 2 || !slices.Equal(out.Pixels, []float32{4, 1, 2, 8}) || !slices.Equal(out.Skip, []bool{false, true, false, false}) {
+		t.Errorf("%+v", out)
+	}
+	col := NewCollector(1, 2)
+	col.Add(volumeOf("v", 128, 64, 1, slices.Repeat(truth(1)[0], 2)))
+	for _, v := range repeats(truth(2), 2, 0.02) {
+		col.Add(volumeOf(fmt.Sprintf("r#%d", len(col.open)), 64, 64, 1, v...))
+	}
+	sets := col.finish()
+	if len(sets) != 2 || sets[0].test[0].w != 64 || sets[1].test[0].w != 64 || sets[1].test[0].h != 32 {
+		t.Errorf("%d sets, skipped %+v", len(sets), col.skipped)
+	}
+}
+
+// TestOwnNoise: what a reference has of noise stands in the report.
+func TestOwnNoise(t *testing.T) {
+	v := phantom.New(phantom.Spec{Seed: 4, Width: 128, Height: 128, Slices: 3})
+	for _, sd := range []float64{0, 0.03} {
+		y, _, _ := simulate.Gaussian(sd)(v.Truth[1], 128, 128, rand.New(rand.NewPCG(1, 1)))
+		got := ownNoise(&slice{w: 128, h: 128, px: y})
+		if math.Abs(got-sd) > 0.007 {
+			t.Errorf("noise of %.3f is taken for %.3f", sd, got)
+		}
 	}
 }
 
@@ -387,7 +421,7 @@ func TestFileName(t *testing.T) {
 
 func ExampleRun() {
 	v := phantom.New(phantom.Spec{Width: 64, Height: 64, Slices: 4})
-	c := NewCollector(1)
+	c := NewCollector(1, 1)
 	c.Add(Volume{Source: "phantom", Modality: "MR", Slices: 4, Read: func(k int) (models.Image, error) {
 		return models.Image{Width: 64, Height: 64, Pixels: slices.Clone(v.Truth[k])}, nil
 	}})

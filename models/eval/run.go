@@ -139,7 +139,7 @@ func Run(ctx context.Context, c *Collector, cfg Config) (*Report, error) {
 	if err := r.each(ctx, len(jobs), func(ctx context.Context, i int) error { return r.score(ctx, jobs[i]) }); err != nil {
 		return nil, err
 	}
-	rep := &Report{Seed: cfg.Seed, Skipped: c.skipped, ours: cfg.Ours, Seconds: map[string]float64{}}
+	rep := &Report{Seed: cfg.Seed, Shrink: c.shrink, Skipped: c.skipped, ours: cfg.Ours, Seconds: map[string]float64{}}
 	for name, s := range r.seconds {
 		rep.Seconds[name] = s / float64(r.slices[name])
 	}
@@ -151,6 +151,13 @@ func Run(ctx context.Context, c *Collector, cfg Config) (*Report, error) {
 		rep.Scores = append(rep.Scores, j.scores...)
 		if j.keep {
 			rep.panels = append(rep.panels, j)
+		}
+	}
+	for _, s := range sets {
+		for _, p := range s.test {
+			if !s.repeated {
+				rep.References = append(rep.References, Reference{s.group, s.name, p.name, p.own})
+			}
 		}
 	}
 	rep.summarize(r.strength)
