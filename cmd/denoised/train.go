@@ -209,6 +209,9 @@ func (o *training) do(ctx context.Context) error {
 	defer unlock()
 	set, err := o.readData(ctx, run)
 	if err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("stopped before the training began: %w", err)
+		}
 		return err
 	}
 	if err := o.writeRun(run); err != nil {
@@ -234,7 +237,7 @@ func (o *training) do(ctx context.Context) error {
 		if errors.Is(err, train.ErrStopped) || ctx.Err() != nil {
 			return fmt.Errorf("%w; the checkpoints are in %s: go on with the same command and --resume", err, o.out)
 		}
-		return err
+		return fmt.Errorf("%w; what was trained until the last checkpoint is in %s: when that is mended, go on with the same command and --resume", err, o.out)
 	}
 	r := &trainReport{Out: o.out, Preset: o.preset, Seed: o.seed, Data: set.Summary, Stages: o.stages(result)}
 	var m *models.Model

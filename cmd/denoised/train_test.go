@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -199,7 +200,11 @@ func TestTrainResume(t *testing.T) {
 	if len(q.calls) != 1 {
 		t.Errorf("%d trainings were run", len(q.calls))
 	}
+	q.err = fmt.Errorf("write checkpoint: %w", syscall.ENOSPC)
+	_, _, err = q.train(append(args, "--resume")...)
+	wantError(t, "a full disk", err, "no space left on device; what was trained until the last checkpoint")
 	q.err = nil
+	q.calls, q.sets = q.calls[:1], q.sets[:1]
 	if _, _, err = q.train(append(args, "--resume")...); err != nil || !q.calls[1].Resume || q.sets[1].Fingerprint() != q.sets[0].Fingerprint() {
 		t.Errorf("resumed: %v, %+v", err, q.calls[len(q.calls)-1])
 	}

@@ -16,7 +16,11 @@ import (
 // path is what it was and the temporary file is gone.
 //
 // Writers of one path may run at the same time: the last to finish stays.
-func Write(path string, perm fs.FileMode, fill func(*os.File) error) (err error) {
+func Write(path string, perm fs.FileMode, fill func(*os.File) error) error {
+	return write(osDisk{}, path, perm, fill)
+}
+
+func write(d disk, path string, perm fs.FileMode, fill func(*os.File) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".denoised-*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -34,11 +38,11 @@ func Write(path string, perm fs.FileMode, fill func(*os.File) error) (err error)
 	if err = f.Chmod(perm); err != nil {
 		return err
 	}
-	if err = f.Sync(); err != nil {
+	if err = d.SyncFile(f); err != nil {
 		return err
 	}
 	if err = f.Close(); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	return d.Rename(f.Name(), path)
 }

@@ -21,9 +21,11 @@ func WriteDir(dir string, replace bool, fill func(tmp string) error) error {
 	return writeDir(osDisk{}, dir, replace, fill)
 }
 
-// disk is the little of a file system that WriteDir needs. Tests replace it to
-// fail or to stop at any step.
+// disk is the little of a file system that Write and WriteDir need. Tests replace
+// it to fail or to stop at any step.
 type disk interface {
+	// SyncFile makes the content of a file durable.
+	SyncFile(f *os.File) error
 	MkdirTemp(dir, pattern string) (string, error)
 	// SyncTree makes the files of a folder, and their names, durable.
 	SyncTree(dir string) error
@@ -118,6 +120,8 @@ func (d osDisk) SyncTree(dir string) error {
 		return errors.Join(f.Sync(), f.Close())
 	})
 }
+
+func (osDisk) SyncFile(f *os.File) error { return f.Sync() }
 
 func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }
 

@@ -44,6 +44,9 @@ func (d *badDisk) MkdirTemp(dir, pattern string) (tmp string, err error) {
 	err = d.step("mkdir", func() error { tmp, err = d.osDisk.MkdirTemp(dir, pattern); return err })
 	return tmp, err
 }
+func (d *badDisk) SyncFile(f *os.File) error {
+	return d.step("sync file", func() error { return d.osDisk.SyncFile(f) })
+}
 func (d *badDisk) SyncTree(dir string) error {
 	return d.step("sync tree", func() error { return d.osDisk.SyncTree(dir) })
 }
@@ -136,6 +139,35 @@ func TestWriteDir(t *testing.T) {
 	}
 	if err := WriteDir(filepath.Join(dir, "none", "m"), false, func(string) error { return nil }); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("missing folder: %v", err)
+	}
+}
+
+// TestWriteFails: whichever step fails, or is the last that is done, the file has the
+// old content or the new, and after a failure nothing is left beside it.
+func TestWriteFails(t *testing.T) {
+	for _, dies := range []bool{false, true} {
+		for n := 1; n <= 2; n++ {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "a")
+			if err := os.WriteFile(path, []byte("old"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			d := &badDisk{n: n, dies: dies}
+			err := write(d, path, 0o644, func(f *os.File) error { _, err := f.WriteString("new"); return err })
+			if d.n > 0 {
+				t.Fatalf("only %q were done", d.names)
+			}
+			b, rerr := os.ReadFile(path)
+			if rerr != nil || string(b) != "old" && string(b) != "new" {
+				t.Errorf("dies %v, step %d: %q, %v", dies, n, b, rerr)
+			}
+			if !dies && (!errors.Is(err, errDisk) || string(b) != "old" || len(list(t, dir)) != 1) {
+				t.Errorf("step %d failed: %v, %q, %q", n, err, b, list(t, dir))
+			}
+			if dies && n == 2 && (err != nil || string(b) != "new") {
+				t.Errorf("after the last step: %v, %q", err, b)
+			}
+		}
 	}
 }
 
