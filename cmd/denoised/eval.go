@@ -106,7 +106,7 @@ func (o *evaluation) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	m, err := models.Open(o.model)
+	m, err := models.Open(findModel(o.model))
 	if err != nil {
 		return fmt.Errorf("open model %s: %w", o.model, err)
 	}
