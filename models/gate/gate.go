@@ -181,7 +181,7 @@ func (c *Result) reason() string {
 type scratch struct {
 	w, h     int
 	z        []float32 // what was taken off in standard deviations of the noise; 0 in skipped pixels
-	unit     float32   // the median of the noise's strength
+	unit     float32   // the median of the noise's strength where there is any
 	skip     []bool
 	near     []bool // a pixel of the 3×3 around is skipped or outside the image
 	changed  bool
@@ -221,7 +221,9 @@ func (s *scratch) prepare(in Input) error {
 		if d := in.Before[i] + in.After[i] + in.Noise.Sigma[i]; d-d != 0 {
 			return fmt.Errorf("check: pixel (%d, %d) is not finite", i%s.w, i/s.w)
 		}
-		s.vals = append(s.vals, in.Noise.Sigma[i])
+		if in.Noise.Sigma[i] > 0 {
+			s.vals = append(s.vals, in.Noise.Sigma[i])
+		}
 	}
 	if len(s.vals) > 0 {
 		s.unit = nth(s.vals, len(s.vals)/2)

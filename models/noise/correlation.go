@@ -69,7 +69,7 @@ const (
 	blockStep  = 4   // from one block to the next, pixels
 	flatBlocks = 0.2 // share of the blocks, flattest first, that count
 	minBlocks  = 24  // fewer say nothing
-	maxBlocks  = 800
+	maxBlocks  = 800 // of one image, every so many are taken
 )
 
 // block is the discrete cosine transform of 8×8 pixels, orthonormal, [v][u].
@@ -185,11 +185,18 @@ func (b *buffers) flatBlocks(img []float32, w, h int) {
 	n := int(flatBlocks * float64(len(b.places)))
 	for k := 0; k < n; k += 1 + n/maxBlocks {
 		b.blocks = append(b.blocks, block{})
-		b.blocks[len(b.blocks)-1].transform(img[b.places[k].at:], w)
+		last := &b.blocks[len(b.blocks)-1]
+		last.transform(img[b.places[k].at:], w)
+		for _, c := range last.c {
+			if c-c != 0 { // values near the end of the range overflow
+				b.blocks = b.blocks[:len(b.blocks)-1]
+				break
+			}
+		}
 	}
 }
 
-// spectrum is the power of every coefficient of a block, [v][u].
+// powerTable is the power of every coefficient of a block, [v][u].
 type powerTable [blockSide][blockSide]float64
 
 // powers returns the typical power of the coefficients, each block in units of its

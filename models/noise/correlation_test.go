@@ -194,3 +194,36 @@ func ExampleSeries() {
 	fmt.Printf("hole %d×%d\n", sx, sy)
 	// Output: hole 3×1
 }
+
+// TestExtremes: values near the end of the range and odd sizes give a map, and an
+// impossible correlation does no harm.
+func TestExtremes(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	for _, scale := range []float32{1e-38, 1, 3e38} {
+		for _, size := range [][2]int{{16, 16}, {17, 31}, {64, 50}} {
+			img := make([]float32, size[0]*size[1])
+			for i := range img {
+				img[i] = scale * (rng.Float32() - 0.5) * 2
+			}
+			m := estimate(t, img, size[0], size[1], nil)
+			dst := make([]float32, len(img))
+			m.Draw(dst, rng)
+			bad := noise.White()
+			for dy := range bad.Rho {
+				for dx := range bad.Rho[dy] {
+					bad.Rho[dy][dx] = 1
+				}
+			}
+			for _, c := range []noise.Correlation{{}, bad} {
+				if err := m.EstimateWith(c, img, size[0], size[1], nil); err != nil {
+					t.Fatal(err)
+				}
+				for i, s := range m.Sigma {
+					if s-s != 0 || s < 0 {
+						t.Fatalf("scale %g: sigma %g at %d", scale, s, i)
+					}
+				}
+			}
+		}
+	}
+}

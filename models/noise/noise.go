@@ -65,7 +65,7 @@ type filters struct {
 func (b *buffers) choose(c Correlation) {
 	second := []float64{1, -2, 1}
 	if g := c.power(second, 1); g > 0.6*36 {
-		b.filters = filters{near: 1, nearScale: float32(1 / math.Sqrt(g)), farScale: float32(1 / math.Sqrt(c.power([]float64{1, -4, 6, -4, 1}, 1)))}
+		b.filters = filters{near: 1, nearScale: float32(1 / math.Sqrt(g)), farScale: float32(1 / math.Sqrt(max(c.power([]float64{1, -4, 6, -4, 1}, 1), 0.05*4900)))}
 		return
 	}
 	near := 1
@@ -98,8 +98,9 @@ func (c *Correlation) power(taps []float64, step int) float64 {
 	return sum
 }
 
-// sample is one residual of the finest scale with what it is sorted by, and the
-// cell of the spatial gain that it lies in.
+// sample is what the near and the far filter see at a pixel, scaled so that noise has
+// its own standard deviation in both; what they are sorted by; and the cell of the
+// spatial gain that the pixel lies in.
 type sample struct {
 	mean, grad, res, fine float32
 	cell                  int32
