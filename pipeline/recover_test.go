@@ -375,11 +375,24 @@ func TestNoPatientData(t *testing.T) {
 	bad.seed = 5
 	receive(t, p, bad) // conflict: logged
 	eventually(t, "delivered", func() bool { return a.count("pacs") == 2 })
+	// What a person writes into a flag is shown to who asks for the series, and
+	// nowhere else.
+	if _, err := p.Flag(t.Context(), im.series, Flag{Quality: Fast, Why: "Secret^Name moved"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Flag(t.Context(), im.series, Flag{Quality: "Secret", Why: "Secret^Name"}); err == nil {
+		t.Error("an unknown quality was taken")
+	}
 	var all strings.Builder
 	for _, e := range logs.All() {
 		fmt.Fprintln(&all, e.Message, e.ContextMap())
 	}
-	fmt.Fprintf(&all, "%+v\n", status(t, p, im.series))
+	shown := status(t, p, im.series)
+	if shown.Flag == nil || shown.Flag.Why != "Secret^Name moved" {
+		t.Errorf("%+v", shown.Flag)
+	}
+	shown.Flag = nil
+	fmt.Fprintf(&all, "%+v\n", shown)
 	for len(ev) > 0 {
 		fmt.Fprintf(&all, "%+v\n", <-ev)
 	}

@@ -277,7 +277,7 @@ func (j *Journal) High(ctx context.Context, original int64) (stage string, err e
 // Derived finds what was made of an original in a quality; nil when there is
 // nothing, or its file is gone.
 func (j *Journal) Derived(ctx context.Context, original int64, quality string) (*Instance, error) {
-	l, err := j.instances(ctx, `WHERE source=? AND quality=? AND gone=0 ORDER BY id DESC LIMIT 1`, original, quality)
+	l, err := j.instances(ctx, `WHERE source>0 AND source=? AND quality=? AND gone=0 ORDER BY id DESC LIMIT 1`, original, quality)
 	if err != nil || len(l) == 0 {
 		return nil, err
 	}

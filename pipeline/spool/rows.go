@@ -734,13 +734,14 @@ func (j *Journal) SeriesStates(ctx context.Context) (map[string]int64, error) {
 // destination they were queued for, and at least one destination has something
 // of them - or it passed and the destinations of the time wanted no originals.
 // What came when there was no destination at all is owed to one, and stays. So
-// does a series of which an image waits for the high pass.
+// does a series of which an image waits for the high pass. (source>0 lets SQLite
+// use the index of derived objects.)
 const settled = `i.kind='original' AND i.gone=0 AND i.stage IN ('denoised','passed','failed')
 	AND NOT EXISTS (SELECT 1 FROM high h INDEXED BY high_queue WHERE h.series=i.series AND h.stage='queued')
 	AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id AND d.state<>'stored')
-	AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source=i.id AND d.state<>'stored')
+	AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source>0 AND e.source=i.id AND d.state<>'stored')
 	AND (EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id)
-	  OR EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source=i.id)
+	  OR EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source>0 AND e.source=i.id)
 	  OR i.stage='passed' AND i.unwanted=1)`
 
 // Purgeable lists, oldest first and after id, up to n originals whose last
@@ -748,7 +749,7 @@ const settled = `i.kind='original' AND i.gone=0 AND i.stage IN ('denoised','pass
 func (j *Journal) Purgeable(ctx context.Context, after int64, before time.Time, n int) ([]Instance, error) {
 	return j.instances(ctx, `INDEXED BY instance_kept WHERE i.id>? AND i.received<? AND `+settled+`
 		AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id AND d.done_at>=?)
-		AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source=i.id AND d.done_at>=?)
+		AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source>0 AND e.source=i.id AND d.done_at>=?)
 		ORDER BY i.id LIMIT ?`, after, nanos(before), nanos(before), nanos(before), n)
 }
 
@@ -766,7 +767,7 @@ func (j *Journal) Purge(id int64, at time.Time) ([]string, error) {
 		if err != nil {
 			return err
 		}
-		s, err := t.stmt(`UPDATE instance SET gone=? WHERE (id=? OR source=?) AND gone=0 RETURNING file`)
+		s, err := t.stmt(`UPDATE instance SET gone=? WHERE (id=? OR source>0 AND source=?) AND gone=0 RETURNING file`)
 		if err != nil {
 			return err
 		}

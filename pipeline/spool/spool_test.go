@@ -574,7 +574,9 @@ func TestQueriesUseIndexes(t *testing.T) {
 		t.Fatal(err)
 	}
 	const deliveries = `SELECT d.attempts FROM delivery d `
-	for _, q := range []string{deliveries + oldest, deliveries + newest, deliveries + suspects, `SELECT id FROM instance i WHERE file=?`} {
+	for _, q := range []string{deliveries + oldest, deliveries + newest, deliveries + suspects, `SELECT id FROM instance i WHERE file=?`,
+		`SELECT 1 FROM instance i INDEXED BY instance_kept WHERE i.id>? AND ` + settled,
+		`SELECT id FROM instance i WHERE source>0 AND source=? AND quality=? AND gone=0 ORDER BY id DESC LIMIT 1`} {
 		args := make([]any, strings.Count(q, "?"))
 		rows, err := j.db.Query("EXPLAIN QUERY PLAN "+q, args...)
 		if err != nil {
@@ -591,6 +593,12 @@ func TestQueriesUseIndexes(t *testing.T) {
 			}
 		}
 		rows.Close()
+	}
+	// The high lane's queue is read whole, for it is short, but never its history.
+	var a, b, c int
+	var plan string
+	if err := j.db.QueryRow("EXPLAIN QUERY PLAN SELECT h.original "+highReady).Scan(&a, &b, &c, &plan); err != nil || !strings.Contains(plan, "high_queue") {
+		t.Errorf("%s %v", plan, err)
 	}
 	if err := j.IndexFiles(false); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,253 @@
+package spool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// What is put is there, the last one for each series, whatever the words.
+func TestFlagFiles(t *testing.T) {
+	s, dir := store(t)
+	rapid.Check(t, func(rt *rapid.T) {
+		want := map[string]Flag{}
+		for range rapid.IntRange(1, 3).Draw(rt, "flags") {
+			f := Flag{Key: rapid.SampledFrom([]string{"1.2.3", "1.2.4", "../x", "?A", ""}).Draw(rt, "key"), Quality: rapid.SampledFrom([]string{"high", "fast", "off"}).Draw(rt, "quality"),
+				Why: rapid.StringN(0, 200, 800).Draw(rt, "why"), By: rapid.StringN(0, 64, 256).Draw(rt, "by"), At: time.Unix(0, rapid.Int64Range(0, 1<<60).Draw(rt, "at")).UTC()}
+			f.Why, f.By = strings.ToValidUTF8(f.Why, ""), strings.ToValidUTF8(f.By, "")
+			if rapid.IntRange(0, 4).Draw(rt, "remove") == 0 {
+				if err := s.RemoveFlag(f.Key); err != nil {
+					rt.Fatal(err)
+				}
+				delete(want, f.Key)
+				continue
+			}
+			if err := s.PutFlag(f); err != nil {
+				rt.Fatal(err)
+			}
+			want[f.Key] = f
+		}
+		got := map[string]Flag{}
+		err := s.Flags(func(f Flag) error { got[f.Key] = f; return nil }, func(name string, err error) error { return err })
+		if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+			rt.Fatalf("%v: %v, want %v", err, got, want)
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, "tmp", "*")); len(left) != 0 {
+			rt.Errorf("left: %v", left)
+		}
+		for key := range want {
+			if err := s.RemoveFlag(key); err != nil {
+				rt.Fatal(err)
+			}
+		}
+	})
+}
+
+// A file that is not what was written is told from one that cannot be read, and
+// no byte of it is believed.
+func TestDamagedFlagFiles(t *testing.T) {
+	s, dir := store(t)
+	f := Flag{Key: "1.2.3", Quality: "high", Why: "x", At: time.Unix(1, 0).UTC()}
+	if err := s.PutFlag(f); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, flagName("1.2.3"))
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func() (n int, bad error) {
+		if err := s.Flags(func(Flag) error { n++; return nil }, func(_ string, err error) error { bad = err; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return n, bad
+	}
+	for i := range good {
+		b := slices.Clone(good)
+		b[i] ^= 4
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var corrupt *CorruptError
+		if n, bad := read(); n != 0 || !errors.As(bad, &corrupt) {
+			t.Fatalf("byte %d: %d flags, %v", i, n, bad)
+		}
+	}
+	for _, b := range [][]byte{nil, good[:len(good)-1], append(slices.Clone(good), 'x'), []byte("{}\n00000000\n")} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if n, bad := read(); n != 0 || bad == nil {
+			t.Errorf("%q: %d flags, %v", b, n, bad)
+		}
+	}
+	// Under another series' name it says nothing about either.
+	if err := os.WriteFile(path, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path, filepath.Join(dir, flagName("1.2.4"))); err != nil {
+		t.Fatal(err)
+	}
+	if n, bad := read(); n != 0 || bad == nil {
+		t.Errorf("renamed: %d flags, %v", n, bad)
+	}
+}
+
+// A disk that fails leaves the old flag.
+func TestFlagOnABadDisk(t *testing.T) {
+	s, dir := store(t)
+	f := Flag{Key: "1.2.3", Quality: "high", At: time.Unix(1, 0).UTC()}
+	if err := s.PutFlag(f); err != nil {
+		t.Fatal(err)
+	}
+	s.fs = noRename{s.fs}
+	f.Quality = "off"
+	if err := s.PutFlag(f); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("error %v", err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "tmp", "*")); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	err := s.Flags(func(f Flag) error {
+		if f.Quality != "high" {
+			t.Errorf("%+v", f)
+		}
+		return nil
+	}, func(_ string, err error) error { return err })
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+type noRename struct{ FS }
+
+func (noRename) Rename(string, string) error { return os.ErrPermission }
+
+// The high lane's own rules: what may enter, what settles a series, what a flag
+// undoes. The pipeline's tests show the same from outside.
+func TestHighLane(t *testing.T) {
+	j := openJournal(t, filepath.Join(t.TempDir(), "j.db"))
+	ctx := context.Background()
+	var ids []int64
+	add := func(n int, stage, reason string) {
+		t.Helper()
+		a := arrival("1.2", n)
+		a.Instance.Quality, a.Instance.Stage, a.Instance.Reason = "high", stage, reason
+		added, err := j.AddOriginal(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, added.Instance)
+	}
+	add(1, StageQueued, "")
+	add(2, StageQueued, "")
+	add(3, StagePassed, "phase")
+	add(4, StageFailed, "damaged")
+	count := func() map[string]int64 {
+		t.Helper()
+		list, err := j.HighCounts(ctx, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := map[string]int64{}
+		for _, c := range list {
+			m[fmt.Sprintf("%s %s %v", c.Stage, c.Reason, c.Fill)] = c.Count
+		}
+		return m
+	}
+	expect := func(when string, want map[string]int64) {
+		t.Helper()
+		if got := count(); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: %v, want %v", when, got, want)
+		}
+	}
+	expect("only what may be denoised enters", map[string]int64{"queued  false": 2})
+	next := func() *HighSlice {
+		t.Helper()
+		h, err := j.NextHigh(ctx, time.Unix(100, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	if next() != nil {
+		t.Error("taken before the series is complete")
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(j.CompleteSeries(1, SeriesComplete, "quiet", time.Unix(50, 0)))
+	if next() != nil {
+		t.Error("taken before the fast lane is through")
+	}
+	for _, id := range ids[:2] {
+		must(j.EndSlice(id, fileOf(t, j, id), StagePassed, "gate-nan", ""))
+	}
+	h := next()
+	if h == nil || h.Instance.ID != ids[0] || h.Fill {
+		t.Fatalf("%+v", h)
+	}
+	must(j.RetryHigh(ids[0], time.Unix(200, 0), "later"))
+	if h := next(); h == nil || h.Instance.ID != ids[1] {
+		t.Errorf("%+v", h)
+	}
+	if at, err := j.NextHighRetry(ctx); err != nil || !at.Equal(time.Unix(200, 0)) {
+		t.Errorf("%v %v", at, err)
+	}
+	must(j.EndHigh(ids[0], "another file", "error", "", true))
+	expect("a verdict over a replaced file changes nothing", map[string]int64{"queued  false": 2})
+	must(j.EndHigh(ids[0], fileOf(t, j, ids[0]), "error", "", true))
+	expect("one failed", map[string]int64{"failed error true": 1, "queued  false": 1})
+	d := Instance{SOP: "2.25.1", Class: "1", Syntax: "1", File: "derived/00/a.dcm", Received: time.Unix(9, 0), Quality: "high"}
+	must(j.AddHigh(ids[1], d, false, []string{"late"}, time.Unix(60, 0)))
+	expect("the other worked, so the first becomes a copy", map[string]int64{"denoised  false": 1, "queued error true": 1})
+	if err := j.AddHigh(ids[1], d, false, nil, time.Unix(60, 0)); !errors.Is(err, ErrNotWanted) {
+		t.Errorf("twice: %v", err)
+	}
+	if h := next(); h == nil || h.Instance.ID != ids[0] || !h.Fill || h.Reason != "error" {
+		t.Errorf("%+v", h)
+	}
+	q, err := j.Depths(ctx)
+	if err != nil || q.High.Count != 1 || q.Forward["late"].Count != 1 || !q.Forward["late"].Oldest.Equal(time.Unix(60, 0)) {
+		t.Errorf("%+v %v", q, err)
+	}
+	// Its derived file lost, the finished one waits again, and only there.
+	must(j.Remake(5, ids[1], time.Unix(70, 0)))
+	expect("remade", map[string]int64{"queued  false": 1, "queued error true": 1})
+	got, err := j.SetFlag(Flag{Key: "1.2", Quality: "off", At: time.Unix(80, 0)}, Start{})
+	must(err)
+	if got.Originals != 4 || got.High != 0 || got.Gone != 0 {
+		t.Errorf("%+v", got)
+	}
+	expect("called off", map[string]int64{})
+	got, err = j.SetFlag(Flag{Key: "1.2", Quality: "high", At: time.Unix(90, 0)}, Start{Reason: ReasonNotPossible, Detail: "no networks"})
+	must(err)
+	if got.High != 2 {
+		t.Errorf("%+v", got)
+	}
+	expect("not possible", map[string]int64{"failed not-possible false": 2})
+	must(j.RestartHigh(Start{}))
+	expect("possible again", map[string]int64{"queued  false": 2})
+	must(j.RestartHigh(Start{Reason: ReasonNotPossible}))
+	expect("and not", map[string]int64{"failed not-possible false": 2})
+}
+
+func fileOf(t testing.TB, j *Journal, id int64) string {
+	t.Helper()
+	in, err := j.Instance(context.Background(), id)
+	if err != nil || in == nil {
+		t.Fatal(in, err)
+	}
+	return in.File
+}
