@@ -135,7 +135,7 @@ alone, best of the same rounds. N cores compute N slices at once.`,
 	}
 	f := cmd.Flags()
 	f.IntSliceVar(&sizes, "size", []int{256, 320, 512}, "widths and heights of the slices, in pixels")
-	f.StringSliceVar(&isas, "isa", nil, "instruction sets: go, avx2, avx512 (default all assembly of this machine)")
+	f.StringSliceVar(&isas, "isa", nil, "instruction sets: go, avx2, avx512, avx512bf16, amx (default all assembly of this machine)")
 	f.StringVar(&backend, "backend", "auto", "auto or cpu")
 	f.StringVar(&model, "model", models.DefaultName, "model, by name or folder")
 	f.IntVar(&rounds, "rounds", 9, "rounds")

@@ -109,7 +109,7 @@ func newModelVerifyCmd() *cobra.Command {
 
 The hash of every file must be the one on the card. Golden vectors are computed
 with every instruction set of this machine and must agree to a relative error of
-1e-5, or of 1e-2 where it multiplies bf16 numbers. A network without golden vectors has its hash checked only.`,
+1e-5; a student, of 1e-2 where it multiplies bf16 numbers. A network without golden vectors has its hash checked only.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := findModel(modelArgument(args))

@@ -2,7 +2,10 @@
 
 package cpu
 
-import "unsafe"
+import (
+	"encoding/binary"
+	"unsafe"
+)
 
 // bf16AVX512 makes the numbers of both sets that need them.
 var bf16AVX512 = bf16{
@@ -34,5 +37,14 @@ func pairAssembly(kernel func(y, res *float32, w *uint32, bias *float32, x *[3]*
 	}
 }
 
-// fastBF16 tells whether AVX512_BF16 is faster than float32.
-func fastBF16() bool { return false }
+// fastBF16 tells whether AVX512_BF16 is faster than float32: on processors of AMD,
+// by 1.9 times on Zen 4. Intel's have AMX for bf16, and do this at half the rate of
+// float32.
+func fastBF16() bool {
+	var maker []byte
+	b, d, c := processorMaker()
+	for _, v := range []uint32{b, d, c} {
+		maker = binary.LittleEndian.AppendUint32(maker, v)
+	}
+	return string(maker) == "AuthenticAMD"
+}

@@ -139,3 +139,6 @@ func finishRow32(y *float32, res *float32, sums *float32, bias *float32, n uintp
 //
 //go:noescape
 func tileCode(code *[4]*byte)
+
+// processorMaker returns leaf 0 of CPUID: twelve letters, in this order.
+func processorMaker() (b uint32, d uint32, c uint32)

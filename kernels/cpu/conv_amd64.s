@@ -5974,3 +5974,14 @@ TEXT ·tileCode(SB), NOSPLIT, $0-8
 	LEAQ ·tileRow32x32+0(SB), CX
 	MOVQ CX, 24(AX)
 	RET
+
+// func processorMaker() (b uint32, d uint32, c uint32)
+// Requires: CPUID
+TEXT ·processorMaker(SB), NOSPLIT, $0-12
+	XORL AX, AX
+	XORL CX, CX
+	CPUID
+	MOVL BX, b+0(FP)
+	MOVL DX, d+4(FP)
+	MOVL CX, c+8(FP)
+	RET

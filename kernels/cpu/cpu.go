@@ -30,9 +30,11 @@ const (
 	AVX2   ISA = "avx2"   // with FMA
 	AVX512 ISA = "avx512" // foundation instructions
 
-	// These round weights and activations to bf16 where they are multiplied. Sums,
-	// biases and residuals stay float32, as do the weights that training changes
-	// and their gradients.
+	// These round weights and activations to bf16 where they are multiplied, in
+	// networks that Load has made, in Conv3x3 and in training. Sums, biases and
+	// residuals stay float32, as do the weights that training changes and their
+	// gradients. Graphs that Compile has made run in float32 throughout: a Net
+	// predicts noise, which may be off by 0.4 %, but a graph may predict an image.
 	AVX512BF16 ISA = "avx512bf16"
 	AMX        ISA = "amx" // matrix registers; Linux only
 )
@@ -105,8 +107,8 @@ func Select() (*Backend, error) {
 	return choose(func(s *isa) bool { return s.bf16 == nil })
 }
 
-// SelectInference is Select for networks that are only run: it may choose a set
-// with bf16 where that is faster.
+// SelectInference is Select for networks that are only run: it takes a set with bf16
+// where that is faster.
 func SelectInference() (*Backend, error) {
 	return choose(func(s *isa) bool { return s.name != AVX512BF16 || fastBF16() })
 }
@@ -114,14 +116,28 @@ func SelectInference() (*Backend, error) {
 func choose(ok func(*isa) bool) (*Backend, error) {
 	name := os.Getenv(EnvISA)
 	if name == "" {
-		list := available()
-		return &Backend{list[slices.IndexFunc(list, func(s isa) bool { return ok(&s) })]}, nil
+		return &Backend{fastest(ok)}, nil
 	}
 	b, err := New(ISA(name))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", EnvISA, err)
 	}
 	return b, nil
+}
+
+// fastest returns the first instruction set that is ok.
+func fastest(ok func(*isa) bool) isa {
+	list := available()
+	return list[slices.IndexFunc(list, func(s isa) bool { return ok(&s) })]
+}
+
+// single returns the instruction set for graphs that are only run.
+func (b *Backend) single() *isa {
+	if b.isa.bf16 == nil {
+		return &b.isa
+	}
+	s := fastest(func(s *isa) bool { return s.bf16 == nil })
+	return &s
 }
 
 // ISA returns the instruction set of b.

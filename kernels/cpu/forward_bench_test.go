@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/kernelstest"
 )
 
@@ -61,4 +62,52 @@ func processorTime(b *testing.B) float64 {
 		b.Fatal(err)
 	}
 	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
+}
+
+// studentGraph is a graph of the student's size: 8 blocks of two convolutions of 32
+// channels at half resolution.
+func studentGraph() *kernels.Graph {
+	g := new(kernels.Graph)
+	x := g.Conv(kernels.Conv3("head", 32, kernels.Linear), g.Unshuffle(g.Input(1)))
+	for k := range 8 {
+		second := kernels.Conv3(fmt.Sprint(k, ".b"), 32, kernels.Linear)
+		second.Residual = x
+		x = g.Conv(second, g.Conv(kernels.Conv3(fmt.Sprint(k, ".a"), 32, kernels.ReLU), x))
+	}
+	g.Shuffle(g.Conv(kernels.Conv3("tail", 4, kernels.Linear), x))
+	return g
+}
+
+// BenchmarkStep times steps of training on one thread: 4 patches of 64×64.
+func BenchmarkStep(b *testing.B) {
+	for _, name := range ISAs() {
+		be, err := New(name)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if name == Go {
+			continue
+		}
+		b.Run(fmt.Sprintf("isa=%s", name), func(b *testing.B) {
+			g := studentGraph()
+			t, err := be.Train(g, kernels.NewState(g.Init(1)), kernels.TrainOptions{Workers: 1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			const n, size = 4, 64
+			batch := &kernels.Batch{Count: n, Height: size, Width: size, Inputs: [][]float32{randoms(1, n*size*size)}, Target: randoms(2, n*size*size)}
+			if _, _, err := t.Step(batch, 1e-4); err != nil {
+				b.Fatal(err)
+			}
+			start := processorTime(b)
+			for b.Loop() {
+				if _, _, err := t.Step(batch, 1e-4); err != nil {
+					b.Fatal(err)
+				}
+			}
+			seconds := (processorTime(b) - start) / float64(b.N)
+			b.ReportMetric(1e3*seconds, "ms/step")
+			b.ReportMetric(3*n*g.FLOP(size, size)/seconds/1e9, "GFLOP/s")
+		})
+	}
 }

@@ -622,7 +622,7 @@ type program struct {
 
 // Compile implements kernels.GraphBackend.
 func (b *Backend) Compile(g *kernels.Graph, params [][]float32) (kernels.Program, error) {
-	n, err := newGraph(&b.isa, g)
+	n, err := newGraph(b.single(), g)
 	if err == nil {
 		err = g.CheckParams(params)
 	}

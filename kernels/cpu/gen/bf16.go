@@ -131,3 +131,17 @@ func finishRows(nb int) {
 	VZEROUPPER()
 	RET()
 }
+
+// processorMaker writes the question who made the processor, which golang.org/x/sys
+// does not answer.
+func processorMaker() {
+	TEXT("processorMaker", NOSPLIT, "func() (b, d, c uint32)")
+	Doc("processorMaker returns leaf 0 of CPUID: twelve letters, in this order.")
+	XORL(reg.EAX, reg.EAX)
+	XORL(reg.ECX, reg.ECX)
+	CPUID()
+	Store(reg.EBX, Return("b"))
+	Store(reg.EDX, Return("d"))
+	Store(reg.ECX, Return("c"))
+	RET()
+}

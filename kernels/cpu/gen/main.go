@@ -52,6 +52,7 @@ func main() {
 		finishRows(nb)
 	}
 	tileCode()
+	processorMaker()
 	pass.Compile = pass.Concat(pass.Compile, pass.FunctionPass(encode))
 	Generate()
 }
