@@ -29,8 +29,8 @@ type Method struct {
 	// Run returns the denoised pixels in memory of their own. It is called by
 	// several goroutines.
 	Run func(ctx context.Context, in Input) ([]float32, error)
-	// Strengths are tried on slices that are not scored; the one with the best PSNR
-	// is used. The first one is used where there are no such slices. nil: the
+	// Strengths are tried on slices that are not scored; the one with the best PSNR,
+	// whole slices and tissue counting alike, is used. The first one is used where there are no such slices. nil: the
 	// method needs none.
 	Strengths []float64
 	// Magnitude says that the method is for magnitude images only.

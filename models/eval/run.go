@@ -365,7 +365,8 @@ const (
 // middle is the middle of a slice.
 func (p *slice) middle() *slice {
 	x, y, w, h := window(p.w, p.h, p.w/2, p.h/2, tuneSide)
-	return &slice{name: p.name, w: w, h: h, px: cut(p.px, p.w, x, y, w, h)}
+	px := cut(p.px, p.w, x, y, w, h)
+	return &slice{name: p.name, w: w, h: h, px: px, mask: Tissue(px, w, h)}
 }
 
 // window is the part of at most side×side pixels of a w×h image that lies around
@@ -383,7 +384,7 @@ func cut(px []float32, stride, x, y, w, h int) []float32 {
 	return out
 }
 
-// tune finds the strength of the best mean PSNR.
+// tune finds the strength of the best PSNR, whole slices and tissue counting alike.
 func (r *runner) tune(ctx context.Context, t tuning) error {
 	examples := t.examples()
 	best, at := math.Inf(-1), t.method.Strengths[0]
@@ -394,7 +395,9 @@ func (r *runner) tune(ctx context.Context, t tuning) error {
 			if err != nil {
 				return fmt.Errorf("tune %s for %s: %w", t.method.Name, t.key.row, err)
 			}
-			sum += psnr(score.MSE(out, e.ref))
+			if sum += psnr(score.MSE(out, e.ref)); e.mask != nil {
+				sum += psnr(score.MSEIn(out, e.ref, e.mask))
+			}
 		}
 		if sum > best {
 			best, at = sum, strength
