@@ -57,5 +57,9 @@ func denoised(r *models.Result, err error) (*pipeline.Denoised, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pipeline.Denoised{Pixels: r.Pixels, Sigma: r.Sigma}, nil
+	d := &pipeline.Denoised{Pixels: r.Pixels, Sigma: r.Sigma}
+	if r.Untouched == models.UntouchedGate {
+		d.Gate = r.Gate.Reason
+	}
+	return d, nil
 }

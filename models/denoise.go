@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/diffdenoise/denoised/models/gate"
 	"github.com/diffdenoise/denoised/models/noise"
 )
 
@@ -43,6 +44,9 @@ type Result struct {
 	// Uncertainty is half the difference of the pair of samples at every pixel, in
 	// the unit of the image; nil where none were drawn (Denoise).
 	Uncertainty []float32
+	// Gate is what the quality gate found; nil if the image did not come that far. A
+	// result that it blends or holds back has been blended or held back.
+	Gate *gate.Report
 }
 
 // Reasons of Result.Untouched.
@@ -51,6 +55,7 @@ const (
 	UntouchedNoNoise  = "no noise found"
 	UntouchedEmpty    = "nothing but air"
 	UntouchedNoisy    = "more noise than the network knows"
+	UntouchedGate     = "the result did not pass the quality gate"
 )
 
 // forwarder is the network; Student is one.
@@ -67,9 +72,11 @@ type forwarder interface {
 //  4. the prediction is held to the energy that noise can have (restrain);
 //  5. a second run with known noise added tells how much of the prediction is
 //     noise, and the rest stays in the image (confirm);
-//  6. it is zero-filled back and taken off the original image, so
+//  6. the quality gate (package gate) looks at what would be taken off, and lets it
+//     through, in part, or not at all;
+//  7. it is zero-filled back and taken off the original image, so
 //     what lies outside the measured k-space stays as it was;
-//  7. out = y + strength·(denoised − y).
+//  8. out = y + strength·(denoised − y).
 //
 // Skipped pixels and blanked air (noise.Outside) are returned bit for bit, all
 // others stay between the least and the greatest measured value of the slice.
@@ -159,6 +166,9 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 	if len(b.uncertain) > 0 {
 		res.Uncertainty = b.uncertainty(grid, scale)
 	}
+	if err := b.pass(res, native, mask, nw, nh); err != nil || res.Untouched != "" {
+		return res, err
+	}
 	removed := b.removed
 	if grid.Filled() {
 		b.y = grid.Fill(b.y, removed)
@@ -172,6 +182,31 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 		res.Pixels[i] = min(max(float32(v), least), most)
 	}
 	return res, nil
+}
+
+// pass asks the gate about b.removed and does what it says.
+func (b *scratch) pass(res *Result, native []float32, mask []bool, w, h int) error {
+	b.again = grow(b.again, w*h)
+	for i, v := range native {
+		b.again[i] = v - b.removed[i]
+	}
+	in := gate.Input{Width: w, Height: h, Before: native, After: b.again, Skip: mask, Noise: &b.noise}
+	if len(b.uncertain) > 0 {
+		in.Uncertainty = b.uncertain
+	}
+	var err error
+	if res.Gate, err = gate.Check(in); err != nil {
+		return fmt.Errorf("denoise: %w", err)
+	}
+	switch res.Gate.Action {
+	case gate.PassThrough:
+		res.Untouched = UntouchedGate
+	case gate.Blend:
+		for i := range b.removed {
+			b.removed[i] *= float32(res.Gate.Blend)
+		}
+	}
+	return nil
 }
 
 // scratch is the memory of one call of denoise.

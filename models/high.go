@@ -2,7 +2,6 @@ package models
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -51,7 +50,7 @@ func (m *Model) HasHigh() bool {
 //  5. a diffusion network, given the image, that fused prediction and the noise,
 //     samples what is missing to the image, as the mean of a stabilized pair
 //     (diffusion.SRDS), in several positions of the image, which are averaged;
-//  6. and 7. as Denoise.
+//  6. to 8. as Denoise.
 //
 // The promises are those of Denoise; it takes some hundred times as long. The result
 // is the same for the same seed. A model without the networks is an error that wraps
@@ -92,36 +91,57 @@ type high struct {
 	done, total    int
 }
 
-// margin is how far the image is continued on every side, by mirroring, so that no
-// network sees zeros beside it; a multiple of what they divide sizes by.
-const margin = 8
+// Images are cut into tiles that are done one after the other, so that memory does
+// not grow with the image: a tile takes about 300 MB.
+const (
+	tileSide = 512
+	// margin is how far a tile reaches beyond what is taken from it, into the image or,
+	// at its border, into its mirror image, so that no network sees zeros beside it. A
+	// multiple of what they divide sizes by.
+	margin = 24
+)
 
 func (h *high) find(ctx context.Context, b *scratch, native []float32, width, height int) error {
-	w, ht := roundUp(width, 4)+2*margin, roundUp(height, 4)+2*margin
-	y, sigma := extended(native, width, height, w, ht), extended(b.noise.Sigma, width, height, w, ht)
-	h.total = h.Passes * (1 + 2*h.Steps)
-	mean, spread := make([]float32, w*ht), make([]float32, w*ht)
-	rng := rand.New(rand.NewPCG(h.Seed, uint64(w)<<32|uint64(ht)))
+	across, down := (width+tileSide-1)/tileSide, (height+tileSide-1)/tileSide
+	h.total = across * down * h.Passes * (1 + 2*h.Steps)
+	b.removed, b.uncertain = grow(b.removed, width*height), grow(b.uncertain, width*height)
+	rng := rand.New(rand.NewPCG(h.Seed, uint64(width)<<32|uint64(height)))
+	for j := range down {
+		for i := range across {
+			x0, y0, x1, y1 := i*width/across, j*height/down, (i+1)*width/across, (j+1)*height/down
+			if err := h.tile(ctx, b, native, width, height, x0, y0, x1-x0, y1-y0, rng); err != nil {
+				return err
+			}
+		}
+	}
+	b.restrain(b.removed, b.noise.Sigma, width, height)
+	return nil
+}
+
+// tile finds the noise of the w×h pixels at (x0, y0).
+func (h *high) tile(ctx context.Context, b *scratch, native []float32, width, height, x0, y0, w, ht int, rng *rand.Rand) error {
+	tw, th := roundUp(w, 4)+2*margin, roundUp(ht, 4)+2*margin
+	y := extended(native, width, height, x0-margin, y0-margin, tw, th)
+	sigma := extended(b.noise.Sigma, width, height, x0-margin, y0-margin, tw, th)
+	mean, spread := make([]float32, tw*th), make([]float32, tw*th)
 	for pass := range h.Passes {
-		// quarter of the positions keep the axes, so that few passes see both
+		// positions that keep the axes and such that exchange them take turns
 		turn := []int{0, 7, 1, 6, 2, 5, 3, 4}[pass]
-		if err := h.pass(ctx, mean, spread, y, sigma, &b.noise.Correlation, turn, w, ht, rng); err != nil {
+		if err := h.pass(ctx, mean, spread, y, sigma, &b.noise.Correlation, turn, tw, th, rng); err != nil {
 			return err
 		}
 	}
-	b.removed, b.uncertain = grow(b.removed, width*height), grow(b.uncertain, width*height)
 	scale := 1 / float32(h.Passes)
-	for r := range height {
-		for c := range width {
-			from, to := (r+margin)*w+c+margin, r*width+c
+	for r := range ht {
+		for c := range w {
+			from, to := (r+margin)*tw+c+margin, (y0+r)*width+x0+c
 			v := mean[from] * scale
 			if !finite(v) {
-				return errors.New("denoise: the networks' result is not finite")
+				return fmt.Errorf("denoise: the networks' result is not finite at (%d, %d)", x0+c, y0+r)
 			}
 			b.removed[to], b.uncertain[to] = native[to]-v, spread[from]*scale
 		}
 	}
-	b.restrain(b.removed, b.noise.Sigma, width, height)
 	return nil
 }
 
@@ -197,14 +217,14 @@ func (p *conditioned) Predict(ctx context.Context, v, x []float32, t float64) er
 	return nil
 }
 
-// extended continues an image by mirroring to w×h, margin pixels to the left and
-// above and the rest to the right and below.
-func extended(img []float32, width, height, w, h int) []float32 {
+// extended returns the w×h pixels at (x0, y0) of an image that is continued by
+// mirroring on all sides.
+func extended(img []float32, width, height, x0, y0, w, h int) []float32 {
 	out := make([]float32, w*h)
 	for r := range h {
-		row := img[mirrored(r-margin, height)*width:][:width]
+		row := img[mirrored(y0+r, height)*width:][:width]
 		for c := range w {
-			out[r*w+c] = row[mirrored(c-margin, width)]
+			out[r*w+c] = row[mirrored(x0+c, width)]
 		}
 	}
 	return out

@@ -221,14 +221,12 @@ func TestTurned(t *testing.T) {
 
 func TestExtended(t *testing.T) {
 	img := []float32{1, 2, 3}
-	got := extended(img, 3, 1, 3+2*margin+1, 1+2*margin)
-	row := got[(3+2*margin+1)*margin:][:3+2*margin+1]
-	want := []float32{1, 2, 3, 2, 1, 2, 3, 2, 1, 2, 3}
-	if !slices.Equal(row[margin:][:len(want)], want) {
-		t.Errorf("continued to the right as %v, want %v", row[margin:], want)
-	}
-	if row[margin-1] != 2 || row[margin-2] != 3 || row[margin-3] != 2 {
-		t.Errorf("continued to the left as %v", row[:margin])
+	got := extended(img, 3, 1, -3, -2, 12, 5)
+	want := []float32{2, 3, 2, 1, 2, 3, 2, 1, 2, 3, 2, 1}
+	for r := range 5 {
+		if row := got[r*12:][:12]; !slices.Equal(row, want) {
+			t.Errorf("row %d is %v, want %v", r, row, want)
+		}
 	}
 }
 
