@@ -207,6 +207,9 @@ func TestDataset(t *testing.T) {
 	}
 	// The series is in the order of its instance numbers, not of the files.
 	sums := g.slices["dicom/7.dcm"]
+	if len(sums) != 3 {
+		t.Fatalf("slices %q, want 3", sums)
+	}
 	for k := range sums {
 		total := 0.0
 		for _, p := range v.Noisy[k] {
