@@ -88,7 +88,7 @@ const (
 )
 
 // leastBlend is the least share of a change that is worth sending.
-const leastBlend = 0.4
+const leastBlend = 0.6
 
 // Check looks at one slice. An error means sizes that do not fit or values that are
 // not finite. It is deterministic and safe for concurrent use.

@@ -241,7 +241,7 @@ func TestBlend(t *testing.T) {
 		out[i] *= 1.011
 	}
 	r := s.check(t, out)
-	if r.Action != gate.Blend || r.Blend < 0.4 || r.Blend > 0.9 {
+	if r.Action != gate.Blend || r.Blend < 0.6 || r.Blend > 0.9 {
 		t.Fatalf("%v by %.2f: %s", r.Action, r.Blend, r.Reason)
 	}
 	for i, v := range s.noisy {

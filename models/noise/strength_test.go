@@ -28,11 +28,7 @@ var off = map[string]float64{
 // that no setting was chosen on.
 func TestQualityStrength(t *testing.T) {
 	t.Run("phantom", func(t *testing.T) {
-		pics := phantoms(515, false, 1, 4)
-		if full() {
-			pics = append(pics, phantoms(8080, true, 2)...)
-		}
-		strengths(t, pics, off)
+		strengths(t, append(phantoms(515, false, 1, 4), phantoms(8080, true, 2)...), off)
 	})
 	t.Run("real", func(t *testing.T) {
 		if !full() {
