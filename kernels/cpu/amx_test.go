@@ -1,4 +1,4 @@
-//go:build amd64 && !purego
+//go:build amd64 && !purego && !race
 
 package cpu
 
@@ -18,7 +18,8 @@ import (
 
 // The AMX kernels have only few kinds of instructions, so that the machine code
 // that the linker has put into this program can be run where there is no AMX: the
-// tests below hold it to the same list as every other instruction set.
+// tests below hold it to the same list as every other instruction set. Under the race
+// detector that would take minutes, and nothing in it is concurrent.
 
 // machine runs machine code by the Intel SDM: volume 2 for the instructions, chapter
 // 18 of volume 1 for the tiles. What it does not know, and any access beyond the
