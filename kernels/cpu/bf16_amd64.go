@@ -38,7 +38,7 @@ func pairAssembly(kernel func(y, res *float32, w *uint32, bias *float32, x *[3]*
 }
 
 // fastBF16 tells whether AVX512_BF16 is faster than float32: on processors of AMD,
-// by 1.9 times on Zen 4. Intel's have AMX for bf16, and do this at half the rate of
+// by 1.8 times on Zen 4. Intel's have AMX for bf16, and do this at half the rate of
 // float32.
 func fastBF16() bool {
 	var maker []byte

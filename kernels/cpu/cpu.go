@@ -1,8 +1,8 @@
 // Package cpu computes 3×3 convolution networks on one core at a time.
 //
 // A Backend is one instruction set: generated assembly for AVX-512 or AVX2, or
-// plain Go, which runs everywhere. Two more multiply bf16 numbers, whose 8 bits of
-// mantissa are twice to ten times as fast: see ISA. Its networks hold the packed weights and run
+// plain Go, which runs everywhere. Two more multiply bf16 numbers of 8 bits of
+// mantissa, which is faster: see ISA. Its networks hold the packed weights and run
 // a whole slice as one pass of rolling rows, so that activations stay in the
 // second-level cache and no layer waits for another thread. Callers that have
 // several cores run several slices.
