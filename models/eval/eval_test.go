@@ -325,7 +325,7 @@ func checkFiles(t *testing.T, rep *Report, a, b string) {
 			}
 		}
 	}
-	if pictures != len(rep.Pictures) || pictures != 2*2+3+3 { // psnr and gain of two tables, differences of three, panels of three sets
+	if pictures != len(rep.Pictures) || pictures != 2*2+3+3+3 { // psnr and gain of two tables, differences and the worst of three, panels of three sets
 		t.Errorf("%d pictures, %d named", pictures, len(rep.Pictures))
 	}
 }
@@ -396,6 +396,23 @@ func TestOwnNoise(t *testing.T) {
 		if math.Abs(got-sd) > 0.007 {
 			t.Errorf("noise of %.3f is taken for %.3f", sd, got)
 		}
+	}
+}
+
+func TestLeast(t *testing.T) {
+	make := func(gain float64) *job {
+		return &job{group: "g", scores: []Score{{Method: Noisy, TissuePSNR: 30}, {Method: "other", TissuePSNR: 20}, {Method: "ours", TissuePSNR: 30 + gain}}}
+	}
+	jobs := []*job{make(2), make(-1), make(0)}
+	if list := tables(append(slices.Clone(jobs), &job{group: "h"})); len(list) != 2 || len(list[0]) != 3 {
+		t.Fatalf("%d tables", len(list))
+	}
+	jobs[1].slice = "worst"
+	if j := least(jobs, "ours"); j.slice != "worst" || !j.keep || j.scores != nil || jobs[1].scores == nil {
+		t.Errorf("%+v", j)
+	}
+	if least(jobs, "missing") != nil {
+		t.Error("a method that was not run has a worst slice")
 	}
 }
 

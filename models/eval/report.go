@@ -40,6 +40,7 @@ type Report struct {
 
 	ours   []string
 	panels []*job
+	worst  []*job // of each table
 }
 
 // Reference is a slice that is taken for clean.
@@ -440,6 +441,11 @@ func (r *Report) draw(dir string) error {
 					return err
 				}
 			}
+		}
+	}
+	for _, j := range r.worst {
+		if err := save(fileName("worst", j.group), j.panel()); err != nil {
+			return err
 		}
 	}
 	for k, j := range r.panels {

@@ -133,11 +133,27 @@ func Run(ctx context.Context, c *Collector, cfg Config) (*Report, error) {
 	}
 	tunings := r.tunings(sets)
 	r.total = len(tunings) + len(jobs)
+	show := len(cfg.Ours) > 0
+	if show {
+		r.total += len(tables(jobs))
+	}
 	if err := r.each(ctx, len(tunings), func(ctx context.Context, i int) error { return r.tune(ctx, tunings[i]) }); err != nil {
 		return nil, err
 	}
 	if err := r.each(ctx, len(jobs), func(ctx context.Context, i int) error { return r.score(ctx, jobs[i]) }); err != nil {
 		return nil, err
+	}
+	var worst []*job
+	if show {
+		for _, list := range tables(jobs) {
+			if j := least(list, cfg.Ours[len(cfg.Ours)-1]); j != nil {
+				worst = append(worst, j)
+			}
+		}
+		// The images were not kept, so they are made again.
+		if err := r.each(ctx, len(worst), func(ctx context.Context, i int) error { return r.score(ctx, worst[i]) }); err != nil {
+			return nil, err
+		}
 	}
 	rep := &Report{Seed: cfg.Seed, Shrink: c.shrink, Skipped: c.skipped, ours: cfg.Ours, Seconds: map[string]float64{}}
 	for name, s := range r.seconds {
@@ -153,6 +169,7 @@ func Run(ctx context.Context, c *Collector, cfg Config) (*Report, error) {
 			rep.panels = append(rep.panels, j)
 		}
 	}
+	rep.worst = worst
 	for _, s := range sets {
 		for _, p := range s.test {
 			if !s.repeated {
@@ -162,6 +179,43 @@ func Run(ctx context.Context, c *Collector, cfg Config) (*Report, error) {
 	}
 	rep.summarize(r.strength)
 	return rep, nil
+}
+
+// tables are the jobs of each table, in the order of their first.
+func tables(jobs []*job) [][]*job {
+	var list [][]*job
+	at := map[[2]string]int{}
+	for _, j := range jobs {
+		k, ok := at[[2]string{j.protocol, j.group}]
+		if !ok {
+			k = len(list)
+			at[[2]string{j.protocol, j.group}] = k
+			list = append(list, nil)
+		}
+		list[k] = append(list[k], j)
+	}
+	return list
+}
+
+// least is a copy, without results, of the job in which a method gains least over
+// the noisy image in tissue; nil if it was not run.
+func least(jobs []*job, method string) *job {
+	var found *job
+	gain := math.Inf(1)
+	for _, j := range jobs {
+		for _, s := range j.scores {
+			// the noisy image comes first
+			if v := s.TissuePSNR - j.scores[0].TissuePSNR; s.Method == method && (found == nil || v < gain) {
+				found, gain = j, v
+			}
+		}
+	}
+	if found == nil {
+		return nil
+	}
+	c := *found
+	c.keep, c.scores, c.images = true, nil, nil
+	return &c
 }
 
 // nothing says why there is nothing to evaluate.
