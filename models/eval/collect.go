@@ -449,8 +449,11 @@ func (c *Collector) finish() []*set {
 		dir, group, _ := strings.Cut(key, "\x00")
 		slices.SortFunc(list, func(a, b *slice) int { return cmp.Compare(a.name, b.name) })
 		name := dir
-		if len(list) == 1 {
+		switch {
+		case len(list) == 1:
 			name = list[0].name
+		case dir == ".":
+			name = "images"
 		}
 		s := &set{name: name, group: group}
 		test, tune := places(len(list), c.perVolume, 0)
