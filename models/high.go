@@ -47,9 +47,10 @@ func (m *Model) HasHigh() bool {
 //  4. a blind-spot network predicts every pixel from its surroundings, across a hole
 //     as wide as the noise's correlation asks for, and the prediction is fused with
 //     the pixel (Posterior);
-//  5. a diffusion network, given the image, that fused prediction and the noise,
-//     samples what is missing to the image, as the mean of a stabilized pair
-//     (diffusion.SRDS), in several positions of the image, which are averaged;
+//  5. a diffusion network, given the image, that prediction, the student's result and
+//     the noise, samples what is missing from the student's result to the image, as
+//     the mean of a stabilized pair (diffusion.SRDS), in several positions of the
+//     image, which are averaged;
 //  6. to 8. as Denoise.
 //
 // The promises are those of Denoise; it takes some hundred times as long. The result
@@ -65,7 +66,7 @@ func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, er
 	if o.Steps < 1 || o.Steps > diffusion.MaxSteps || o.Passes < 1 || o.Passes > maxPasses {
 		return nil, fmt.Errorf("denoise: %d steps and %d passes, allowed are 1 to %d and 1 to %d", o.Steps, o.Passes, diffusion.MaxSteps, maxPasses)
 	}
-	h := &high{HighOptions: o}
+	h := &high{HighOptions: o, student: m.student}
 	var err error
 	if _, h.blind, err = m.Graph(NetworkBSN); err != nil {
 		return nil, err
@@ -86,6 +87,7 @@ func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, er
 // high is one call of High.
 type high struct {
 	HighOptions
+	student        *Student
 	blind, teacher kernels.Program
 	condition      int // channels that teacher is given
 	done, total    int
@@ -156,19 +158,24 @@ func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, c *no
 		sx, sy, rhoX, rhoY, tw, th = sy, sx, rhoY, rhoX, ht, w
 	}
 	y, sigma = Turned(y, w, ht, turn), Turned(sigma, w, ht, turn)
-	base, unit := make([]float32, n), make([]float32, n)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := h.blind.Run(base, BSNBatch(y, 1, tw, th, sx, sy))
-	if err != nil {
+	blind, unit := make([]float32, n), make([]float32, n)
+	if err := h.blind.Run(blind, BSNBatch(y, 1, tw, th, sx, sy)); err != nil {
 		return fmt.Errorf("blind-spot network: %w", err)
 	}
 	h.step()
-	Base(base, y, sigma, tw, th, h.condition)
 	Unit(unit, sigma)
-	p := &conditioned{high: h, w: tw, h: th, given: make([]float32, n*h.condition)}
-	Condition(p.given, y, base, sigma, rhoX, rhoY, h.condition)
+	base, p := blind, &conditioned{high: h, w: tw, h: th, given: blind}
+	if h.condition != WrittenCondition {
+		Posterior(blind, y, blind, sigma, tw, th)
+		base, p.given = make([]float32, n), make([]float32, n*TeacherCondition)
+		if err := h.student.Forward(base, y, sigma, [2]float32{rhoX, rhoY}, tw, th); err != nil {
+			return fmt.Errorf("student: %w", err)
+		}
+		Condition(p.given, y, base, blind, sigma, rhoX, rhoY)
+	}
 	eps, plus, half := make([]float32, n), make([]float32, n), make([]float32, n)
 	for i := range eps {
 		eps[i] = float32(rng.NormFloat64())

@@ -87,35 +87,25 @@ func parseTeacher(s string) (c TeacherConfig, err error) {
 
 // Channels of Condition.
 const (
-	// TeacherCondition is the leak-free form, which High is made for (method section
-	// 9): the network is trained on pairs of images with independent noise, so it may
-	// be given the noisy image itself.
-	TeacherCondition = 5
+	// TeacherCondition is the leak-free form, which High is made for: the network is
+	// trained on pairs of images with independent noise, so it may be given the noisy
+	// image itself, and counts from what the student makes of it.
+	TeacherCondition = 6
 	// WrittenCondition is the method as arXiv 2504.00264 writes it: the network is
 	// given the blind-spot prediction alone and learns the distribution of the noisy
 	// image around it.
 	WrittenCondition = 1
 )
 
-// Base makes of a blind-spot prediction what the diffusion is counted from, in place:
-// itself as written, fused with the pixel (Posterior) in the leak-free form.
-func Base(blind, y, sigma []float32, w, h, condition int) {
-	if condition != WrittenCondition {
-		Posterior(blind, y, blind, sigma, w, h)
-	}
-}
-
-// Condition writes what the network is given beside the state, [pixels, condition]:
-// the noisy image, the base that the result is counted from, the noise map and the
-// correlation of the noise along x and y; as written, the base alone.
-func Condition(dst, y, base, sigma []float32, rhoX, rhoY float32, condition int) {
-	if condition == WrittenCondition {
-		copy(dst, base)
-		return
-	}
+// Condition writes what the network is given beside the state, [pixels,
+// TeacherCondition]: the noisy image, the base that the result is counted from, which
+// is what the student makes of it, the blind-spot prediction fused with the pixel
+// (Posterior), the noise map and the correlation of the noise along x and y. As
+// written (WrittenCondition), the blind-spot prediction is base and condition.
+func Condition(dst, y, base, fused, sigma []float32, rhoX, rhoY float32) {
 	for i, v := range y {
 		p := dst[i*TeacherCondition:][:TeacherCondition]
-		p[0], p[1], p[2], p[3], p[4] = v, base[i], kernels.SigmaScale*sigma[i], rhoX, rhoY
+		p[0], p[1], p[2], p[3], p[4], p[5] = v, base[i], fused[i], kernels.SigmaScale*sigma[i], rhoX, rhoY
 	}
 }
 

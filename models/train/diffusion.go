@@ -19,33 +19,33 @@ const jitter = 0.1
 
 // diffusionBatch makes count pieces of side×side for the diffusion network.
 //
-// In its leak-free form it is given the noisy piece, the blind-spot prediction fused
-// with it, and the noise, and is to find the target, whose noise is another. As
-// written, it is given the blind-spot prediction and is to find the noisy piece
-// itself. Both are counted from the base in units of the noise (models.Condition,
-// models.Unit).
-func diffusionBatch(slices []Slice, blind kernels.Program, condition, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
+// In its leak-free form it is given the noisy piece, what the other networks make of
+// it, and the noise, and is to find the target, whose noise is another. As written,
+// it is given the blind-spot prediction and is to find the noisy piece itself. Both
+// are counted from the base in units of the noise (models.Condition, models.Unit).
+func diffusionBatch(slices []Slice, with *conditions, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
 	sx, sy := holes[rng.IntN(3)], holes[rng.IntN(3)]
 	list, err := pieces(slices, count, side, rng)
 	if err != nil {
 		return nil, err
 	}
-	n := side * side
+	n, condition := side*side, with.channels()
 	b := &kernels.Batch{Count: count, Height: side, Width: side,
 		Inputs: [][]float32{make([]float32, count*n), make([]float32, count*n*condition), make([]float32, count*models.TimeCode)},
 		Target: make([]float32, count*n), Weight: make([]float32, count*n)}
 	seeds, errs := drawSeeds(count, rng), make([]error, count)
 	each(count, func(k int) {
 		p, rng := &list[k], rand.New(rand.NewPCG(seeds[k], uint64(k)))
-		base, unit := make([]float32, n), make([]float32, n)
-		if errs[k] = blind.Run(base, models.BSNBatch(p.noisy, 1, side, side, sx, sy)); errs[k] != nil {
+		given, base, err := with.of(p.noisy, p.given, p.rhoX, p.rhoY, sx, sy, side, side)
+		if err != nil {
+			errs[k] = err
 			return
 		}
-		models.Base(base, p.noisy, p.given, side, side, condition)
+		unit := make([]float32, n)
 		models.Unit(unit, p.given)
-		models.Condition(b.Inputs[1][k*n*condition:][:n*condition], p.noisy, base, p.given, p.rhoX, p.rhoY, condition)
+		copy(b.Inputs[1][k*n*condition:], given)
 		target := p.target
-		if condition == models.WrittenCondition {
+		if with.student == nil {
 			target = p.noisy
 			for i := range n {
 				b.Inputs[1][k*n+i] += jitter * unit[i] * float32(rng.NormFloat64())

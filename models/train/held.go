@@ -146,40 +146,76 @@ func blindDenoiser(p kernels.Program, y []float32, s *heldScene) ([]float32, err
 }
 
 func studentDenoiser(p kernels.Program, y []float32, s *heldScene) ([]float32, error) {
-	cells := s.w / 2 * (s.h / 2)
+	return runStudent(p, y, s.given, s.rhoX, s.rhoY, s.w, s.h)
+}
+
+// runStudent is models.Student.Forward with the graph of a student, for even w and h.
+func runStudent(p kernels.Program, y, sigma []float32, rhoX, rhoY float32, w, h int) ([]float32, error) {
+	cells := w / 2 * (h / 2)
 	in, noise := make([]float32, cells*models.StudentIn), make([]float32, cells*kernels.NetOut)
-	studentWindow(in, y, s.given, s.w, s.h, s.rhoX, s.rhoY)
-	if err := p.Run(noise, &kernels.Batch{Count: 1, Height: s.h / 2, Width: s.w / 2, Inputs: [][]float32{in}}); err != nil {
+	studentWindow(in, y, sigma, w, h, rhoX, rhoY)
+	if err := p.Run(noise, &kernels.Batch{Count: 1, Height: h / 2, Width: w / 2, Inputs: [][]float32{in}}); err != nil {
 		return nil, err
 	}
 	out := make([]float32, len(y))
-	for r := range s.h {
-		for c := range s.w {
-			i := r*s.w + c
-			out[i] = y[i] - noise[(r/2*(s.w/2)+c/2)*4+2*(r%2)+c%2]
+	for r := range h {
+		for c := range w {
+			i := r*w + c
+			out[i] = y[i] - noise[(r/2*(w/2)+c/2)*4+2*(r%2)+c%2]
 		}
 	}
 	return out, nil
 }
 
 // diffusionDenoiser is one stabilized pair of one step.
-func diffusionDenoiser(blind kernels.Program, condition int) denoiser {
+func diffusionDenoiser(with *conditions) denoiser {
 	return func(p kernels.Program, y []float32, s *heldScene) ([]float32, error) {
-		return samplePair(p, blind, condition, y, s.given, s.rhoX, s.rhoY, s.sx, s.sy, s.w, s.h, 1)
+		return samplePair(p, with, y, s.given, s.rhoX, s.rhoY, s.sx, s.sy, s.w, s.h, 1)
 	}
 }
 
+// conditions makes what a diffusion network is given beside its state.
+type conditions struct {
+	blind   kernels.Program
+	student kernels.Program // nil: as written
+}
+
+// channels returns the number of channels of the condition.
+func (c *conditions) channels() int {
+	if c.student == nil {
+		return models.WrittenCondition
+	}
+	return models.TeacherCondition
+}
+
+// of returns the condition of a w×h image and the base that results are counted from.
+func (c *conditions) of(y, sigma []float32, rhoX, rhoY float32, sx, sy, w, h int) (given, base []float32, err error) {
+	blind := make([]float32, len(y))
+	if err := c.blind.Run(blind, models.BSNBatch(y, 1, w, h, sx, sy)); err != nil {
+		return nil, nil, err
+	}
+	if c.student == nil {
+		return append(given, blind...), blind, nil
+	}
+	models.Posterior(blind, y, blind, sigma, w, h)
+	if base, err = runStudent(c.student, y, sigma, rhoX, rhoY, w, h); err != nil {
+		return nil, nil, err
+	}
+	given = make([]float32, len(y)*models.TeacherCondition)
+	models.Condition(given, y, base, blind, sigma, rhoX, rhoY)
+	return given, base, nil
+}
+
 // samplePair is what models.High does in one position of the image.
-func samplePair(teacher, blind kernels.Program, condition int, y, sigma []float32, rhoX, rhoY float32, sx, sy, w, h, steps int) ([]float32, error) {
+func samplePair(teacher kernels.Program, with *conditions, y, sigma []float32, rhoX, rhoY float32, sx, sy, w, h, steps int) ([]float32, error) {
 	n := len(y)
-	base, unit := make([]float32, n), make([]float32, n)
-	if err := blind.Run(base, models.BSNBatch(y, 1, w, h, sx, sy)); err != nil {
+	given, base, err := with.of(y, sigma, rhoX, rhoY, sx, sy, w, h)
+	if err != nil {
 		return nil, err
 	}
-	models.Base(base, y, sigma, w, h, condition)
+	unit := make([]float32, n)
 	models.Unit(unit, sigma)
-	c := &conditioned{p: teacher, w: w, h: h, given: make([]float32, n*condition)}
-	models.Condition(c.given, y, base, sigma, rhoX, rhoY, condition)
+	c := &conditioned{p: teacher, w: w, h: h, given: given}
 	rng := rand.New(rand.NewPCG(heldSeed, uint64(n)))
 	eps, mean, spread := make([]float32, n), make([]float32, n), make([]float32, n)
 	for i := range eps {

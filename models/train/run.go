@@ -20,6 +20,10 @@ import (
 type Config struct {
 	Stage  string // one of Stages, or StageAll
 	Preset string // a name in Presets
+	// Distil lets the student learn from what the networks in Out make of the training
+	// images, instead of from pairs with independent noise. Stage must be StageStudent,
+	// Out have all three networks, and the student is another one's successor.
+	Distil bool
 	// AsWritten trains the diffusion network on the noisy image around the blind-spot
 	// prediction, as arXiv 2504.00264 writes it, instead of the leak-free form. It is
 	// there to compare with.
@@ -41,9 +45,8 @@ type Progress struct {
 	Loss        float64
 }
 
-// Names of the stages, in the order in which they run. Each needs those before it:
-// the diffusion network is given what the blind-spot network says, and the student
-// learns from what both make of the training images.
+// Names of the stages, in the order in which they run. The diffusion network is given
+// what the blind-spot network and the student say.
 const (
 	StageBSN       = models.NetworkBSN
 	StageDiffusion = models.NetworkDiffusion
@@ -52,7 +55,7 @@ const (
 )
 
 // Stages are all of them.
-var Stages = []string{StageBSN, StageDiffusion, StageStudent}
+var Stages = []string{StageBSN, StageStudent, StageDiffusion}
 
 // Preset is a size of networks and an effort.
 type Preset struct {
@@ -60,7 +63,7 @@ type Preset struct {
 	BSN       models.BSNConfig
 	Diffusion models.TeacherConfig
 	Student   models.StudentConfig
-	// Steps, pieces per step and the side of a piece, of the three stages.
+	// Steps, pieces per step and the side of a piece, in the order of Stages.
 	Steps, Batch, Side [3]int
 	Every              int // steps between checkpoints
 }
@@ -73,21 +76,21 @@ var Presets = []Preset{
 		BSN:       models.BSNConfig{Channels: [3]int{16, 16, 16}, Mix: 16},
 		Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{16, 32, 32}, Code: 32},
 		Student:   models.StudentConfig{Channels: 32, Blocks: 3},
-		Steps:     [3]int{600, 800, 2000}, Batch: [3]int{4, 4, 8}, Side: [3]int{64, 64, 64}, Every: 100,
+		Steps:     [3]int{600, 2000, 800}, Batch: [3]int{4, 8, 4}, Side: [3]int{64, 64, 64}, Every: 100,
 	},
 	{
 		Name:      "default",
 		BSN:       models.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
 		Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
 		Student:   models.StudentConfig{Channels: 32, Blocks: 8},
-		Steps:     [3]int{3000, 5000, 20000}, Batch: [3]int{4, 4, 8}, Side: [3]int{96, 96, 96}, Every: 250,
+		Steps:     [3]int{3000, 16000, 5000}, Batch: [3]int{4, 8, 4}, Side: [3]int{96, 96, 96}, Every: 250,
 	},
 	{
 		Name:      "large",
 		BSN:       models.BSNConfig{Channels: [3]int{32, 48, 64}, Mix: 48},
 		Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{48, 64, 96}, Code: 64},
 		Student:   models.StudentConfig{Channels: 64, Blocks: 8},
-		Steps:     [3]int{20000, 30000, 60000}, Batch: [3]int{8, 8, 16}, Side: [3]int{128, 96, 96}, Every: 500,
+		Steps:     [3]int{20000, 60000, 30000}, Batch: [3]int{8, 16, 8}, Side: [3]int{128, 96, 96}, Every: 500,
 	},
 }
 
@@ -217,11 +220,35 @@ func (t *training) program(network string) (kernels.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, params, err := models.DecodeGraph(f)
+	g, params, err := t.decode(network, f)
 	if err != nil {
 		return nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
 	}
 	return t.backend.Compile(g, params)
+}
+
+// decode returns the graph of a weights file. A student's file does not tell its
+// graph as the others do; it must be of the preset's.
+func (t *training) decode(network string, f *safetensors.File) (*kernels.Graph, [][]float32, error) {
+	if network != StageStudent {
+		return models.DecodeGraph(f)
+	}
+	g := t.preset.Student.Graph()
+	params := make([][]float32, len(g.Params))
+	for i := range g.Params {
+		params[i] = f.Tensors[g.Params[i].Name].Data
+	}
+	return g, params, g.CheckParams(params)
+}
+
+// conditions returns what the diffusion network needs of the other networks.
+func (t *training) conditions() (*conditions, error) {
+	with := new(conditions)
+	var err error
+	if with.blind, err = t.program(StageBSN); err == nil && !t.AsWritten {
+		with.student, err = t.program(StageStudent)
+	}
+	return with, err
 }
 
 func (t *training) encode(name string, s *stage, params [][]float32) (*safetensors.File, error) {
@@ -277,18 +304,18 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return bsnBatch(train, count, side, rng) }
 		s.validate = held.with(t.backend, s.graph, blindDenoiser)
 	case StageDiffusion:
-		blind, err := t.program(StageBSN)
+		with, err := t.conditions()
 		if err != nil {
 			return nil, err
 		}
 		s.graph, s.architecture = t.preset.Diffusion.Graph(), t.preset.Diffusion.String()
 		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) {
-			return diffusionBatch(train, blind, t.preset.Diffusion.Condition, count, side, rng)
+			return diffusionBatch(train, with, count, side, rng)
 		}
-		s.validate = held.with(t.backend, s.graph, diffusionDenoiser(blind, t.preset.Diffusion.Condition))
+		s.validate = held.with(t.backend, s.graph, diffusionDenoiser(with))
 	case StageStudent:
 		s.graph, s.architecture = t.preset.Student.Graph(), t.preset.Student.String()
-		if t.Stage == StageAll {
+		if t.Distil {
 			targets, err := t.targets(ctx)
 			if err != nil {
 				return nil, err

@@ -11,7 +11,7 @@ import (
 // find these under new noise, of every kind and strength (distillation with noise
 // re-synthesis). Slices whose noise could not be measured stay as they are.
 func (t *training) targets(ctx context.Context) ([]Slice, error) {
-	blind, err := t.program(StageBSN)
+	with, err := t.conditions()
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +31,7 @@ func (t *training) targets(ctx context.Context) ([]Slice, error) {
 		y, sigma := rectangle(s.Pixels, s.Width, w, h), rectangle(s.Noise.Sigma, s.Width, w, h)
 		c := &s.Noise.Correlation
 		sx, sy := c.Holes()
-		clean, err := samplePair(teacher, blind, t.preset.Diffusion.Condition, y, sigma, float32(c.At(1, 0)), float32(c.At(0, 1)), sx, sy, w, h, 1)
+		clean, err := samplePair(teacher, with, y, sigma, float32(c.At(1, 0)), float32(c.At(0, 1)), sx, sy, w, h, 1)
 		if err != nil {
 			errs[k] = err
 			return

@@ -226,9 +226,9 @@ func TestRunRefuses(t *testing.T) {
 // small student falls, and not to where no network could get.
 func TestStudentLearns(t *testing.T) {
 	preset := small
-	preset.Steps[2], preset.Batch[2], preset.Every = 150, 4, 30
+	preset.Steps[1], preset.Batch[1], preset.Every = 150, 4, 30
 	tr := &training{Config: Config{Stage: StageStudent}, preset: preset, set: phantomSet(t), backend: backend(t)}
-	s, err := tr.stage(t.Context(), 2)
+	s, err := tr.stage(t.Context(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
