@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"slices"
 	"sync"
 
@@ -70,13 +69,11 @@ type forwarder interface {
 //     its noise is white;
 //  3. noise.Estimate measures the noise there and the network predicts it;
 //  4. the prediction is held to the energy that noise can have (restrain);
-//  5. a second run with known noise added tells how much of the prediction is
-//     noise, and the rest stays in the image (confirm);
-//  6. the quality gate (package gate) looks at what would be taken off, and lets it
+//  5. the quality gate (package gate) looks at what would be taken off, and lets it
 //     through, in part, or not at all;
-//  7. it is zero-filled back and taken off the original image, so
+//  6. it is zero-filled back and taken off the original image, so
 //     what lies outside the measured k-space stays as it was;
-//  8. out = y + strength·(denoised − y).
+//  7. out = y + strength·(denoised − y).
 //
 // Skipped pixels and blanked air (noise.Outside) are returned bit for bit, all
 // others stay between the least and the greatest measured value of the slice.
@@ -89,14 +86,7 @@ func (m *Model) Denoise(ctx context.Context, img Image, o Options) (*Result, err
 
 func denoise(ctx context.Context, net forwarder, img Image, o Options) (*Result, error) {
 	return remove(ctx, img, o.Strength, func(ctx context.Context, b *scratch, native []float32, w, h int) error {
-		b.removed = grow(b.removed, w*h)
-		if err := b.predict(net, b.removed, native, w, h); err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return b.confirm(net, native, w, h)
+		return b.predict(net, native, w, h)
 	})
 }
 
@@ -137,10 +127,15 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 	if err != nil {
 		return nil, err
 	}
-	nw, nh := grid.NativeWidth, grid.NativeHeight
+	// A small slice has too few frequencies to tell the edge of k-space from anatomy.
+	filled := grid.Filled() && min(w, h) >= leastGrid
+	nw, nh := w, h
+	if filled {
+		nw, nh = grid.NativeWidth, grid.NativeHeight
+	}
 	res.NativeWidth, res.NativeHeight = nw, nh
 	native, mask := b.y, b.outside
-	if grid.Filled() {
+	if filled {
 		b.native, b.mask = grid.Crop(b.native, b.y), grid.Mask(b.mask, b.outside)
 		native, mask = b.native, b.mask
 	}
@@ -148,7 +143,7 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 		return nil, err
 	}
 	res.Sigma = b.noise.Median * float64(scale)
-	if b.noise.Median == 0 {
+	if b.noise.Median < leastNoise {
 		res.Untouched = UntouchedNoNoise
 		return res, nil
 	}
@@ -159,18 +154,18 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	b.uncertain = b.uncertain[:0]
+	b.removed, b.uncertain = grow(b.removed, nw*nh), b.uncertain[:0]
 	if err := find(ctx, b, native, nw, nh); err != nil {
 		return nil, err
 	}
 	if len(b.uncertain) > 0 {
-		res.Uncertainty = b.uncertainty(grid, scale)
+		res.Uncertainty = b.uncertainty(grid, filled, scale)
 	}
 	if err := b.pass(res, native, mask, nw, nh); err != nil || res.Untouched != "" {
 		return res, err
 	}
 	removed := b.removed
-	if grid.Filled() {
+	if filled {
 		b.y = grid.Fill(b.y, removed)
 		removed = b.y
 	}
@@ -184,13 +179,18 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 	return res, nil
 }
 
-// pass asks the gate about b.removed and does what it says.
+// pass asks the gate about b.removed and does what it says. What a magnitude image
+// was lifted by is not held against a result that took it off.
 func (b *scratch) pass(res *Result, native []float32, mask []bool, w, h int) error {
 	b.again = grow(b.again, w*h)
+	b.lowered = grow(b.lowered, w*h)
 	for i, v := range native {
-		b.again[i] = v - b.removed[i]
+		b.again[i], b.lowered[i] = v-b.removed[i], v
+		if s := b.noise.Sigma[i]; b.floor && s > 0 {
+			b.lowered[i] -= s * float32(noise.RicianBias(float64(max(b.again[i], 0)/s)))
+		}
 	}
-	in := gate.Input{Width: w, Height: h, Before: native, After: b.again, Skip: mask, Noise: &b.noise}
+	in := gate.Input{Width: w, Height: h, Before: b.lowered, After: b.again, Skip: mask, Noise: &b.noise}
 	if len(b.uncertain) > 0 {
 		in.Uncertainty = b.uncertain
 	}
@@ -213,8 +213,9 @@ func (b *scratch) pass(res *Result, native []float32, mask []bool, w, h int) err
 type scratch struct {
 	y, native, removed   []float32
 	uncertain            []float32
-	probe, probed, again []float32
-	energy, shared, tmp  []float32
+	again, lowered       []float32
+	energy, allowed, tmp []float32
+	floor                bool      // the network took off the lift of a magnitude image
 	sums                 []float64 // of columns
 	outside, mask        []bool
 	noise                noise.Map
@@ -230,18 +231,18 @@ func grow[T any](s []T, n int) []T {
 	return s[:n]
 }
 
-// predict sets removed to what the network takes off y, held to what noise can be.
-func (b *scratch) predict(net forwarder, removed, y []float32, w, h int) error {
-	if err := net.Forward(removed, y, b.noise.Sigma, b.rho(), w, h); err != nil {
+// predict sets b.removed to what the network takes off y, held to what noise can be.
+func (b *scratch) predict(net forwarder, y []float32, w, h int) error {
+	if err := net.Forward(b.removed, y, b.noise.Sigma, b.rho(), w, h); err != nil {
 		return err
 	}
-	for i, v := range removed {
+	for i, v := range b.removed {
 		if !finite(v) {
 			return fmt.Errorf("denoise: the network's result is not finite at (%d, %d)", i%w, i/w)
 		}
-		removed[i] = y[i] - v
+		b.removed[i] = y[i] - v
 	}
-	b.restrain(removed, b.noise.Sigma, w, h)
+	b.restrain(y, w, h)
 	return nil
 }
 
@@ -253,83 +254,59 @@ func (b *scratch) rho() [2]float32 {
 
 // Bounds of what is taken off.
 const (
-	mostNoise     = 0.2 // median, of the 99.9th percentile; beyond it the network shifts the mean
-	mostRemoved   = 2.5 // of one pixel, in standard deviations of its noise
-	windowRemoved = 2   // half the window over which the energy is compared
-	windowProbe   = 3   // half the window over which the probe is compared
-	probeStrength = 0.5 // of the probe, in standard deviations of the noise
+	leastNoise    = 0.0008 // median, of the 99.9th percentile, a fifth of 1/255; below it nothing is to be gained
+	leastGrid     = 160    // pixels a side; smaller images are taken as they are
+	mostNoise     = 0.2    // median, of the 99.9th percentile; beyond it the network shifts the mean
+	mostRemoved   = 2.5    // of one pixel, in standard deviations of its noise
+	windowRemoved = 2      // half the window over which the energy is compared
 )
 
 // restrain holds the removed part down to what noise can be. Noise of standard
 // deviation sigma has the mean square sigma²; where the network takes off more,
 // the rest is anatomy, so the removed part is scaled down to that energy over a
-// 5×5 window, and no pixel changes by more than mostRemoved times its noise.
-func (b *scratch) restrain(removed, sigma []float32, w, h int) {
-	b.energy = grow(b.energy, w*h)
-	for i, v := range removed {
+// 5×5 window, and no pixel changes by more than mostRemoved times its noise. Where
+// the noise of a magnitude image lifts what has little signal, it may take off that
+// much more.
+func (b *scratch) restrain(y []float32, w, h int) {
+	b.floor = b.liftsAir(y)
+	b.energy, b.allowed = grow(b.energy, w*h), grow(b.allowed, w*h)
+	for i, v := range b.removed {
 		b.energy[i] = v * v
+		s := b.noise.Sigma[i]
+		b.allowed[i] = s * s
+		if b.floor && s > 0 {
+			// E[(M−A)²] = 2σ² + 2A² − 2A·E[M]
+			a := float64(max(y[i]-v, 0) / s)
+			b.allowed[i] *= float32(2 - 2*a*noise.RicianBias(a))
+		}
 	}
 	b.means(b.energy, w, h, windowRemoved)
-	for i, v := range removed {
-		s := sigma[i]
-		v = min(max(v, -mostRemoved*s), mostRemoved*s)
-		if e := b.energy[i]; e > s*s {
-			v *= s * s / e
+	b.means(b.allowed, w, h, windowRemoved)
+	for i, v := range b.removed {
+		most := mostRemoved * b.noise.Sigma[i]
+		if b.floor {
+			most *= math.Sqrt2
 		}
-		removed[i] = v
+		v = min(max(v, -most), most)
+		if e, limit := b.energy[i], b.allowed[i]; e > limit {
+			v *= limit / e
+		}
+		b.removed[i] = v
 	}
 }
 
-// confirm scales b.removed down to the part that is noise. It adds a known noise
-// v of the map's strength, in random signs or, if it is correlated, drawn with that
-// correlation, and runs the network again. What the network then takes off in
-// addition shares <v, r(y+v) − r(y)> with v, which is what r shares with the image's
-// own noise n: by Stein's lemma both are the trace of C ∂r/∂y, where C is the
-// covariance of the noise (Ramani, Blu and Unser, IEEE Trans. Image Process. 17
-// (2008) 1540, for white noise).
-// The removed part a·r that leaves the least error has a = <n, r> / <r, r>. It is
-// below 1 where r holds more than noise, that is anatomy. There the map is often
-// too high as well, for the same reason, and a with it: so a² is used, and at most 1.
-func (b *scratch) confirm(net forwarder, y []float32, w, h int) error {
-	n := w * h
-	b.probe, b.probed, b.again = grow(b.probe, n), grow(b.probed, n), grow(b.again, n)
-	b.shared, b.energy = grow(b.shared, n), grow(b.energy, n)
-	signs := rand.NewPCG(uint64(w), uint64(h)) // the same at every call
-	if b.noise.Correlation.Rho != noise.White().Rho {
-		b.noise.Draw(b.probe, rand.New(signs))
-		for i, v := range b.probe {
-			b.probe[i] = probeStrength * v
-			b.probed[i] = y[i] + probeStrength*v
-		}
-	} else {
-		for i := 0; i < n; i += 64 {
-			bits := signs.Uint64()
-			for j := i; j < min(i+64, n); j++ {
-				v := probeStrength * b.noise.Sigma[j]
-				if bits&1 == 1 {
-					v = -v
-				}
-				bits >>= 1
-				b.probe[j], b.probed[j] = v, y[j]+v
-			}
+// liftsAir tells whether the image is a magnitude whose lift the network took off:
+// the mean of what it took off where next to nothing is left is then 1.25 standard
+// deviations of the noise, else 0.
+func (b *scratch) liftsAir(y []float32) bool {
+	sum, n := 0.0, 0
+	for i, v := range b.removed {
+		if s := b.noise.Sigma[i]; s > 0 && y[i]-v < s {
+			sum += float64(v / s)
+			n++
 		}
 	}
-	if err := b.predict(net, b.again, b.probed, w, h); err != nil {
-		return err
-	}
-	for i, r := range b.removed {
-		b.shared[i] = b.probe[i] * (b.again[i] - r) / (probeStrength * probeStrength)
-		b.energy[i] = r * r
-	}
-	b.means(b.shared, w, h, windowProbe)
-	b.means(b.energy, w, h, windowProbe)
-	for i, e := range b.energy {
-		if e > 0 {
-			a := min(max(b.shared[i]/e, 0), 1)
-			b.removed[i] *= a * a
-		}
-	}
-	return nil
+	return n >= 64 && sum > 0.6*float64(n)
 }
 
 // means replaces v by its means over windows of 2·half+1 pixels a side, as far as

@@ -51,7 +51,7 @@ func (m *Model) HasHigh() bool {
 //     the noise, samples what is missing from the student's result to the image, as
 //     the mean of a stabilized pair (diffusion.SRDS), in several positions of the
 //     image, which are averaged;
-//  6. to 8. as Denoise.
+//  6. to 9. as 4. to 7. of Denoise.
 //
 // The promises are those of Denoise; it takes some hundred times as long. The result
 // is the same for the same seed. A model without the networks is an error that wraps
@@ -106,7 +106,7 @@ const (
 func (h *high) find(ctx context.Context, b *scratch, native []float32, width, height int) error {
 	across, down := (width+tileSide-1)/tileSide, (height+tileSide-1)/tileSide
 	h.total = across * down * h.Passes * (1 + 2*h.Steps)
-	b.removed, b.uncertain = grow(b.removed, width*height), grow(b.uncertain, width*height)
+	b.uncertain = grow(b.uncertain, width*height)
 	rng := rand.New(rand.NewPCG(h.Seed, uint64(width)<<32|uint64(height)))
 	for j := range down {
 		for i := range across {
@@ -116,7 +116,7 @@ func (h *high) find(ctx context.Context, b *scratch, native []float32, width, he
 			}
 		}
 	}
-	b.restrain(b.removed, b.noise.Sigma, width, height)
+	b.restrain(native, width, height)
 	return nil
 }
 
@@ -287,9 +287,9 @@ func roundUp(n, multiple int) int { return (n + multiple - 1) / multiple * multi
 
 // uncertainty brings b.uncertain to the image's grid and unit. It is smooth enough
 // for the values that zero-filling puts below zero to be cut off.
-func (b *scratch) uncertainty(grid *noise.Grid, scale float32) []float32 {
+func (b *scratch) uncertainty(grid *noise.Grid, filled bool, scale float32) []float32 {
 	u := b.uncertain
-	if grid.Filled() {
+	if filled {
 		u = grid.Fill(nil, u)
 	}
 	out := make([]float32, len(u))

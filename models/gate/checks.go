@@ -25,6 +25,9 @@ const reach = 4 // of the correlation, pixels
 const (
 	classes = 8    // of tissue, by its signal
 	air     = 0.08 // of the greatest signal, below it there is no tissue
+
+	faint      = 6    // signal of a class, in standard deviations of the noise
+	unsureLift = 0.15 // standard deviations of the noise
 )
 
 // means compares the mean signal of tissue classes before and after, less four times
@@ -76,7 +79,12 @@ func (s *scratch) means(in Input) Result {
 			// where the map is too low, the scatter itself tells
 			scatter := max(variance[j], square[j]-r[j]*r[j]/n[j])
 			chance := math.Sqrt(scatter*max(s.longRun(), 0.2)) / signal[j]
-			c.Value = max(c.Value, math.Abs(r[j])/signal[j]-4*chance)
+			shift := math.Abs(r[j])/signal[j] - 4*chance
+			if noise := math.Sqrt(variance[j] * n[j]); signal[j] < faint*noise {
+				// what noise lifts a magnitude by is not known any better
+				shift -= unsureLift * noise / signal[j]
+			}
+			c.Value = max(c.Value, shift)
 		}
 	}
 	return c
@@ -337,6 +345,9 @@ const maxBlocks = 2000
 // the image, in groups of 2×2 frequencies.
 func (s *scratch) spectrum() Result {
 	c := Result{Name: CheckSpectrum, Limit: limitSpectrum, X: -1, Y: -1}
+	if max(s.rho.At(1, 0), s.rho.At(0, 1)) > 0.1 {
+		c.Limit = limitCorrelated // the spectrum itself is an estimate then
+	}
 	bw, bh := s.w/side, s.h/side
 	step := 1 + bw*bh/maxBlocks
 	var power [side][side]float64

@@ -80,6 +80,7 @@ const (
 	limitLine        = 6.8   // standard deviations
 	limitStrength    = 1.35  // of the noise's standard deviation, beyond chance
 	limitSpectrum    = 1.6   // of the noise's power
+	limitCorrelated  = 3.5   // the same, where the noise is correlated
 	limitGrid        = 7.0   // standard deviations
 	limitStructure   = 1.3   // of the noise's standard deviation, beyond chance
 	limitRange       = 0.001 // of the pixels

@@ -68,7 +68,8 @@ const (
 	blockSide  = 8   // of the blocks that spectra are taken of, pixels
 	blockStep  = 4   // from one block to the next, pixels
 	flatBlocks = 0.2 // share of the blocks, flattest first, that count
-	minBlocks  = 24  // fewer say nothing
+	minBlocks  = 60  // of one image: fewer say nothing, anatomy may look the same
+	manyBlocks = 120 // say all they can
 	maxBlocks  = 800 // of one image, every so many are taken
 )
 
@@ -319,7 +320,7 @@ func correlate(bs []block, vals *[]float32) Correlation {
 		return white
 	}
 	s := powers(bs, vals)
-	trust := s.looksLikeNoise()
+	trust := s.looksLikeNoise() * ramp(float64(len(bs)), minBlocks, manyBlocks)
 	if trust == 0 {
 		return white
 	}

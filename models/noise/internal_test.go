@@ -156,3 +156,17 @@ func ExampleDetect() {
 	fmt.Println(g.NativeWidth, g.Filled())
 	// Output: 64 false
 }
+
+func TestRicianBias(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, a := range []float64{0, 0.3, 1, 2.5, 7, 7.99, 8, 20} {
+		const n = 400000
+		sum := 0.0
+		for range n {
+			sum += math.Hypot(a+rng.NormFloat64(), rng.NormFloat64()) - a
+		}
+		if got := RicianBias(a); math.Abs(got-sum/n) > 0.006 {
+			t.Errorf("bias at %g is %.4f, drawn %.4f", a, got, sum/n)
+		}
+	}
+}

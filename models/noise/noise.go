@@ -670,6 +670,37 @@ func koay(ratio float32) float32 {
 	return 1
 }
 
+// RicianBias returns by how much the mean of a Rician magnitude exceeds the signal a,
+// both in standard deviations of the complex noise: 1.253 without signal, 1/(2a) where
+// there is much (Gudbjartsson and Patz, Magn. Reson. Med. 34 (1995) 910, equation 2).
+// a is at least 0.
+func RicianBias(a float64) float64 {
+	const step = 1. / 16
+	k := a / step
+	if k >= float64(len(ricianBias)-1) {
+		return 1 / (2 * a)
+	}
+	i := int(k)
+	return ricianBias[i] + (k-float64(i))*(ricianBias[i+1]-ricianBias[i])
+}
+
+var ricianBias = func() (t [16*8 + 1]float64) {
+	for i := range t {
+		a := float64(i) / 16
+		x := a * a / 4
+		// sums of the series of exp(−x)·I0(x) and exp(−x)·I1(x)
+		half := x / 2
+		term, i0, i1 := math.Exp(-x), 0.0, 0.0
+		for k := 0.; k < 80; k++ {
+			i0 += term
+			i1 += term * half / (k + 1)
+			term *= half / (k + 1) * half / (k + 1)
+		}
+		t[i] = math.Sqrt(math.Pi/2)*((1+2*x)*i0+2*x*i1) - a
+	}
+	return t
+}()
+
 func abs(v float32) float32 { return float32(math.Abs(float64(v))) }
 
 // robust returns the standard deviation of normal values whose absolute values
