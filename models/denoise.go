@@ -142,6 +142,7 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 	if err := b.noise.Estimate(native, nw, nh, mask); err != nil {
 		return nil, err
 	}
+	b.cautious(filled)
 	res.Sigma = b.noise.Median * float64(scale)
 	if b.noise.Median < leastNoise {
 		res.Untouched = UntouchedNoNoise
@@ -190,7 +191,14 @@ func (b *scratch) pass(res *Result, native []float32, mask []bool, w, h int) err
 			b.lowered[i] -= s * float32(noise.RicianBias(float64(max(b.again[i], 0)/s)))
 		}
 	}
-	in := gate.Input{Width: w, Height: h, Before: b.lowered, After: b.again, Skip: mask, Noise: &b.noise}
+	// Air is not looked at: a network may take off what little it is lifted by.
+	b.energy = append(b.energy[:0], native...)
+	b.means(b.energy, w, h, windowRemoved)
+	b.air = append(b.air[:0], mask...)
+	for i, v := range b.energy {
+		b.air[i] = b.air[i] || v < signalled*b.noise.Sigma[i]
+	}
+	in := gate.Input{Width: w, Height: h, Before: b.lowered, After: b.again, Skip: b.air, Noise: &b.noise}
 	if len(b.uncertain) > 0 {
 		in.Uncertainty = b.uncertain
 	}
@@ -217,7 +225,7 @@ type scratch struct {
 	energy, allowed, tmp []float32
 	floor                bool      // the network took off the lift of a magnitude image
 	sums                 []float64 // of columns
-	outside, mask        []bool
+	outside, mask, air   []bool
 	noise                noise.Map
 	count                []uint32
 }
@@ -246,6 +254,21 @@ func (b *scratch) predict(net forwarder, y []float32, w, h int) error {
 	return nil
 }
 
+// cautious lowers the noise map by what it is too high by where anatomy is fine
+// (docs/noise.md), the more the less noise there is: rather some noise left than
+// anatomy taken off.
+func (b *scratch) cautious(filled bool) {
+	share := caution
+	if filled {
+		share = cautionFilled
+	}
+	share *= min(1, cautionFaint+(1-cautionFaint)*b.noise.Median/faintNoise)
+	for i := range b.noise.Sigma {
+		b.noise.Sigma[i] *= float32(share)
+	}
+	b.noise.Median *= share
+}
+
 // rho is what the network is told of the noise's correlation.
 func (b *scratch) rho() [2]float32 {
 	c := &b.noise.Correlation
@@ -254,11 +277,16 @@ func (b *scratch) rho() [2]float32 {
 
 // Bounds of what is taken off.
 const (
-	leastNoise    = 0.0008 // median, of the 99.9th percentile, a fifth of 1/255; below it nothing is to be gained
-	leastGrid     = 160    // pixels a side; smaller images are taken as they are
-	mostNoise     = 0.2    // median, of the 99.9th percentile; beyond it the network shifts the mean
-	mostRemoved   = 2.5    // of one pixel, in standard deviations of its noise
-	windowRemoved = 2      // half the window over which the energy is compared
+	leastNoise    = 0.0008   // median, of the 99.9th percentile, a fifth of 1/255; below it nothing is to be gained
+	caution       = 0.9      // of the estimated noise is treated as such,
+	cautionFilled = 0.75     // less on a native grid, whose cut-off corners look like noise,
+	cautionFaint  = 0.25     // and down to this share of that where there is hardly any,
+	faintNoise    = 4. / 255 // which is below this, median
+	leastGrid     = 160      // pixels a side; smaller images are taken as they are
+	mostNoise     = 0.2      // median, of the 99.9th percentile; beyond it the network shifts the mean
+	mostRemoved   = 2.5      // of one pixel, in standard deviations of its noise
+	signalled     = 2        // standard deviations of the noise; air has less in the mean
+	windowRemoved = 2        // half the window over which the energy is compared
 )
 
 // restrain holds the removed part down to what noise can be. Noise of standard

@@ -30,7 +30,7 @@ type HighOptions struct {
 // What High does if it is not told otherwise; docs/quality.md has what more would
 // gain.
 const (
-	DefaultSteps  = 2
+	DefaultSteps  = 1
 	DefaultPasses = 4
 	maxPasses     = 8
 )

@@ -19,7 +19,7 @@ import (
 // two small and untrained.
 func threeNetworks(t *testing.T) map[string]*safetensors.File {
 	t.Helper()
-	m, err := Default()
+	m, err := Open(bootstrap)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestSave(t *testing.T) {
 	if m.Card.Training.Stages[0].Network != NetworkBSN || m.Card.Parameters != 150596 || len(m.Card.Files) != 6 {
 		t.Errorf("card %+v", m.Card)
 	}
-	d, err := Default()
+	d, err := Open(bootstrap)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,10 +104,10 @@ func TestSave(t *testing.T) {
 		}
 	}
 	if d.Has(NetworkBSN) {
-		t.Error("the embedded model has a blind-spot network")
+		t.Error("a model of a student has a blind-spot network")
 	}
 	if _, err := d.Network(NetworkBSN); !errors.Is(err, ErrNoNetwork) {
-		t.Errorf("Network of the embedded model: %v", err)
+		t.Errorf("Network of a model without it: %v", err)
 	}
 	g, p, err := m.Graph(NetworkBSN)
 	if err != nil || g.Shifts() != 3 || p == nil {
@@ -262,8 +262,8 @@ func TestInstall(t *testing.T) {
 	if _, err := Install(from, models, "other.one", false); err != nil {
 		t.Errorf("under another name: %v", err)
 	}
-	// The embedded model, whose card names no files, keeps its golden vectors.
-	m, err = Install(DefaultName, models, "site", true)
+	// A model whose card names no files keeps its golden vectors.
+	m, err = Install(bootstrap, models, "site", true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,7 +31,7 @@ func TestGolden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := OpenOn(backend, DefaultName)
+		m, err := OpenOn(backend, bootstrap)
 		if err != nil {
 			t.Fatal(err)
 		}

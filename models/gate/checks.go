@@ -338,6 +338,9 @@ func (s *scratch) noisePowers() (p [side][side]float64) {
 	return p
 }
 
+// correlated tells whether the noise is not white.
+func (s *scratch) correlated() bool { return max(s.rho.At(1, 0), s.rho.At(0, 1)) > 0.1 }
+
 // maxBlocks bounds the time of spectrum.
 const maxBlocks = 2000
 
@@ -345,7 +348,7 @@ const maxBlocks = 2000
 // the image, in groups of 2×2 frequencies.
 func (s *scratch) spectrum() Result {
 	c := Result{Name: CheckSpectrum, Limit: limitSpectrum, X: -1, Y: -1}
-	if max(s.rho.At(1, 0), s.rho.At(0, 1)) > 0.1 {
+	if s.correlated() {
 		c.Limit = limitCorrelated // the spectrum itself is an estimate then
 	}
 	bw, bh := s.w/side, s.h/side
@@ -408,6 +411,9 @@ const gridWindow = 32
 // checks.
 func (s *scratch) grid() Result {
 	c := Result{Name: CheckGrid, Limit: limitGrid, X: -1, Y: -1}
+	if s.correlated() {
+		c.Limit = 2 * limitGrid // next to nothing of the noise is that fine, so its power is not known well
+	}
 	p := s.noisePowers()
 	unit := [3]float64{math.Sqrt(p[0][side-1]), math.Sqrt(p[side-1][0]), math.Sqrt(p[side-1][side-1])}
 	for y := 0; y+gridWindow <= s.h; y += gridWindow / 2 {
