@@ -26,7 +26,7 @@ func runModel(t *testing.T, args ...string) (string, error) {
 func TestModelList(t *testing.T) {
 	none := t.TempDir()
 	out, err := runModel(t, "list", "--dir", none)
-	if err != nil || !strings.Contains(out, "default") || !strings.Contains(out, "student-bootstrap") {
+	if err != nil || !strings.Contains(out, "default") || !strings.Contains(out, "denoised-default") {
 		t.Errorf("list: %v\n%s", err, out)
 	}
 	out, err = runModel(t, "list", "--json", "--dir", none)
@@ -40,7 +40,7 @@ func TestModelList(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &items); err != nil {
 		t.Fatal(err)
 	}
-	if len(items) != 1 || items[0].Open != "default" || items[0].Card.Parameters != 150596 {
+	if len(items) != 1 || items[0].Open != "default" || items[0].Card.Parameters != 151172 {
 		t.Errorf("list --json: %+v", items)
 	}
 }
@@ -69,7 +69,7 @@ func TestModelVerify(t *testing.T) {
 			t.Errorf("verify does not speak of %s:\n%s", isa, out)
 		}
 	}
-	if strings.Count(out, "golden vectors agree") != len(cpu.ISAs()) {
+	if strings.Count(out, "golden vectors agree") != 3*len(cpu.ISAs()) {
 		t.Errorf("verify:\n%s", out)
 	}
 }
@@ -106,7 +106,7 @@ func TestModelInstall(t *testing.T) {
 	}
 	// Without --as it gets the name of the card.
 	out, err = runModel(t, "install", filepath.Join(dir, "knee-3t"), "--dir", dir)
-	if err != nil || !strings.Contains(out, "is installed as student-bootstrap") {
+	if err != nil || !strings.Contains(out, "is installed as denoised-default") {
 		t.Errorf("install under its own name: %v\n%s", err, out)
 	}
 }

@@ -74,6 +74,7 @@ type training struct {
 	workers, memory        int
 	name, card             string
 	asJSON                 bool
+	asWritten, distil      bool
 
 	cmd *cobra.Command
 	run trainer
@@ -177,7 +178,7 @@ same result as without the break. See docs/training.md.`,
 	f := cmd.Flags()
 	f.StringArrayVar(&o.data, "data", nil, "folder or file with the images, or state_dir of a daemon (required, may be repeated)")
 	f.StringVarP(&o.out, "out", "o", "", "folder of checkpoints, log, report and model (required)")
-	f.StringVar(&o.stage, "stage", train.StageAll, "bsn, diffusion, student or all")
+	f.StringVar(&o.stage, "stage", train.StageAll, "bsn, student, diffusion or all")
 	f.StringVar(&o.preset, "preset", "default", strings.Join(presets, ", "))
 	f.StringVar(&o.backend, "backend", "auto", "auto, cpu or cuda")
 	f.BoolVar(&o.resume, "resume", false, "go on with the training in --out")
@@ -188,6 +189,8 @@ same result as without the break. See docs/training.md.`,
 	f.StringSliceVar(&o.exclude, "exclude", nil, "files and folders to leave out, by name or pattern such as sub-0*")
 	f.StringVar(&o.name, "name", "", "name of the model (default: the one of --card, else that of --out)")
 	f.StringVar(&o.card, "card", "", "JSON file with name, version, licence, limits and training.data for the model's card")
+	f.BoolVar(&o.asWritten, "as-written", false, "train the diffusion network as arXiv 2504.00264 writes it, to compare with")
+	f.BoolVar(&o.distil, "distil", false, "with --stage student: learn from what the networks in --out make of the images")
 	f.BoolVar(&o.asJSON, "json", false, "print the result as JSON")
 	return cmd
 }
@@ -222,7 +225,7 @@ func (o *training) do(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	c := train.Config{Stage: o.stage, Preset: o.preset, Seed: o.seed, Out: o.out, Resume: o.resume, Workers: o.workers, Log: log}
+	c := train.Config{Stage: o.stage, Preset: o.preset, Seed: o.seed, Out: o.out, Resume: o.resume, Workers: o.workers, Log: log, AsWritten: o.asWritten, Distil: o.distil}
 	if o.limit > 0 {
 		c.Deadline = began.Add(o.limit)
 	}
@@ -241,7 +244,7 @@ func (o *training) do(ctx context.Context) error {
 	}
 	r := &trainReport{Out: o.out, Preset: o.preset, Seed: o.seed, Data: set.Summary, Stages: o.stages(result)}
 	var m *models.Model
-	if result.Networks[models.NetworkStudent] != nil && (o.stage == train.StageAll || o.stage == train.StageStudent) {
+	if result.Networks[models.NetworkStudent] != nil {
 		r.Model = filepath.Join(o.out, trainModelDir)
 		if m, err = models.Save(r.Model, o.fill(card, run, set, r.Stages), result.Networks, true); err != nil {
 			return err

@@ -35,7 +35,7 @@ type quick struct {
 func (q *quick) run(ctx context.Context, set *train.Set, c train.Config) (*train.Result, error) {
 	q.calls, q.sets = append(q.calls, c), append(q.sets, set)
 	r := &train.Result{Networks: map[string]*safetensors.File{}}
-	for k, name := range train.Stages {
+	for _, name := range train.Stages {
 		if c.Stage != name && c.Stage != train.StageAll {
 			continue
 		}
@@ -48,14 +48,14 @@ func (q *quick) run(ctx context.Context, set *train.Set, c train.Config) (*train
 		}
 		var f *safetensors.File
 		var err error
-		switch k {
-		case 0:
+		switch name {
+		case train.StageBSN:
 			n := models.BSNConfig{Channels: [3]int{4, 4, 4}, Mix: 4}
 			f, err = models.EncodeGraph(n.String(), n.Graph(), n.Graph().Init(c.Seed))
-		case 1:
+		case train.StageDiffusion:
 			n := models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{4, 4, 4}, Code: 4}
 			f, err = models.EncodeGraph(n.String(), n.Graph(), n.Graph().Init(c.Seed))
-		case 2:
+		case train.StageStudent:
 			var m *models.Model
 			if m, err = models.Default(); err == nil {
 				f, err = m.Network(models.NetworkStudent)
@@ -285,7 +285,7 @@ func TestTrainRefuses(t *testing.T) {
 	}{
 		{[]string{"--out", out}, "--data", true},
 		{[]string{"--data", data}, "--out", true},
-		{[]string{"--data", data, "--out", out, "--stage", "teacher"}, "choose bsn, diffusion, student or all", true},
+		{[]string{"--data", data, "--out", out, "--stage", "teacher"}, "choose bsn, student, diffusion or all", true},
 		{[]string{"--data", data, "--out", out, "--preset", "small"}, "tiny, default, large", true},
 		{[]string{"--data", data, "--out", out, "--backend", "cuda"}, "use --backend auto", false},
 		{[]string{"--data", data, "--out", out, "--backend", "tpu"}, "choose auto, cpu or cuda", true},
