@@ -256,13 +256,14 @@ func (b *scratch) predict(net forwarder, y []float32, w, h int) error {
 
 // cautious lowers the noise map by what it is too high by where anatomy is fine
 // (docs/noise.md), the more the less noise there is: rather some noise left than
-// anatomy taken off.
+// anatomy taken off. Loud noise is known well, and drowns fine anatomy anyway.
 func (b *scratch) cautious(filled bool) {
-	share := caution
+	m := b.noise.Median
+	share := caution + (1-caution)*min(max((m-faintNoise)/(loudNoise-faintNoise), 0), 1)
 	if filled {
 		share = cautionFilled
 	}
-	share *= min(1, cautionFaint+(1-cautionFaint)*b.noise.Median/faintNoise)
+	share *= min(1, cautionFaint+(1-cautionFaint)*m/faintNoise)
 	for i := range b.noise.Sigma {
 		b.noise.Sigma[i] *= float32(share)
 	}
@@ -277,16 +278,17 @@ func (b *scratch) rho() [2]float32 {
 
 // Bounds of what is taken off.
 const (
-	leastNoise    = 0.0008   // median, of the 99.9th percentile, a fifth of 1/255; below it nothing is to be gained
-	caution       = 0.9      // of the estimated noise is treated as such,
-	cautionFilled = 0.75     // less on a native grid, whose cut-off corners look like noise,
-	cautionFaint  = 0.25     // and down to this share of that where there is hardly any,
-	faintNoise    = 4. / 255 // which is below this, median
-	leastGrid     = 160      // pixels a side; smaller images are taken as they are
-	mostNoise     = 0.2      // median, of the 99.9th percentile; beyond it the network shifts the mean
-	mostRemoved   = 2.5      // of one pixel, in standard deviations of its noise
-	signalled     = 2        // standard deviations of the noise; air has less in the mean
-	windowRemoved = 2        // half the window over which the energy is compared
+	leastNoise    = 0.0008    // median, of the 99.9th percentile, a fifth of 1/255; below it nothing is to be gained
+	caution       = 0.9       // of the estimated noise is treated as such,
+	cautionFilled = 0.75      // less on a native grid, whose cut-off corners look like noise,
+	cautionFaint  = 0.25      // and down to this share of that where there is hardly any,
+	faintNoise    = 4. / 255  // which is below this, median
+	loudNoise     = 10. / 255 // and above this, it is taken at its word
+	leastGrid     = 160       // pixels a side; smaller images are taken as they are
+	mostNoise     = 0.2       // median, of the 99.9th percentile; beyond it the network shifts the mean
+	mostRemoved   = 2.5       // of one pixel, in standard deviations of its noise
+	signalled     = 2         // standard deviations of the noise; air has less in the mean
+	windowRemoved = 2         // half the window over which the energy is compared
 )
 
 // restrain holds the removed part down to what noise can be. Noise of standard
