@@ -10,7 +10,7 @@ FUZZTIME ?= 10s
 RACE := ./dicomnet/... ./pipeline/... ./models ./kernels/... ./daemon ./daemon/web ./cmd/...
 
 .DEFAULT_GOAL := build
-.PHONY: build test race interop kernels fuzz bench bench-receive package lint clean
+.PHONY: build test race interop kernels fuzz bench bench-receive package lint train-default clean
 
 build: ## bin/denoised: static, CPU
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/denoised ./cmd/denoised
@@ -48,6 +48,12 @@ lint: ## gofmt, go vet, staticcheck
 		test -z "$$out" || { echo "gofmt these files:"; echo "$$out"; exit 1; }
 	$(GO) vet ./...
 	$(TOOLS) staticcheck ./...
+
+# The recipe of the embedded networks: some hours on two cores, resumable. The Philips
+# volumes are of the volunteer whose repetitions are scored.
+train-default: build ## train the embedded model's recipe on DATA into OUT
+	bin/denoised train --data $(or $(DATA),../shared/data/mri) --out $(or $(OUT),dist/train-default) \
+		--exclude philips_mprage,philips_dwi --preset default --seed 1 $(if $(wildcard $(or $(OUT),dist/train-default)),--resume)
 
 clean:
 	rm -rf bin dist
