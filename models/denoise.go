@@ -263,7 +263,7 @@ func (b *scratch) cautious(filled bool) {
 	if filled {
 		share = cautionFilled
 	}
-	share *= min(1, cautionFaint+(1-cautionFaint)*m/faintNoise)
+	share *= min(1, m/faintNoise)
 	for i := range b.noise.Sigma {
 		b.noise.Sigma[i] *= float32(share)
 	}
@@ -280,9 +280,8 @@ func (b *scratch) rho() [2]float32 {
 const (
 	leastNoise    = 0.0008    // median, of the 99.9th percentile, a fifth of 1/255; below it nothing is to be gained
 	caution       = 0.9       // of the estimated noise is treated as such,
-	cautionFilled = 0.75      // less on a native grid, whose cut-off corners look like noise,
-	cautionFaint  = 0.25      // and down to this share of that where there is hardly any,
-	faintNoise    = 4. / 255  // which is below this, median
+	cautionFilled = 0.75      // less on a native grid, whose cut-off corners look like noise
+	faintNoise    = 4. / 255  // and less still below this median,
 	loudNoise     = 10. / 255 // and above this, it is taken at its word
 	leastGrid     = 160       // pixels a side; smaller images are taken as they are
 	mostNoise     = 0.2       // median, of the 99.9th percentile; beyond it the network shifts the mean

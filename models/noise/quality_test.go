@@ -43,7 +43,7 @@ var floors = []struct {
 	{"Poisson 200", 1},
 	{"Poisson 700", 1.1},
 	{"gamma 100", 2.4},
-	{"gamma 500", 0.9},
+	{"gamma 500", 0.5},
 	{"correlated 0.5", 1.2},
 	{"correlated 1.2", 0.5},
 	{"Rician 6/255", 2.8},
