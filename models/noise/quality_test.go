@@ -500,3 +500,43 @@ func middle(v []float64) float64 {
 	s := slices.Sorted(slices.Values(v))
 	return s[len(s)/2]
 }
+
+// TestQualityHigh holds the quality high to being no worse than fast in the mean of
+// any row; it is the table of docs/quality.md.
+func TestQualityHigh(t *testing.T) {
+	if !full() {
+		t.Skip(envQuality + " is not set")
+	}
+	pics := slices.Concat(pictures(t, []source{
+		{"repeats/philips_epi_x60/epi_96x96x20x60.nii.gz", []float64{0.26, 0.52}},
+		{"repeats/philips_b0_x6/b0_128x128x44x6.nii.gz", []float64{0.46, 0.64}},
+		{"mri/philips_mprage/mprage_sag_256.nii.gz", []float64{0.46}},
+	}), phantoms(515, false, 2))
+	m, err := models.Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, row := range simulate.Rows() {
+		var noisy, fast, high float64
+		for i, p := range pics {
+			y, _, ref := row.Noise(p.px, p.w, p.h, rand.New(rand.NewPCG(uint64(k), uint64(i))))
+			img := models.Image{Width: p.w, Height: p.h, Pixels: y}
+			f, err := m.Denoise(t.Context(), img, models.Options{Strength: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, err := m.High(t.Context(), img, models.HighOptions{Strength: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := float64(len(pics))
+			noisy += score.PSNR(y, ref, 1) / n
+			fast += score.PSNR(f.Pixels, ref, 1) / n
+			high += score.PSNR(h.Pixels, ref, 1) / n
+		}
+		t.Logf("%-28s noisy %.2f fast %.2f high %.2f", row.Name, noisy, fast, high)
+		if high < fast-0.02 || fast < noisy-0.02 {
+			t.Errorf("%s: noisy %.2f, fast %.2f, high %.2f dB", row.Name, noisy, fast, high)
+		}
+	}
+}
