@@ -88,8 +88,12 @@ const (
 	limitUncertainty = 0.6   // of the noise's standard deviation, median
 )
 
-// leastBlend is the least share of a change that is worth sending.
-const leastBlend = 0.6
+// The least share of a change that is worth sending. A shift of the mean is harmless
+// once it is small, so where nothing else failed less may be sent.
+const (
+	leastBlend     = 0.6
+	leastMeanBlend = 0.15
+)
 
 // Check looks at one slice. An error means sizes that do not fit or values that are
 // not finite. It is deterministic and safe for concurrent use.
@@ -126,7 +130,7 @@ func Check(in Input) (*Report, error) {
 // finish draws the conclusion.
 func (r *Report) finish(checks []Result) {
 	r.Pass, r.Blend, r.Checks = true, 1, checks
-	worst := 1.0
+	worst, least := 1.0, leastMeanBlend
 	for i := range r.Checks {
 		c := &r.Checks[i]
 		c.Pass = c.Value <= c.Limit
@@ -139,6 +143,9 @@ func (r *Report) finish(checks []Result) {
 		}
 		// what was taken off shrinks by the share that is sent, and with it these
 		share := c.Limit / c.Value
+		if c.Name != CheckMean {
+			least = leastBlend
+		}
 		switch c.Name {
 		case CheckRange, CheckGrid, CheckAdded, CheckUncertainty:
 			share = 0
@@ -150,7 +157,7 @@ func (r *Report) finish(checks []Result) {
 	switch {
 	case r.Pass:
 		r.Action = OK
-	case r.Blend >= leastBlend:
+	case r.Blend >= least:
 		r.Action = Blend
 	default:
 		r.Action, r.Blend = PassThrough, 0
