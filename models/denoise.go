@@ -142,13 +142,14 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 	if err := b.noise.Estimate(native, nw, nh, mask); err != nil {
 		return nil, err
 	}
+	estimated := b.noise.Median
+	res.Sigma = estimated * float64(scale)
 	b.cautious(filled)
-	res.Sigma = b.noise.Median * float64(scale)
 	if b.noise.Median < leastNoise {
 		res.Untouched = UntouchedNoNoise
 		return res, nil
 	}
-	if b.noise.Median > mostNoise {
+	if estimated > mostNoise {
 		res.Untouched = UntouchedNoisy
 		return res, nil
 	}

@@ -127,8 +127,7 @@ func Unit(dst, sigma []float32) {
 const posteriorWindow = 4
 
 // Posterior fuses what a blind-spot network predicts for a pixel with the pixel
-// itself, as the mean of two normal distributions (Laine et al. 2019, section 3;
-// method section 9):
+// itself, as the mean of two normal distributions (Laine et al. 2019, section 3):
 //
 //	(blind·σ² + y·v) / (v + σ²)   with v = mean of (y − blind)² over 9×9 − σ², at least 0
 //

@@ -29,8 +29,7 @@ type scene struct {
 
 // corrupt adds noise of a kind and strength drawn from rng to a w×h image: constant,
 // varying over the image, as counting or multiplicative noise, Rician, and
-// correlated in one or both directions. What a scanner's image can have beside
-// white noise of one strength is in method section 5 of docs/training.md.
+// correlated in one or both directions.
 func corrupt(clean []float32, w, h int, rng *rand.Rand) scene {
 	s := scene{w: w, h: h, clean: clean}
 	level := leastNoise * math.Pow(mostNoise/leastNoise, rng.Float64())

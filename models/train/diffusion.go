@@ -14,7 +14,7 @@ const startShare = 0.1 // at t = 1, where sampling begins
 
 // jitter is the standard deviation of what is added to the condition as written, in
 // units of the noise: it keeps the network from reading the pixel's own noise out of
-// the predictions of its neighbours (method section 1.5).
+// the predictions of its neighbours.
 const jitter = 0.1
 
 // diffusionBatch makes count pieces of side×side for the diffusion network.

@@ -8,7 +8,7 @@ import (
 )
 
 // tau is the strength of recorruption: the input has noise of sqrt(1+tau²) times
-// the image's own, the target of sqrt(1+1/tau²) times (method section 9).
+// the image's own, the target of sqrt(1+1/tau²) times.
 const tau = 0.5
 
 // pair is a square part of a slice as an input and a target whose own noises
