@@ -50,7 +50,7 @@ func moments(x []float32) (mean, sd float64) {
 	return mean, math.Sqrt(sd / float64(len(x)))
 }
 
-// TestSampleContracts is method section 1.2: the fewer steps, the less of the
+// TestSampleContracts: the fewer steps, the less of the
 // distribution's spread comes back, and with one step none.
 func TestSampleContracts(t *testing.T) {
 	last := -1.0
@@ -128,7 +128,7 @@ func (m skewed) Predict(_ context.Context, v, x []float32, t float64) error {
 	return nil
 }
 
-// TestSRDSVariance is method section 1.3: even for a skewed distribution the pair
+// TestSRDSVariance: even for a skewed distribution the pair
 // varies less than two independent samples do.
 func TestSRDSVariance(t *testing.T) {
 	const n, steps = 4000, 10
