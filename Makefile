@@ -7,25 +7,69 @@ ARCH    ?= $(shell $(GO) env GOARCH)
 FUZZTIME ?= 10s
 
 # Packages with concurrency of their own: what the race detector is for.
-RACE := ./dicomnet/... ./pipeline/... ./models ./kernels/... ./daemon ./daemon/web ./cmd/...
+RACE := ./dicomnet/... ./pipeline ./pipeline/spool ./models ./kernels/... ./daemon ./daemon/web ./cmd/...
 
 .DEFAULT_GOAL := build
-.PHONY: build test race interop kernels fuzz bench bench-receive package lint train-default clean
+.PHONY: build build-cuda gpu-kit emulator test test-emulated test-sanitized race interop kernels fuzz bench bench-receive package lint train-default ablation clean
 
 build: ## bin/denoised: static, CPU
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/denoised ./cmd/denoised
 
+# gorgonia.org/cu must be compiled with our header, also where NVIDIA's is installed.
+CUDA := CGO_ENABLED=1 CGO_CFLAGS="-O2 -g -I$(CURDIR)/kernels/cuda/driver/include/v1"
+
+build-cuda: ## bin/denoised-cuda: as build, and uses a GPU where there is one (needs a C compiler)
+	$(CUDA) $(GO) build -trimpath -tags cuda -o $(or $(OUT),bin/denoised-cuda) ./cmd/denoised
+
+# For a machine with a card and without Go. The tests look for the real driver there.
+gpu-kit: ## dist/gpu-kit: what only a card can show, see docs/cuda.md
+	rm -rf dist/gpu-kit
+	mkdir -p dist/gpu-kit
+	$(MAKE) build-cuda OUT=dist/gpu-kit/denoised-cuda
+	$(CUDA) $(GO) test -c -tags cuda,emulated -o dist/gpu-kit/cuda.test ./kernels/cuda
+	$(CUDA) $(GO) test -c -tags cuda,emulated -o dist/gpu-kit/models.test ./models
+	cp -r kernels/cuda/hardware/* models/testdata dist/gpu-kit
+	cp models/default/weights.safetensors dist/gpu-kit
+
+EMULATOR := bin/libcudaemu.so
+emulator: $(EMULATOR) ## a driver library that runs the CUDA kernels on the CPU, for tests (needs g++)
+$(EMULATOR) $(EMULATOR:.so=-asan.so): $(wildcard $(addprefix kernels/cuda/,kernel/*.cu kernel/*.h kernel/emu/* driver/include/*/cuda.h)) Makefile
+	@mkdir -p bin
+	$(CXX) -O2 -g -std=c++20 -shared -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra \
+		$(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v3) $(if $(findstring asan,$@),-fsanitize=address) \
+		-o $@ kernels/cuda/kernel/emu/driver.cc
+
+EMULATED := $(CUDA) DENOISED_CUDA_LIB=$(CURDIR)/$(EMULATOR)
+
 test: ## everything that runs with Go alone; the rest skips and says why
 	$(GO) test ./...
 
-# The crash tests kill children of their own, whose races nobody would hear of; they run in "test".
+# Threads, blocks and streams in either order: what is right only in one of them lacks a barrier or
+# a wait. (Two long tests of one goroutine run without the race detector.) Then once without any
+# driver, and what is built on it.
+test-emulated: emulator ## the CUDA backend without a GPU (needs a C compiler)
+	$(EMULATED) DENOISED_EMU=order=forward $(GO) test -race -count=1 -timeout 15m -skip 'TrainGraphs|TrainSizes' -tags cuda,emulated ./kernels/cuda/...
+	$(EMULATED) DENOISED_EMU=order=forward $(GO) test -count=1 -run 'TrainGraphs|TrainSizes' -tags cuda,emulated ./kernels/cuda
+	$(EMULATED) DENOISED_EMU=order=reversed $(GO) test -count=1 -timeout 15m -tags cuda,emulated ./kernels/cuda/...
+	$(CUDA) $(GO) test -count=1 -tags cuda ./kernels/cuda/driver
+	$(EMULATED) $(GO) test -count=1 -tags cuda,emulated -run 'GPU|CUDA' ./cmd/denoised ./models ./models/train
+
+# Finds what kernels read or write outside of memory, and says in which line. The sanitizer must be
+# loaded before anything else. Then what cgo can check of the pointers that C is given.
+test-sanitized: $(EMULATOR:.so=-asan.so) emulator ## as test-emulated, with the address sanitizer; RUN names tests
+	$(CUDA) DENOISED_CUDA_LIB=$(CURDIR)/$< ASAN_OPTIONS=detect_leaks=0 $(GO) test -count=1 -timeout 15m -tags cuda,emulated \
+		-exec "env LD_PRELOAD=$(shell $(CXX) -print-file-name=libasan.so)" $(if $(RUN),-run '$(RUN)') ./kernels/cuda/...
+	$(if $(RUN),,$(EMULATED) GOEXPERIMENT=cgocheck2 $(GO) test -count=1 -tags cuda,emulated ./kernels/cuda/driver)
+
+# The crash tests kill children of their own, whose races nobody would hear of; others are long
+# computations. They run in "test".
 race: ## the race detector over what is concurrent (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -timeout 10m -skip '^Test(Killed|PowerCuts)' $(RACE)
+	CGO_ENABLED=1 $(GO) test -race -timeout 10m -skip '^Test(Killed|PowerCuts|MemoryIsFlat|DiskFaults|RealObjects|Rebuild|Eval$$|FaintObjects|DarkTissue|Denoise$$|AMX$$|Train|Script)' $(RACE)
 
 interop: ## against DCMTK, Orthanc and dciodvfy; a missing one fails
 	DENOISED_REQUIRE=peers$(if $(wildcard ../shared/data),$(comma)data) $(GO) test -count=1 -timeout 15m ./daemon/interop
 
-kernels: ## regenerate the assembly; fail if it differs from what is committed
+kernels: ## regenerate assembly and PTX (needs clang-19); fail if they differ from what is committed
 	$(GO) generate ./kernels/...
 	git diff --exit-code -- kernels
 	@test -z "$$(git ls-files --others --exclude-standard kernels)" || \
@@ -43,17 +87,25 @@ bench-receive: build ## images per second against other receivers in the same ru
 package: ## dist/: .deb and .rpm for ARCH, same bytes for the same commit
 	GO="$(GO)" packaging/build.sh $(ARCH) dist
 
-lint: ## gofmt, go vet, staticcheck
+# What has files of its own for builds with CUDA.
+CUDA_PACKAGES := ./kernels/cuda/... ./cmd/denoised ./models ./models/train
+
+lint: ## gofmt, go vet, staticcheck (needs a C compiler)
 	@out=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
 		test -z "$$out" || { echo "gofmt these files:"; echo "$$out"; exit 1; }
 	$(GO) vet ./...
 	$(TOOLS) staticcheck ./...
+	$(CUDA) $(GO) vet -tags cuda,emulated $(CUDA_PACKAGES)
+	$(CUDA) $(TOOLS) staticcheck -tags cuda,emulated $(CUDA_PACKAGES)
 
 # The recipe of the embedded networks: some hours on two cores, resumable. The Philips
 # volumes are of the volunteer whose repetitions are scored.
 train-default: build ## train the embedded model's recipe on DATA into OUT
 	bin/denoised train --data $(or $(DATA),../shared/data/mri) --out $(or $(OUT),dist/train-default) \
 		--exclude philips_mprage,philips_dwi --preset default --seed 1 $(if $(wildcard $(or $(OUT),dist/train-default)),--resume)
+
+ablation: ## what each part of the method is worth: trainings of some hours, resumable, networks in OUT
+	DENOISED_ABLATION=$(abspath $(or $(OUT),dist/ablation)) $(GO) test ./models/train -run Ablation -v -count=1 -timeout 0
 
 clean:
 	rm -rf bin dist

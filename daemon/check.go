@@ -33,13 +33,18 @@ type Finding struct {
 	Detail  string  `json:"detail"` // for Bad with what to do
 }
 
-// checkTimeout bounds the look at each destination.
-const checkTimeout = 15 * time.Second
+// checkTimeout bounds the look at each destination, probeTimeout that at the GPU, whose driver may
+// have to compile first.
+const (
+	checkTimeout = 15 * time.Second
+	probeTimeout = 90 * time.Second
+)
 
 // Check tries everything that the configuration names, without changing
 // anything but a file that it writes and removes in state_dir and the hot
-// folders. It can be run beside the daemon.
-func Check(ctx context.Context, cfg *Config) []Finding {
+// folders, and a worker that it starts and ends. It can be run beside the
+// daemon. worker is what New would be given.
+func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 	var out []Finding
 	add := func(what string, o Outcome, format string, args ...any) {
 		out = append(out, Finding{what, o, fmt.Sprintf(format, args...)})
@@ -107,6 +112,8 @@ func Check(ctx context.Context, cfg *Config) []Finding {
 			add("quality high", Note, "%s has no networks for it: what is asked for in it gets the fast result, and the high one once a model with the networks runs", m.Name())
 		}
 	}
+
+	out = append(out, checkWorker(ctx, cfg, worker))
 
 	for _, d := range cfg.Destinations {
 		dialer := dicomnet.Dialer{CallingAETitle: cfg.ownAETitle(), CalledAETitle: d.AETitle}

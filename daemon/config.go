@@ -83,7 +83,7 @@ type Destination struct {
 
 // DenoiseConfig is the section denoise. All but Strength need a restart.
 type DenoiseConfig struct {
-	Backend  string  // auto or cpu
+	Backend  string  // auto, cpu or cuda
 	Workers  int     // slices at the same time; 0: one for each core
 	Model    string  // "default" or a folder
 	Strength float64 // above 0, up to 1

@@ -20,6 +20,7 @@ import (
 
 	"github.com/diffdenoise/denoised/daemon/web"
 	"github.com/diffdenoise/denoised/dicomnet"
+	"github.com/diffdenoise/denoised/kernels/remote"
 	"github.com/diffdenoise/denoised/pipeline"
 )
 
@@ -34,6 +35,7 @@ type Daemon struct {
 	recent   *recentLog
 	level    zap.AtomicLevel
 	denoiser pipeline.Denoiser
+	program  WorkerProgram
 	notify   func(state string) // to systemd
 	settle   time.Duration      // for hot folders
 	reg      *prometheus.Registry
@@ -47,7 +49,10 @@ type Daemon struct {
 
 	associations atomic.Uint64
 	health       health
-	reloads      chan struct{} // asks for a reload; holds one
+	worker       *worker                 // nil: everything is computed in this process
+	noProgram    string                  // why there is none although it is wanted
+	tune         func(o *remote.Options) // tests
+	reloads      chan struct{}           // asks for a reload; holds one
 	ran          atomic.Bool
 	ready        chan struct{} // closed when everything serves
 
@@ -74,7 +79,7 @@ func WithLogger(l *zap.Logger, level zap.AtomicLevel) Option {
 // WithVersion sets what the program calls itself.
 func WithVersion(v string) Option { return func(d *Daemon) { d.version = v } }
 
-// WithDenoiser replaces the configured model.
+// WithDenoiser replaces the configured model, and with it the worker.
 func WithDenoiser(n pipeline.Denoiser) Option { return func(d *Daemon) { d.denoiser = n } }
 
 // New prepares a daemon: it opens the model and reads the TLS files, and leaves
@@ -100,7 +105,11 @@ func New(cfg *Config, opts ...Option) (*Daemon, error) {
 	}
 	d.tls.Store(files)
 	if d.denoiser == nil {
-		if d.denoiser, err = openDenoiser(cfg.modelPath()); err != nil {
+		backend, err := d.openBackend(cfg)
+		if err != nil {
+			return nil, fmt.Errorf("denoise.backend: %w", err)
+		}
+		if d.denoiser, err = openDenoiser(backend, cfg.modelPath()); err != nil {
 			return nil, err
 		}
 	}
@@ -233,6 +242,14 @@ func (d *Daemon) start(ctx context.Context, started func(string, func(context.Co
 
 	d.metrics = newMetrics(d)
 	d.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), d.metrics)
+	if d.noProgram != "" {
+		d.log.Warn(d.noProgram)
+	}
+	if d.worker != nil {
+		// It is not waited for: until it is ready the CPU does its work.
+		d.worker.Start()
+		started("worker", d.worker.Stop)
+	}
 	o := cfg.options()
 	o.Version, o.Denoiser, o.Registerer = d.version, d.denoiser, d.reg
 	o.Logger = d.log.Named("pipeline")

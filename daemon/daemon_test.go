@@ -38,7 +38,7 @@ func TestEndToEnd(t *testing.T) {
 	both, derivedOnly := startPACS(t), startPACS(t)
 	cfg := testConfig(t, both, derivedOnly)
 	cfg.Destinations[1].Send = []string{"derived"}
-	model, err := openDenoiser("default")
+	model, err := openDenoiser(cpuBackend(t), "default")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,14 +206,14 @@ func TestMismatch(t *testing.T) {
 	}
 }
 
-// gate is a denoiser that waits to be let through.
-type gate struct {
+// turnstile is a denoiser that waits to be let through.
+type turnstile struct {
 	blur
 	entered chan struct{}
 	open    chan struct{}
 }
 
-func (g gate) Denoise(ctx context.Context, f *derive.Frame, strength float64) (*pipeline.Denoised, error) {
+func (g turnstile) Denoise(ctx context.Context, f *derive.Frame, strength float64) (*pipeline.Denoised, error) {
 	g.entered <- struct{}{}
 	<-g.open
 	return g.blur.Denoise(ctx, f, strength)
@@ -225,7 +225,7 @@ func TestDrain(t *testing.T) {
 	archive := startPACS(t)
 	cfg := testConfig(t, archive)
 	cfg.Denoise.Workers = 1
-	g := gate{entered: make(chan struct{}, 10), open: make(chan struct{})}
+	g := turnstile{entered: make(chan struct{}, 10), open: make(chan struct{})}
 	var mu sync.Mutex
 	var told []string
 	d := startDaemon(t, cfg, WithDenoiser(g), func(d *Daemon) {

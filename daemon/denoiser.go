@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/gate"
 	"github.com/diffdenoise/denoised/pipeline"
 	"github.com/diffdenoise/denoised/pipeline/derive"
 )
@@ -22,8 +24,8 @@ func (c *Config) modelPath() string {
 	return models.Find(c.Denoise.Model, filepath.Join(c.StateDir, "models"))
 }
 
-func openDenoiser(nameOrDir string) (pipeline.Denoiser, error) {
-	m, err := models.Open(nameOrDir)
+func openDenoiser(on kernels.Backend, nameOrDir string) (pipeline.Denoiser, error) {
+	m, err := models.OpenOn(on, nameOrDir)
 	if err != nil {
 		return nil, fmt.Errorf("denoise.model: %w", err)
 	}
@@ -32,7 +34,7 @@ func openDenoiser(nameOrDir string) (pipeline.Denoiser, error) {
 
 // Model implements pipeline.Denoiser.
 func (d denoiser) Model() derive.ModelInfo {
-	return derive.ModelInfo{Name: d.m.Name(), Version: d.m.Version(), Hash: d.m.Hash()}
+	return derive.ModelInfo{Name: d.m.Name(), Version: d.m.Version(), Hash: d.m.Hash(), Method: models.Revision}
 }
 
 // Denoise implements pipeline.Denoiser.
@@ -58,8 +60,8 @@ func denoised(r *models.Result, err error) (*pipeline.Denoised, error) {
 		return nil, err
 	}
 	d := &pipeline.Denoised{Pixels: r.Pixels, Sigma: r.Sigma}
-	if r.Untouched == models.UntouchedGate {
-		d.Gate = r.Gate.Reason
+	if g := r.Gate; g != nil && g.Action != gate.OK {
+		d.Gate, d.Share = g.Reason, g.Blend
 	}
 	return d, nil
 }

@@ -1,10 +1,12 @@
 package daemon
 
 import (
+	"errors"
 	"path/filepath"
 	"testing"
 
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/gate"
 )
 
 // TestInstalledModel: denoise.model finds the built-in model, an installed one by
@@ -26,8 +28,34 @@ func TestInstalledModel(t *testing.T) {
 		if got := cfg.modelPath(); got != want {
 			t.Errorf("model %q is %q, want %q", model, got, want)
 		}
-		if _, err := openDenoiser(cfg.modelPath()); (err != nil) != (model == "not-installed") {
+		if _, err := openDenoiser(cpuBackend(t), cfg.modelPath()); (err != nil) != (model == "not-installed") {
 			t.Errorf("model %q: %v", model, err)
 		}
+	}
+}
+
+// TestDenoised: what the quality gate says of a result reaches the pipeline, and only
+// what it held back, in part or whole.
+func TestDenoised(t *testing.T) {
+	const why = "the mean shifts"
+	for name, c := range map[string]struct {
+		gate  *gate.Report
+		want  string
+		share float64
+	}{
+		"no gate":      {},
+		"ok":           {gate: &gate.Report{Pass: true, Action: gate.OK, Blend: 1}},
+		"ok, a remark": {gate: &gate.Report{Reason: why, Action: gate.OK, Blend: 1}},
+		"blend":        {gate: &gate.Report{Reason: why, Action: gate.Blend, Blend: 0.7}, want: why, share: 0.7},
+		"pass through": {gate: &gate.Report{Reason: why, Action: gate.PassThrough}, want: why},
+	} {
+		got, err := denoised(&models.Result{Pixels: []float32{1, 2}, Sigma: 3, Gate: c.gate}, nil)
+		if err != nil || got.Gate != c.want || got.Share != c.share || got.Sigma != 3 || len(got.Pixels) != 2 {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	fail := errors.New("no memory")
+	if got, err := denoised(nil, fail); got != nil || !errors.Is(err, fail) {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

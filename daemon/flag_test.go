@@ -125,7 +125,7 @@ func TestModelAsDenoiser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := openDenoiser("default")
+	n, err := openDenoiser(cpuBackend(t), "default")
 	if err != nil {
 		t.Fatal(err)
 	}

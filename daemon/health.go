@@ -118,6 +118,7 @@ func (d *Daemon) Status() web.Status {
 	if len(cfg.Destinations) == 0 {
 		s.Problems = append(s.Problems, "no destination is configured: images are kept and go nowhere, also when one is added later")
 	}
+	d.workerStatus(&s)
 	bad := func(text string) { s.Ready, s.Problems = false, append(s.Problems, text) }
 	now := time.Now()
 	select {

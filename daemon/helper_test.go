@@ -9,8 +9,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,11 +23,57 @@ import (
 	"github.com/diffdenoise/denoised/dicomnet"
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/internal/phantom"
+	"github.com/diffdenoise/denoised/kernels/cpu"
+	"github.com/diffdenoise/denoised/kernels/remote"
 	"github.com/diffdenoise/denoised/pipeline"
 	"github.com/diffdenoise/denoised/pipeline/derive"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// asWorker in the environment makes the test binary a worker; its value says of which kind.
+const asWorker = "DENOISED_TEST_WORKER"
+
+func TestMain(m *testing.M) {
+	if kind := os.Getenv(asWorker); kind != "" {
+		os.Exit(beWorker(kind))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// beWorker is a worker process: one that computes on the CPU, or one that cannot.
+func beWorker(kind string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	conn, err := remote.Inherited(3)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if kind == "refuses" {
+		if err := remote.Refuse(conn, errors.New("no NVIDIA driver")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		return 1
+	}
+	b, err := cpu.SelectInference()
+	if err == nil {
+		err = remote.Serve(ctx, conn, b, remote.Info{Device: "Test GPU", Driver: "12.4", Compute: "8.9", Kernels: "sm_80", Memory: 8 << 30})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// cpuBackend is what models run on in tests.
+func cpuBackend(t *testing.T) *cpu.Backend {
+	t.Helper()
+	b, err := cpu.SelectInference()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
 
 const testLimit = 60 * time.Second
 

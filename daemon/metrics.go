@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/diffdenoise/denoised/dicomnet"
+	"github.com/diffdenoise/denoised/kernels/remote"
 )
 
 // metrics are those of the process and its ports; the pipeline has its own.
@@ -47,12 +48,19 @@ var (
 	descConnections  = prometheus.NewDesc("denoised_connections_total", "Transport connections, with those that never became an association.", []string{"result"}, nil)
 	descStores       = prometheus.NewDesc("denoised_stores_total", "C-STORE requests answered.", []string{"result"}, nil)
 	descEchoes       = prometheus.NewDesc("denoised_echoes_total", "C-ECHO requests answered.", nil, nil)
+	descWorker       = prometheus.NewDesc("denoised_worker_up", "1 while a process that computes on a GPU is ready. Absent where there is none to start.", nil, nil)
+	descStarts       = prometheus.NewDesc("denoised_worker_starts_total", "Starts of that process.", nil, nil)
+	descRequests     = prometheus.NewDesc("denoised_worker_requests_total", "Runs of networks that it was asked for.", []string{"result"}, nil)
+	descFallbacks    = prometheus.NewDesc("denoised_worker_fallbacks_total", "Runs of networks that the CPU did because that process could not.", nil, nil)
+	descSeconds      = prometheus.NewDesc("denoised_worker_request_seconds_total", "Time that was waited for its answers.", nil, nil)
+	descFree         = prometheus.NewDesc("denoised_worker_memory_free_bytes", "Free memory of the GPU.", nil, nil)
 	descPanics       = prometheus.NewDesc("denoised_dicom_panics_total", "Bugs that ended an association. Any is an alarm.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInfo, descReady, descReload, descReloadAt, descActive, descAssociations, descConnections, descStores, descEchoes, descPanics} {
+	for _, d := range []*prometheus.Desc{descInfo, descReady, descReload, descReloadAt, descActive, descAssociations, descConnections, descStores, descEchoes, descPanics,
+		descWorker, descStarts, descRequests, descFallbacks, descSeconds, descFree} {
 		c <- d
 	}
 }
@@ -104,4 +112,23 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 	count(descStores, sum.Failed, "failed")
 	count(descEchoes, sum.Echoes)
 	count(descPanics, sum.Panics)
+	if m.d.worker == nil {
+		return
+	}
+	w, up := m.d.worker.Status(), 0.0
+	if w.State == remote.Ready {
+		up = 1
+	}
+	gauge(descWorker, up)
+	if up == 1 {
+		gauge(descFree, float64(w.Free))
+	}
+	count(descStarts, w.Starts)
+	count(descRequests, w.Served, "done")
+	count(descRequests, w.Lost, "lost")
+	count(descRequests, w.Late, "late")
+	count(descRequests, w.NoMemory, "no-memory")
+	count(descRequests, w.Refused, "failed")
+	count(descFallbacks, w.FellBack)
+	c <- prometheus.MustNewConstMetric(descSeconds, prometheus.CounterValue, w.Seconds)
 }

@@ -604,11 +604,9 @@ func (p *configParser) denoise(f *file, c *Config) {
 	d := &f.Denoise
 	p.text(d.Backend, "denoise.backend", &c.Denoise.Backend)
 	switch c.Denoise.Backend {
-	case "auto", "cpu":
-	case "cuda":
-		p.fail(d.Backend.line, "denoise.backend", "write auto or cpu", "this build computes on the CPU only")
+	case "auto", "cpu", "cuda":
 	default:
-		p.fail(d.Backend.line, "denoise.backend", "write auto or cpu", "%q is not a backend", c.Denoise.Backend)
+		p.fail(d.Backend.line, "denoise.backend", "write auto, cpu or cuda", "%q is not a backend", c.Denoise.Backend)
 	}
 	p.integer(d.Workers, "denoise.workers", 0, 1024, &c.Denoise.Workers)
 	if p.text(d.Model, "denoise.model", &c.Denoise.Model); c.Denoise.Model == "" {

@@ -571,15 +571,17 @@ func TestHostilePeers(t *testing.T) {
 	})
 	s.storeOne()
 	base := goleak.IgnoreCurrent()
+	closed := func() bool { return len(s.rec.Closed()) == len(s.rec.Requests()) }
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
+			eventually(t, "the association before to be closed", closed) // or it would count after the reset
 			s.rec.Reset()
 			sub := *s
 			sub.t = t
 			p := sub.peer()
 			c.play(t, &sub, p)
 			p.Conn.Close()
-			eventually(t, "every association to be closed", func() bool { return len(s.rec.Closed()) == len(s.rec.Requests()) })
+			eventually(t, "every association to be closed", closed)
 			for _, o := range s.rec.Objects() {
 				if o.Err != nil && !errors.Is(o.Err, dicomnet.ErrIncomplete) && !errors.Is(o.Err, dicomnet.ErrObjectTooLarge) {
 					t.Errorf("a cut object ended with %v", o.Err)

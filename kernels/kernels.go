@@ -5,6 +5,7 @@
 package kernels
 
 import (
+	"errors"
 	"fmt"
 	"math"
 )
@@ -15,6 +16,17 @@ const (
 	MaxChannels = 1024    // of one layer
 	MaxLayers   = 512     // of one network
 	MaxPixels   = 1 << 26 // of one image, 8192 × 8192
+)
+
+// Errors of a backend on a device of its own, for errors.Is. Neither is the caller's
+// fault, and the same call succeeds on the CPU.
+var (
+	// ErrMemory says that the device has too little memory for this call. Other
+	// calls may have enough.
+	ErrMemory = errors.New("out of device memory")
+	// ErrDevice says that the device is of no use to this process any more. Every
+	// later call of the backend, and of all that was made by it, says so, too.
+	ErrDevice = errors.New("device lost")
 )
 
 // Conv is one 3×3 convolution: cross-correlation (no kernel flip), stride 1,

@@ -11,6 +11,10 @@ import (
 	"github.com/diffdenoise/denoised/models/noise"
 )
 
+// Revision is that of Denoise and High: it changes whenever the same weights give other
+// pixels than before, so that derived objects of the two are never taken for one.
+const Revision = "3"
+
 // MaxPixels is the most pixels of an Image.
 const MaxPixels = 1 << 26
 
@@ -48,12 +52,22 @@ type Result struct {
 	Gate *gate.Report
 }
 
+// Checked says why the quality gate did not let all of the result through, empty if it
+// did, and the share of the change that it let through.
+func (r *Result) Checked() (why string, share float64) {
+	if r.Gate == nil || r.Gate.Action == gate.OK {
+		return "", 1
+	}
+	return r.Gate.Reason, r.Gate.Blend
+}
+
 // Reasons of Result.Untouched.
 const (
 	UntouchedStrength = "strength is 0"
 	UntouchedNoNoise  = "no noise found"
 	UntouchedEmpty    = "nothing but air"
 	UntouchedNoisy    = "more noise than the network knows"
+	UntouchedRange    = "values too far apart for the network"
 	UntouchedGate     = "the result did not pass the quality gate"
 )
 
@@ -119,8 +133,12 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 	b := scratches.Get().(*scratch)
 	defer scratches.Put(b)
 	scale, least, most := b.prepare(img)
-	if scale == 0 {
+	switch {
+	case scale == 0:
 		res.Untouched = UntouchedEmpty
+		return res, nil
+	case !finite(least/scale) || !finite(most/scale):
+		res.Untouched = UntouchedRange
 		return res, nil
 	}
 	grid, err := noise.Detect(b.y, w, h)
@@ -139,32 +157,37 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 		b.native, b.mask = grid.Crop(b.native, b.y), grid.Mask(b.mask, b.outside)
 		native, mask = b.native, b.mask
 	}
-	if err := b.noise.Estimate(native, nw, nh, mask); err != nil {
+	known := noise.Known{}
+	if filled {
+		known.Air = noise.Air(grid, b.y, native, b.outside)
+	}
+	if err := b.noise.EstimateWith(known, native, nw, nh, mask); err != nil {
 		return nil, err
 	}
-	estimated := b.noise.Median
-	res.Sigma = estimated * float64(scale)
-	b.cautious(filled)
-	if b.noise.Median < leastNoise {
+	res.Sigma = b.noise.Median * float64(scale)
+	if b.cautious(filled) < leastNoise {
 		res.Untouched = UntouchedNoNoise
 		return res, nil
 	}
-	if estimated > mostNoise {
+	if b.noise.Median > mostNoise {
 		res.Untouched = UntouchedNoisy
 		return res, nil
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	b.look(native, mask, nw, nh)
 	b.removed, b.uncertain = grow(b.removed, nw*nh), b.uncertain[:0]
 	if err := find(ctx, b, native, nw, nh); err != nil {
 		return nil, err
 	}
-	if len(b.uncertain) > 0 {
-		res.Uncertainty = b.uncertainty(grid, filled, scale)
-	}
-	if err := b.pass(res, native, mask, nw, nh); err != nil || res.Untouched != "" {
+	b.restrain(nw, nh)
+	share, err := b.pass(res, native, mask, nw, nh, filled)
+	if err != nil || res.Untouched != "" {
 		return res, err
+	}
+	if len(b.uncertain) > 0 {
+		res.Uncertainty = b.uncertainty(grid, filled, scale*float32(share*strength))
 	}
 	removed := b.removed
 	if filled {
@@ -181,31 +204,62 @@ func remove(ctx context.Context, img Image, strength float64, find func(ctx cont
 	return res, nil
 }
 
-// pass asks the gate about b.removed and does what it says. What a magnitude image
-// was lifted by is not held against a result that took it off.
-func (b *scratch) pass(res *Result, native []float32, mask []bool, w, h int) error {
-	b.again = grow(b.again, w*h)
-	b.lowered = grow(b.lowered, w*h)
-	for i, v := range native {
-		b.again[i], b.lowered[i] = v-b.removed[i], v
-		if s := b.noise.Sigma[i]; b.floor && s > 0 {
-			b.lowered[i] -= s * float32(noise.RicianBias(float64(max(b.again[i], 0)/s)))
+// look measures what the image says of itself, before any network: the mean around
+// every pixel, whether noise lifts it where there is no signal, as it does a magnitude,
+// and the signal, in standard deviations of the noise.
+func (b *scratch) look(y []float32, mask []bool, w, h int) {
+	b.signal = append(b.signal[:0], y...)
+	b.means(b.signal, w, h, windowRemoved)
+	b.level = grow(b.level, w*h)
+	air, below := 0, 0
+	for i, m := range b.signal {
+		s := max(b.noise.Sigma[i], minSigma)
+		b.level[i] = m / s
+		switch r := b.level[i]; {
+		case mask[i]:
+		case r < lowestAir:
+			below++
+		case r <= highestAir:
+			air++
 		}
 	}
-	// Air is not looked at: a network may take off what little it is lifted by.
-	b.energy = append(b.energy[:0], native...)
-	b.means(b.energy, w, h, windowRemoved)
-	b.air = append(b.air[:0], mask...)
-	for i, v := range b.energy {
-		b.air[i] = b.air[i] || v < signalled*b.noise.Sigma[i]
+	b.lifted = air >= leastAir && 4*below < air
+	for i, r := range b.level {
+		if b.lifted {
+			b.signal[i] = float32(noise.RicianSignal(float64(r)))
+		} else {
+			b.signal[i] = max(r, 0)
+		}
 	}
-	in := gate.Input{Width: w, Height: h, Before: b.lowered, After: b.again, Skip: b.air, Noise: &b.noise}
+}
+
+// pass asks the gate about b.removed and does what it says. It returns the share of
+// the change that it lets through. What noise lifts a magnitude by, at the signal that
+// the image itself shows, is not held against a result that took it off; in air, which
+// is where the image shows no signal, less than that may be taken off.
+func (b *scratch) pass(res *Result, native []float32, mask []bool, w, h int, filled bool) (share float64, err error) {
+	b.again, b.lowered, b.air = grow(b.again, w*h), grow(b.lowered, w*h), grow(b.air, w*h)
+	b.judged = noise.Map{Width: w, Height: h, Median: b.noise.Median, Correlation: b.noise.Correlation, Sigma: grow(b.judged.Sigma, w*h)}
+	trusted, air := float32(1), float32(mostNone)
+	if filled {
+		trusted = judgedFilled
+	}
+	if b.lifted {
+		air = highestAir
+	}
+	for i, v := range native {
+		b.again[i], b.lowered[i], b.air[i] = v-b.removed[i], v, b.level[i] < air
+		if b.lifted {
+			b.lowered[i] -= b.noise.Sigma[i] * float32(noise.RicianBias(float64(b.signal[i])))
+		}
+		b.judged.Sigma[i] = trusted * b.noise.Sigma[i]
+	}
+	in := gate.Input{Width: w, Height: h, Before: b.lowered, After: b.again, Skip: mask, Air: b.air, Noise: &b.judged}
 	if len(b.uncertain) > 0 {
 		in.Uncertainty = b.uncertain
 	}
-	var err error
 	if res.Gate, err = gate.Check(in); err != nil {
-		return fmt.Errorf("denoise: %w", err)
+		return 0, fmt.Errorf("denoise: %w", err)
 	}
 	switch res.Gate.Action {
 	case gate.PassThrough:
@@ -215,19 +269,21 @@ func (b *scratch) pass(res *Result, native []float32, mask []bool, w, h int) err
 			b.removed[i] *= float32(res.Gate.Blend)
 		}
 	}
-	return nil
+	return res.Gate.Blend, nil
 }
 
 // scratch is the memory of one call of denoise.
 type scratch struct {
 	y, native, removed   []float32
+	sigma                []float32 // of the noise that is to be taken off
 	uncertain            []float32
+	level, signal        []float32 // mean around a pixel, and the signal in it, in standard deviations of the noise
+	lifted               bool      // noise lifts what has no signal: a magnitude
 	again, lowered       []float32
 	energy, allowed, tmp []float32
-	floor                bool      // the network took off the lift of a magnitude image
 	sums                 []float64 // of columns
 	outside, mask, air   []bool
-	noise                noise.Map
+	noise, judged        noise.Map // as estimated, and as results are held against it
 	count                []uint32
 }
 
@@ -242,7 +298,7 @@ func grow[T any](s []T, n int) []T {
 
 // predict sets b.removed to what the network takes off y, held to what noise can be.
 func (b *scratch) predict(net forwarder, y []float32, w, h int) error {
-	if err := net.Forward(b.removed, y, b.noise.Sigma, b.rho(), w, h); err != nil {
+	if err := net.Forward(b.removed, y, b.sigma, b.rho(), w, h); err != nil {
 		return err
 	}
 	for i, v := range b.removed {
@@ -251,24 +307,25 @@ func (b *scratch) predict(net forwarder, y []float32, w, h int) error {
 		}
 		b.removed[i] = y[i] - v
 	}
-	b.restrain(y, w, h)
 	return nil
 }
 
-// cautious lowers the noise map by what it is too high by where anatomy is fine
-// (docs/noise.md), the more the less noise there is: rather some noise left than
-// anatomy taken off. Loud noise is known well, and drowns fine anatomy anyway.
-func (b *scratch) cautious(filled bool) {
+// cautious sets b.sigma to what is to be taken off of the noise that was estimated:
+// less than that, for estimates are too high where anatomy is fine (docs/noise.md), the
+// more the less noise there is. Rather some noise left than anatomy taken off. Loud
+// noise is known well, and drowns fine anatomy anyway. It returns the median.
+func (b *scratch) cautious(filled bool) float64 {
 	m := b.noise.Median
 	share := caution + (1-caution)*min(max((m-faintNoise)/(loudNoise-faintNoise), 0), 1)
 	if filled {
 		share = cautionFilled
 	}
 	share *= min(1, m/faintNoise)
-	for i := range b.noise.Sigma {
-		b.noise.Sigma[i] *= float32(share)
+	b.sigma = grow(b.sigma, len(b.noise.Sigma))
+	for i, s := range b.noise.Sigma {
+		b.sigma[i] = s * float32(share)
 	}
-	b.noise.Median *= share
+	return m * share
 }
 
 // rho is what the network is told of the noise's correlation.
@@ -281,109 +338,73 @@ func (b *scratch) rho() [2]float32 {
 const (
 	leastNoise    = 0.0008    // median, of the 99.9th percentile, a fifth of 1/255; below it nothing is to be gained
 	caution       = 0.9       // of the estimated noise is treated as such,
-	cautionFilled = 0.75      // less on a native grid, whose cut-off corners look like noise
+	cautionFilled = 0.7       // less on a native grid, whose cut-off corners look like noise
 	faintNoise    = 4. / 255  // and less still below this median,
 	loudNoise     = 10. / 255 // and above this, it is taken at its word
 	leastGrid     = 160       // pixels a side; smaller images are taken as they are
 	mostNoise     = 0.2       // median, of the 99.9th percentile; beyond it the network shifts the mean
 	mostRemoved   = 2.5       // of one pixel, in standard deviations of its noise
-	signalled     = 2         // standard deviations of the noise; air has less in the mean
-	windowRemoved = 2         // half the window over which the energy is compared
+	judgedFilled  = 0.85      // of the estimated noise is what results on a native grid are held against
+	windowRemoved = 2         // half the window over which the energy is compared, and the signal looked for
+	chanceRemoved = 1         // of the noise's energy, left to chance where there is no signal: three standard deviations of the mean of a window, at cautious noise
+	minSigma      = 1e-6      // where there is no noise, all is signal
+)
+
+// The mean of a window, in standard deviations of the noise. Of a magnitude's air it is
+// 1.25 with a spread of 0.13, of other images' 0 with a spread of 0.2.
+const (
+	lowestAir   = 0.8 // of a magnitude; estimates are rather too high
+	highestAir  = 1.5
+	leastTissue = 1.7
+	highestNone = 0.4 // of other images
+	mostNone    = 0.55
+	leastSome   = 0.7
+	leastAir    = 64 // pixels, fewer say nothing
 )
 
 // restrain holds the removed part down to what noise can be. Noise of standard
-// deviation sigma has the mean square sigma²; where the network takes off more,
-// the rest is anatomy, so the removed part is scaled down to that energy over a
-// 5×5 window, and no pixel changes by more than mostRemoved times its noise. Where
-// the noise of a magnitude image lifts what has little signal, it may take off that
-// much more.
-func (b *scratch) restrain(y []float32, w, h int) {
-	b.floor = b.liftsAir(y)
+// deviation sigma has the mean square sigma²; where the network takes off more over a
+// 5×5 window, the rest is anatomy, and the removed part is scaled down. A magnitude may
+// be taken off its lift, too, at the signal that the image shows. Where it shows none,
+// more is left to chance: all that is taken off there is noise.
+func (b *scratch) restrain(w, h int) {
 	b.energy, b.allowed = grow(b.energy, w*h), grow(b.allowed, w*h)
 	for i, v := range b.removed {
 		b.energy[i] = v * v
-		s := b.noise.Sigma[i]
-		b.allowed[i] = s * s
-		if b.floor && s > 0 {
-			// E[(M−A)²] = 2σ² + 2A² − 2A·E[M]
-			a := float64(max(y[i]-v, 0) / s)
-			b.allowed[i] *= float32(2 - 2*a*noise.RicianBias(a))
-		}
+		b.allowed[i] = b.sigma[i] * b.sigma[i] * b.lift(i)
 	}
 	b.means(b.energy, w, h, windowRemoved)
 	b.means(b.allowed, w, h, windowRemoved)
+	none, some := float32(highestNone), float32(leastSome)
+	if b.lifted {
+		none, some = highestAir, leastTissue
+	}
 	for i, v := range b.removed {
-		most := mostRemoved * b.noise.Sigma[i]
-		if b.floor {
-			most *= math.Sqrt2
-		}
+		empty := min(max((some-b.level[i])/(some-none), 0), 1)
+		most := b.sigma[i] * (mostRemoved*float32(math.Sqrt(float64(b.lift(i)))) + empty)
 		v = min(max(v, -most), most)
-		if e, limit := b.energy[i], b.allowed[i]; e > limit {
-			v *= limit / e
+		if e, limit := b.energy[i], b.allowed[i]*(1+chanceRemoved*empty); e > limit {
+			v *= float32(math.Sqrt(float64(limit / e)))
 		}
 		b.removed[i] = v
 	}
 }
 
-// liftsAir tells whether the image is a magnitude whose lift the network took off:
-// the mean of what it took off where next to nothing is left is then 1.25 standard
-// deviations of the noise, else 0.
-func (b *scratch) liftsAir(y []float32) bool {
-	sum, n := 0.0, 0
-	for i, v := range b.removed {
-		if s := b.noise.Sigma[i]; s > 0 && y[i]-v < s {
-			sum += float64(v / s)
-			n++
-		}
+// lift is the mean square of what noise does to a pixel, in that of the complex noise:
+// E[(M−A)²] = 2 + 2A² − 2A·E[M] of a magnitude, which is 2 without signal and 1 with
+// much of it, else 1.
+func (b *scratch) lift(i int) float32 {
+	if !b.lifted {
+		return 1
 	}
-	return n >= 64 && sum > 0.6*float64(n)
+	a := float64(b.signal[i])
+	return float32(2 - 2*a*noise.RicianBias(a))
 }
 
-// means replaces v by its means over windows of 2·half+1 pixels a side, as far as
-// they lie in the image. The sums slide, in double precision so that nothing of a
-// bright edge stays behind.
+// means replaces v by its means over windows of 2·half+1 pixels a side (noise.Means).
 func (b *scratch) means(v []float32, w, h, half int) {
 	b.tmp, b.sums = grow(b.tmp, w*h), grow(b.sums, w)
-	for y := range h {
-		row, out := v[y*w:][:w], b.tmp[y*w:][:w]
-		s, n := 0.0, min(half, w)
-		for _, v := range row[:n] {
-			s += float64(v)
-		}
-		inner := max(w-half, 0)
-		for x := range out {
-			if x < inner {
-				s, n = s+float64(row[x+half]), n+1
-			}
-			if x > half {
-				s, n = s-float64(row[x-half-1]), n-1
-			}
-			out[x] = float32(s / float64(n))
-		}
-	}
-	clear(b.sums)
-	n := min(half, h)
-	for x, v := range b.tmp[:n*w] {
-		b.sums[x%w] += float64(v)
-	}
-	for y := range h {
-		if y+half < h {
-			for x, v := range b.tmp[(y+half)*w:][:w] {
-				b.sums[x] += float64(v)
-			}
-			n++
-		}
-		if y > half {
-			for x, v := range b.tmp[(y-half-1)*w:][:w] {
-				b.sums[x] -= float64(v)
-			}
-			n--
-		}
-		out, scale := v[y*w:][:w], 1/float64(n)
-		for x, s := range b.sums {
-			out[x] = float32(s * scale)
-		}
-	}
+	noise.Means(v, v, b.tmp, b.sums[:w], w, h, half)
 }
 
 func finite(v float32) bool { return v-v == 0 }

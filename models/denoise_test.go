@@ -290,6 +290,9 @@ func TestRanked(t *testing.T) {
 // TestAllocations: a call allocates its result and little else. The collector may
 // empty the pools between calls, so the bound is loose; without pools it is 4,000.
 func TestAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes sync.Pool forget at random")
+	}
 	_, noisy, w, h := noisySlice(t, phantom.Spec{Seed: 9, Slices: 1, Sigma: 0.03})
 	img := Image{Width: w, Height: h, Pixels: noisy}
 	n := testing.AllocsPerRun(10, func() {
@@ -347,4 +350,114 @@ func benchmarkDenoise(b *testing.B, net forwarder, fill float64) {
 		}
 	}
 	b.ReportMetric(float64(used()-start)/float64(b.N)/1e6, "cpu-ms/op")
+}
+
+// head is a bright disc with fine detail in air, as a magnitude with noise; plant may add
+// to it before the noise.
+func head(t *testing.T, sigma float64, seed uint64, plant func(x, y int) float64) []float32 {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(seed, 1))
+	out := make([]float32, headSide*headSide)
+	for i := range out {
+		x, y := i%headSide, i/headSide
+		v := 0.0
+		if r := math.Hypot(float64(x-headSide/2), float64(y-headSide/2)); r < 80 {
+			v = 0.5 + 0.2*math.Sin(float64(x)/9)*math.Cos(float64(y)/7)
+		} else if r < 86 {
+			v = 0.9
+		}
+		v += plant(x, y)
+		out[i] = float32(math.Hypot(v+sigma*rng.NormFloat64(), sigma*rng.NormFloat64()))
+	}
+	return out
+}
+
+const headSide = 256
+
+// TestFaintObjects: what lies faintly in the air or the tissue of a magnitude stays, by
+// the difference of the results with and without it over the same noise.
+func TestFaintObjects(t *testing.T) {
+	m := defaultModel(t)
+	const sigma = 10. / 255
+	denoise := func(y []float32) []float32 {
+		r, err := m.Denoise(t.Context(), Image{Width: headSide, Height: headSide, Pixels: y}, Options{Strength: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Pixels
+	}
+	for name, c := range map[string]struct {
+		in   func(x, y int) bool
+		high float64 // standard deviations of the noise
+		kept float64 // at least, of the difference before
+	}{
+		"spot of 5×5 in air, 3 sd":          {func(x, y int) bool { return x >= 20 && x < 25 && y >= 30 && y < 35 }, 3, 0.8},
+		"spot of 3×3 in air, 4 sd":          {func(x, y int) bool { return x >= 20 && x < 23 && y >= 30 && y < 33 }, 4, 0.8},
+		"line of 2 in air, 4 sd":            {func(x, y int) bool { return x >= 20 && x < 22 && y >= 30 && y < 130 }, 4, 0.8},
+		"spot of 5×5 in tissue, 3 sd":       {func(x, y int) bool { return x >= 110 && x < 115 && y >= 120 && y < 125 }, 3, 0.7},
+		"line of 2 in tissue, 4 sd":         {func(x, y int) bool { return x >= 110 && x < 112 && y >= 100 && y < 150 }, 4, 0.8},
+		"dark region of 40×40 in air, 2 sd": {func(x, y int) bool { return x >= 5 && x < 45 && y >= 5 && y < 45 }, 2, 0.8},
+	} {
+		before, after := 0.0, 0.0
+		for seed := range uint64(3) {
+			plain := head(t, sigma, seed, func(int, int) float64 { return 0 })
+			with := head(t, sigma, seed, func(x, y int) float64 {
+				if c.in(x, y) {
+					return c.high * sigma
+				}
+				return 0
+			})
+			a, b := denoise(plain), denoise(with)
+			for i := range a {
+				if c.in(i%headSide, i/headSide) {
+					before += float64(with[i] - plain[i])
+					after += float64(b[i] - a[i])
+				}
+			}
+		}
+		t.Logf("%s: %.2f of it stays", name, after/before)
+		if after < c.kept*before {
+			t.Errorf("%s: %.2f of it stays, want %.2f", name, after/before, c.kept)
+		}
+	}
+}
+
+// TestDarkTissue: a dark region within tissue keeps the mean that its magnitude has above
+// its lift, or the result is held back.
+func TestDarkTissue(t *testing.T) {
+	m := defaultModel(t)
+	const sigma = 10. / 255
+	in := func(x, y int) bool { return x >= 110 && x < 148 && y >= 105 && y < 153 }
+	for _, snr := range []float64{1.5, 2, 3} {
+		y := head(t, sigma, 5, func(x, y int) float64 {
+			if in(x, y) {
+				return snr*sigma - 0.5 - 0.2*math.Sin(float64(x)/9)*math.Cos(float64(y)/7)
+			}
+			return 0
+		})
+		r, err := m.Denoise(t.Context(), Image{Width: headSide, Height: headSide, Pixels: y}, Options{Strength: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum, n := 0.0, 0.0
+		for i, v := range r.Pixels {
+			if x, y := i%headSide, i/headSide; x >= 116 && x < 142 && y >= 111 && y < 147 && in(x, y) {
+				sum, n = sum+float64(v)/sigma, n+1
+			}
+		}
+		t.Logf("signal %g: mean %.2f", snr, sum/n)
+		if mean := sum / n; mean < snr-0.5 {
+			t.Errorf("dark tissue of %g standard deviations has the mean %.2f afterwards", snr, mean)
+		}
+	}
+}
+
+// TestFarApart: values that overflow in the network's scale leave the image as it is.
+func TestFarApart(t *testing.T) {
+	px := slices.Repeat([]float32{1e-30}, 64*64)
+	px[70] = 1e30
+	r, err := defaultModel(t).Denoise(t.Context(), Image{Width: 64, Height: 64, Pixels: px}, Options{Strength: 1})
+	if err != nil || r.Untouched != UntouchedRange || !slices.Equal(r.Pixels, px) {
+		t.Errorf("%v, %v", r, err)
+	}
 }

@@ -60,7 +60,7 @@ func graphOf(architecture string) (*kernels.Graph, error) {
 			return nil, err
 		}
 		return c.Graph(), nil
-	case "denoised-diffusion-v1":
+	case "denoised-diffusion-v2":
 		c, err := parseTeacher(architecture)
 		if err != nil {
 			return nil, err

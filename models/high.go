@@ -22,15 +22,16 @@ type HighOptions struct {
 	Passes int
 	// Seed chooses the noise that sampling starts from.
 	Seed uint64
-	// Progress, if not nil, is told after every call of a network how many of them
-	// are done. Calls come from the goroutine that called High.
+	// Progress, if not nil, is told how many calls of networks are done, after each
+	// or after a few; never fewer than before. Calls come from the goroutine that
+	// called High.
 	Progress func(done, total int)
 }
 
 // What High does if it is not told otherwise; docs/quality.md has what more would
 // gain.
 const (
-	DefaultSteps  = 1
+	DefaultSteps  = 2 // with one, both samples of a pair are the same
 	DefaultPasses = 4
 	maxPasses     = 8
 )
@@ -53,7 +54,7 @@ func (m *Model) HasHigh() bool {
 //     image, which are averaged;
 //  6. to 9. as 4. to 7. of Denoise.
 //
-// The promises are those of Denoise; it takes some hundred times as long. The result
+// The promises are those of Denoise; it takes 50 to 100 times as long. The result
 // is the same for the same seed. A model without the networks is an error that wraps
 // ErrNoNetwork.
 func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, error) {
@@ -107,7 +108,7 @@ func (h *high) find(ctx context.Context, b *scratch, native []float32, width, he
 	across, down := (width+tileSide-1)/tileSide, (height+tileSide-1)/tileSide
 	h.total = across * down * h.Passes * (1 + 2*h.Steps)
 	b.uncertain = grow(b.uncertain, width*height)
-	rng := rand.New(rand.NewPCG(h.Seed, uint64(width)<<32|uint64(height)))
+	rng := rand.New(rand.NewPCG(h.Seed, pixelHash(native)))
 	for j := range down {
 		for i := range across {
 			x0, y0, x1, y1 := i*width/across, j*height/down, (i+1)*width/across, (j+1)*height/down
@@ -116,15 +117,24 @@ func (h *high) find(ctx context.Context, b *scratch, native []float32, width, he
 			}
 		}
 	}
-	b.restrain(native, width, height)
 	return nil
+}
+
+// pixelHash is FNV-1a of an image, so that no two slices of a series start from the same noise:
+// what a pair does not cancel would be a pattern through all of them.
+func pixelHash(img []float32) uint64 {
+	h := uint64(14695981039346656037)
+	for _, v := range img {
+		h = (h ^ uint64(math.Float32bits(v))) * 1099511628211
+	}
+	return h
 }
 
 // tile finds the noise of the w×h pixels at (x0, y0).
 func (h *high) tile(ctx context.Context, b *scratch, native []float32, width, height, x0, y0, w, ht int, rng *rand.Rand) error {
 	tw, th := roundUp(w, 4)+2*margin, roundUp(ht, 4)+2*margin
 	y := extended(native, width, height, x0-margin, y0-margin, tw, th)
-	sigma := extended(b.noise.Sigma, width, height, x0-margin, y0-margin, tw, th)
+	sigma := extended(b.sigma, width, height, x0-margin, y0-margin, tw, th)
 	mean, spread := make([]float32, tw*th), make([]float32, tw*th)
 	for pass := range h.Passes {
 		// positions that keep the axes and such that exchange them take turns
@@ -165,7 +175,7 @@ func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, c *no
 	if err := h.blind.Run(blind, BSNBatch(y, 1, tw, th, sx, sy)); err != nil {
 		return fmt.Errorf("blind-spot network: %w", err)
 	}
-	h.step()
+	h.reached(h.done + 1)
 	Unit(unit, sigma)
 	base, p := blind, &conditioned{high: h, w: tw, h: th, given: blind}
 	if h.condition != WrittenCondition {
@@ -180,7 +190,7 @@ func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, c *no
 	for i := range eps {
 		eps[i] = float32(rng.NormFloat64())
 	}
-	if err := diffusion.SRDS(ctx, p, plus, half, eps, h.Steps); err != nil {
+	if err := p.sample(ctx, plus, half, eps); err != nil {
 		return err
 	}
 	for i := range plus {
@@ -195,8 +205,9 @@ func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, c *no
 	return nil
 }
 
-func (h *high) step() {
-	h.done++
+// reached tells how many calls of a network are done.
+func (h *high) reached(done int) {
+	h.done = done
 	if h.Progress != nil {
 		h.Progress(h.done, h.total)
 	}
@@ -207,7 +218,38 @@ type conditioned struct {
 	*high
 	w, h  int
 	given []float32
+	state []float32
 	code  [TimeCode]float32
+}
+
+// sample does diffusion.SRDS, on the network's device if that can.
+func (p *conditioned) sample(ctx context.Context, mean, spread, eps []float32) error {
+	sampler, ok := p.teacher.(kernels.Sampler)
+	if !ok {
+		return diffusion.SRDS(ctx, p, mean, spread, eps, p.Steps)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	var steps []kernels.SampleStep
+	for _, s := range diffusion.Steps(p.Steps) {
+		code := make([]float32, TimeCode)
+		EncodeTime(code, s.T)
+		// The state is given as StateInput has it.
+		steps = append(steps, kernels.SampleStep{State: float32(diffusion.Alpha(s.T)), Vector: code, Keep: float32(s.Keep), Add: float32(s.Add)})
+	}
+	before := p.done
+	b := &kernels.Batch{Count: 1, Height: p.h, Width: p.w, Inputs: [][]float32{nil, p.given, nil}}
+	err := sampler.SamplePair(mean, spread, eps, b, steps, func(step int) error {
+		// Each step is two calls. A device that was lost on the way has begun anew, which does not
+		// count again.
+		p.reached(max(p.done, before+2*step))
+		return ctx.Err()
+	})
+	if err != nil {
+		return fmt.Errorf("diffusion network: %w", err)
+	}
+	return nil
 }
 
 // Predict implements diffusion.Predictor.
@@ -216,11 +258,13 @@ func (p *conditioned) Predict(ctx context.Context, v, x []float32, t float64) er
 		return err
 	}
 	EncodeTime(p.code[:], t)
-	err := p.teacher.Run(v, &kernels.Batch{Count: 1, Height: p.h, Width: p.w, Inputs: [][]float32{x, p.given, p.code[:]}})
+	p.state = grow(p.state, len(x))
+	StateInput(p.state, x, t)
+	err := p.teacher.Run(v, &kernels.Batch{Count: 1, Height: p.h, Width: p.w, Inputs: [][]float32{p.state, p.given, p.code[:]}})
 	if err != nil {
 		return fmt.Errorf("diffusion network: %w", err)
 	}
-	p.step()
+	p.reached(p.done + 1)
 	return nil
 }
 

@@ -187,7 +187,7 @@ func TestOtherArchitecture(t *testing.T) {
 		"unknown architecture": func() { nets[NetworkBSN].Metadata["format"] = "denoised-bsn-v9 1" },
 		"another size":         func() { nets[NetworkBSN].Metadata["format"] = "denoised-bsn-v1 4-6-9-4" },
 		"huge":                 func() { nets[NetworkBSN].Metadata["format"] = "denoised-bsn-v1 4-6-900000000-4" },
-		"negative":             func() { nets[NetworkDiffusion].Metadata["format"] = "denoised-diffusion-v1 3 -4-6-8 8" },
+		"negative":             func() { nets[NetworkDiffusion].Metadata["format"] = "denoised-diffusion-v2 3 -4-6-8 8" },
 		"one tensor too many":  func() { nets[NetworkBSN].Tensors["more"] = safetensors.Tensor{Shape: []int{1}, Data: []float32{1}} },
 		"one too few":          func() { delete(nets[NetworkDiffusion].Tensors, "out.bias") },
 	} {

@@ -61,13 +61,22 @@ const maxCard = 1 << 20
 
 // GoldenTolerance is the relative error (norm of the difference by norm of the
 // expected output, which is the noise for a student) that Verify allows backends
-// with float32 throughout. Others say theirs, for a student, by a method Tolerance.
+// with float32 throughout. Others say theirs: for a student by a method Tolerance, for
+// graphs by a method GraphTolerance.
 const GoldenTolerance = 1e-5
 
 // goldenTolerance returns what Verify allows a student on a backend.
 func goldenTolerance(on kernels.Backend) float64 {
 	if b, ok := on.(interface{ Tolerance() float64 }); ok {
 		return b.Tolerance()
+	}
+	return GoldenTolerance
+}
+
+// graphTolerance returns what Verify allows the other networks.
+func graphTolerance(on kernels.Backend) float64 {
+	if b, ok := on.(interface{ GraphTolerance() float64 }); ok {
+		return b.GraphTolerance()
 	}
 	return GoldenTolerance
 }
@@ -117,6 +126,8 @@ type Training struct {
 	Crop    int     `json:"crop"` // pixels
 	Loss    float64 `json:"loss"`
 	Seconds float64 `json:"seconds"` // of all stages
+	// Backends are what it was computed on; several if it was resumed on another one.
+	Backends []string `json:"backends,omitempty"`
 	// Stages are the networks in the order in which they were trained.
 	Stages []Stage `json:"stages,omitempty"`
 	// Fingerprint is that of the slices, see train.Set.
@@ -378,7 +389,7 @@ func (m *Model) verify(network, file, goldenFile string) (NetworkVerification, e
 	if v.GoldenError, err = checkGolden(weights, golden, m.backend); err != nil {
 		return v, fmt.Errorf("%s: %w", goldenFile, err)
 	}
-	limit := GoldenTolerance
+	limit := graphTolerance(m.backend)
 	if network == NetworkStudent {
 		limit = goldenTolerance(m.backend)
 	}

@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/models/diffusion"
 )
 
 // TeacherConfig is the size of a diffusion network.
@@ -23,7 +24,7 @@ const TimeCode = 16
 // Graph returns the conditional diffusion network, a plain U-Net whose layers are
 // scaled and shifted by the time (FiLM, Perez et al. 2018):
 //
-//	input 0: x_t [H, W, 1], the state of the diffusion
+//	input 0: StateInput of x_t [H, W, 1], the state of the diffusion
 //	input 1: the condition [H, W, Condition]
 //	input 2: EncodeTime(t) [TimeCode]
 //	output:  v [H, W, 1] (Salimans and Ho 2022)
@@ -63,6 +64,16 @@ func (c TeacherConfig) Graph() *kernels.Graph {
 	return g
 }
 
+// StateInput writes the state x at the time t as the network is given it: times the share
+// α(t) of the image in it. At t = 1, where sampling begins, the state is noise that says
+// nothing, and the network need not learn to ignore it.
+func StateInput(dst, x []float32, t float64) {
+	a := float32(diffusion.Alpha(t))
+	for i, v := range x {
+		dst[i] = a * v
+	}
+}
+
 // EncodeTime writes the code of the time t, 0 to 1, to dst: sines and cosines of
 // rising frequency.
 func EncodeTime(dst []float32, t float64) {
@@ -74,12 +85,12 @@ func EncodeTime(dst []float32, t float64) {
 
 // String names the architecture, as weights files do.
 func (c TeacherConfig) String() string {
-	return fmt.Sprintf("denoised-diffusion-v1 %d %d-%d-%d %d", c.Condition, c.Channels[0], c.Channels[1], c.Channels[2], c.Code)
+	return fmt.Sprintf("denoised-diffusion-v2 %d %d-%d-%d %d", c.Condition, c.Channels[0], c.Channels[1], c.Channels[2], c.Code)
 }
 
 // parseTeacher reads what String wrote.
 func parseTeacher(s string) (c TeacherConfig, err error) {
-	if _, err = fmt.Sscanf(s, "denoised-diffusion-v1 %d %d-%d-%d %d", &c.Condition, &c.Channels[0], &c.Channels[1], &c.Channels[2], &c.Code); err != nil {
+	if _, err = fmt.Sscanf(s, "denoised-diffusion-v2 %d %d-%d-%d %d", &c.Condition, &c.Channels[0], &c.Channels[1], &c.Channels[2], &c.Code); err != nil {
 		return c, fmt.Errorf("weights are of format %.60q, want a diffusion network", s)
 	}
 	return c, c.Graph().Err()

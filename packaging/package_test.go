@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"strings"
 	"testing"
@@ -30,21 +31,30 @@ var installed = map[string]string{
 	"/usr/share/doc/denoised/examples/port-104.conf":  "-rw-r--r--",
 }
 
-// TestPackages builds both packages twice and looks into them with the tools
+// installedCUDA is the same of the packages with the CUDA backend.
+var installedCUDA = map[string]string{
+	"/usr/bin/denoised-cuda":                               "-rwxr-xr-x",
+	"/usr/lib/systemd/system/denoised.service.d/cuda.conf": "-rw-r--r--",
+	"/usr/share/doc/denoised-cuda/copyright":               "-rw-r--r--",
+	"/usr/share/doc/denoised-cuda/gpu.md":                  "-rw-r--r--",
+}
+
+// TestPackages builds all packages twice and looks into them with the tools
 // that install them.
 func TestPackages(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds packages, left out by -short")
 	}
-	testdata.Peer(t, "git", "dpkg-deb", "rpm", "rpm2cpio")
+	testdata.Peer(t, "git", "make", "gcc", "objdump", "dpkg-deb", "rpm", "rpm2cpio")
 	root := testdata.Root(t)
-	arch := "amd64"
+	arch := runtime.GOARCH
 	first, second := t.TempDir(), t.TempDir()
 	buildPackages(t, root, arch, first)
 	buildPackages(t, root, arch, second, "TZ=Asia/Kolkata", "LANG=de_DE.UTF-8", "USER=other", "HOME="+homeWithCache(t))
 
-	deb, rpm := onlyFile(t, first, "*.deb"), onlyFile(t, first, "*.rpm")
-	for _, file := range []string{deb, rpm} {
+	deb, rpm := onlyFile(t, first, "denoised[_\\-][0-9]*.deb"), onlyFile(t, first, "denoised[_\\-][0-9]*.rpm")
+	cudaDeb, cudaRPM := onlyFile(t, first, "denoised-cuda*.deb"), onlyFile(t, first, "denoised-cuda*.rpm")
+	for _, file := range []string{deb, rpm, cudaDeb, cudaRPM} {
 		again := filepath.Join(second, filepath.Base(file))
 		if !bytes.Equal(readFile(t, file), readFile(t, again)) {
 			t.Errorf("%s: two builds of the same commit differ", filepath.Base(file))
@@ -68,6 +78,54 @@ func TestPackages(t *testing.T) {
 		}
 	})
 
+	t.Run("cuda", func(t *testing.T) {
+		tree, other, db := t.TempDir(), t.TempDir(), t.TempDir()
+		command(t, "dpkg-deb", "--extract", cudaDeb, tree)
+		checkFiles(t, tree, installedCUDA)
+		command(t, "rpm", "--root", other, "--dbpath", db, "--install", "--nodeps", "--noscripts", "--ignorearch", cudaRPM)
+		if err := os.RemoveAll(filepath.Join(other, db)); err != nil {
+			t.Fatal(err)
+		}
+		checkFiles(t, other, installedCUDA)
+		for _, script := range []string{"postinst", "postrm"} {
+			checkScript(t, command(t, "dpkg-deb", "--info", cudaDeb, script))
+		}
+		// It must start where there is no driver, and be the worker that the daemon calls.
+		program := filepath.Join(tree, "usr/bin/denoised-cuda")
+		checkPaths(t, program)
+		bin, err := elf.Open(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer bin.Close()
+		symbols, err := bin.ImportedSymbols()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The oldest C library that has them all: versions of one length sort as text.
+		glibc := ""
+		for _, s := range symbols {
+			if v, ok := strings.CutPrefix(s.Version, "GLIBC_2."); ok && len(v) == 2 {
+				glibc = max(glibc, v)
+			}
+		}
+		for what, text := range map[string]string{"deb": command(t, "dpkg-deb", "--field", cudaDeb, "Depends"), "rpm": command(t, "rpm", "--dbpath", db, "-qp", "--requires", cudaRPM)} {
+			if glibc == "" || !strings.Contains(text, "(>= 2."+glibc+")") && !strings.Contains(text, "glibc >= 2."+glibc+"\n") {
+				t.Errorf("the program has symbols of glibc 2.%s, the %s asks for %q", glibc, what, text)
+			}
+		}
+		needed, err := bin.ImportedLibraries()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, library := range needed {
+			if strings.Contains(library, "cuda") {
+				t.Errorf("the program needs %s to start", library)
+			}
+		}
+		command(t, program, "worker", "--help")
+	})
+
 	t.Run("rpm", func(t *testing.T) {
 		tree, db := t.TempDir(), t.TempDir()
 		command(t, "rpm", "--root", tree, "--dbpath", db, "--install", "--nodeps", "--noscripts", "--ignorearch", rpm)
@@ -85,8 +143,48 @@ func TestPackages(t *testing.T) {
 	})
 }
 
-// checkTree compares an unpacked package with what must be in it.
-func checkTree(t *testing.T, tree string) {
+// TestCUDAScripts runs the maintainer scripts of denoised-cuda as the package managers do: each
+// change of what is installed restarts the service once.
+func TestCUDAScripts(t *testing.T) {
+	dir := t.TempDir()
+	log, booted := filepath.Join(dir, "log"), filepath.Join(dir, "systemd")
+	if err := os.Mkdir(booted, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte("#!/bin/sh\necho \"$@\" >>'"+log+"'\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		what     string
+		calls    [][]string
+		restarts int
+	}{
+		{"deb installed", [][]string{{"cuda-postinstall.sh", "configure", ""}}, 1},
+		{"deb upgraded", [][]string{{"cuda-postremove.sh", "upgrade", "2"}, {"cuda-postinstall.sh", "configure", "1"}}, 1},
+		{"deb removed and purged", [][]string{{"cuda-postremove.sh", "remove"}, {"cuda-postremove.sh", "purge"}}, 1},
+		{"rpm installed", [][]string{{"cuda-postinstall.sh", "1"}}, 1},
+		{"rpm upgraded", [][]string{{"cuda-postinstall.sh", "2"}, {"cuda-postremove.sh", "1"}}, 1},
+		{"rpm removed", [][]string{{"cuda-postremove.sh", "0"}}, 1},
+	} {
+		if err := os.WriteFile(log, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, call := range c.calls {
+			text := strings.ReplaceAll(string(readFile(t, filepath.Join("scripts", call[0]))), "/run/systemd/system", booted)
+			cmd := exec.Command("sh", append([]string{"-s", "--"}, call[1:]...)...)
+			cmd.Stdin, cmd.Env = strings.NewReader(text), append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%s: %v: %v\n%s", c.what, call, err, out)
+			}
+		}
+		if n := strings.Count(string(readFile(t, log)), "try-restart denoised.service\n"); n != c.restarts {
+			t.Errorf("%s: %d restarts, want %d", c.what, n, c.restarts)
+		}
+	}
+}
+
+// checkFiles compares the files of an unpacked package with what must be there.
+func checkFiles(t *testing.T, tree string, want map[string]string) {
 	t.Helper()
 	found := make(map[string]string)
 	err := filepath.WalkDir(tree, func(path string, d os.DirEntry, err error) error {
@@ -102,7 +200,7 @@ func checkTree(t *testing.T, tree string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, mode := range installed {
+	for path, mode := range want {
 		if found[path] != mode {
 			t.Errorf("%s: mode %q, want %q", path, found[path], mode)
 		}
@@ -111,6 +209,20 @@ func checkTree(t *testing.T, tree string) {
 	for path := range found {
 		t.Errorf("%s does not belong into the package", path)
 	}
+}
+
+// checkPaths looks for paths of the machine that built a program.
+func checkPaths(t *testing.T, program string) {
+	t.Helper()
+	if root := testdata.Root(t); bytes.Contains(readFile(t, program), []byte(root+"/")) {
+		t.Errorf("%s holds paths of the machine that built it (%s)", program, root)
+	}
+}
+
+// checkTree looks into an unpacked package of the program.
+func checkTree(t *testing.T, tree string) {
+	t.Helper()
+	checkFiles(t, tree, installed)
 
 	program := filepath.Join(tree, packaging.BinaryPath)
 	bin, err := elf.Open(program)
@@ -123,9 +235,7 @@ func checkTree(t *testing.T, tree string) {
 			t.Error("the program is not static")
 		}
 	}
-	if root := testdata.Root(t); bytes.Contains(readFile(t, program), []byte(root+"/")) {
-		t.Errorf("the program holds paths of the machine that built it (%s)", root)
-	}
+	checkPaths(t, program)
 	if _, err := daemon.LoadConfig(filepath.Join(tree, packaging.ConfigPath)); err != nil {
 		t.Errorf("installed configuration: %v", err)
 	}

@@ -12,6 +12,9 @@ import (
 //go:embed systemd/denoised.service
 var unit []byte
 
+//go:embed systemd/cuda.conf
+var cuda []byte
+
 //go:embed systemd/denoised.sysusers
 var sysusers []byte
 
@@ -49,4 +52,9 @@ func Files(dir string) []File {
 		{Path: dir + "/sysusers.d/denoised.conf", Mode: 0o644, Data: sysusers},
 		{Path: ConfigPath, Mode: 0o644, Data: config, Config: true},
 	}
+}
+
+// CUDA returns what the service needs beside Files to use a GPU.
+func CUDA(dir string) File {
+	return File{Path: dir + "/systemd/system/" + UnitName + ".d/cuda.conf", Mode: 0o644, Data: cuda}
 }

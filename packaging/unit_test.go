@@ -24,9 +24,11 @@ func TestUnitExposure(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		dropIn string
+		loses  string // what the drop-in opens
 	}{
-		{"as installed", ""},
-		{"with port 104", "systemd/port-104.conf"},
+		{"as installed", "", ""},
+		{"with port 104", "systemd/port-104.conf", "✗ PrivateUsers="},
+		{"with a card", "systemd/cuda.conf", "✗ PrivateDevices="},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			root := t.TempDir()
@@ -48,7 +50,7 @@ func TestUnitExposure(t *testing.T) {
 			if mark, _ := strconv.ParseFloat(string(m[1]), 64); mark > maxExposure {
 				t.Errorf("exposure %.1f, at most %.1f", mark, maxExposure)
 			}
-			if c.dropIn != "" && !bytes.Contains(out, []byte("✗ PrivateUsers=")) {
+			if !bytes.Contains(out, []byte(c.loses)) {
 				t.Errorf("the drop-in was not read:\n%s", out)
 			}
 		})

@@ -26,7 +26,8 @@ type PermanentError struct {
 func (e *PermanentError) Error() string { return e.Reason + ": " + e.Err.Error() }
 func (e *PermanentError) Unwrap() error { return e.Err }
 
-// Reasons why a slice failed or did not pass the gate.
+// Reasons why a slice failed or did not pass the gate, or why its derived object is
+// not the method's plain result; derive.HeldBack and derive.Blended are two more.
 const (
 	reasonPanic   = "panic"
 	reasonTimeout = "timeout"
@@ -35,14 +36,12 @@ const (
 	reasonDamaged = "damaged"
 	// A derived object was made and is a copy: no noise was found that the model can treat.
 	reasonUnchanged = "unchanged"
-	// A derived object was made of what the model's own check let through.
-	reasonGate     = "gate"
-	gateSize       = "gate-size"
-	gateNotNumber  = "gate-nan"
-	gateRange      = "gate-range"
-	gateConstant   = "gate-constant"
-	productName    = "denoised"
-	slicePauseUnit = 2 * time.Second
+	gateSize        = "gate-size"
+	gateNotNumber   = "gate-nan"
+	gateRange       = "gate-range"
+	gateConstant    = "gate-constant"
+	productName     = "denoised"
+	slicePauseUnit  = 2 * time.Second
 )
 
 // denoiseAll is the denoise stage. It owns the stage of each original: queued
@@ -156,12 +155,16 @@ var errDraining = errors.New("stopping")
 func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan struct{}) {
 	start := time.Now()
 	cfg := p.cfg.Load()
-	err := p.derive(ctx, cfg, in, tokens)
+	row, err := p.derive(ctx, cfg, in, tokens)
 	if err == nil {
 		p.met.sliceSeconds.WithLabelValues(cfg.Denoiser.Model().Name).Observe(time.Since(start).Seconds())
-		p.met.slices.WithLabelValues(spool.StageDenoised, "").Inc()
+		p.met.slices.WithLabelValues(spool.StageDenoised, row.Reason).Inc()
 		p.wakeForwarders(cfg.dests(spool.Derived))
-		p.bus.send(Event{Time: p.clock.Now(), Type: EventSlice, SeriesID: in.Series, Instance: in.SOP, State: spool.StageDenoised})
+		p.bus.send(Event{Time: p.clock.Now(), Type: EventSlice, SeriesID: in.Series, Instance: in.SOP, State: spool.StageDenoised, Detail: row.Reason})
+		return
+	}
+	if errors.Is(err, spool.ErrNotWanted) { // a flag came meanwhile
+		p.log.Info("slice called off", zap.String("instance", in.SOP))
 		return
 	}
 	if errors.Is(err, errDraining) || errors.Is(err, errJournal) {
@@ -233,20 +236,24 @@ func (w *work) step() string {
 }
 
 // derive makes the derived object of the fast lane.
-func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, tokens chan struct{}) error {
-	row, err := p.make(ctx, cfg, work{in: in, quality: Fast, tokens: tokens, frame: func(ctx context.Context, f *derive.Frame) (*Denoised, error) {
+func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, tokens chan struct{}) (row spool.Instance, err error) {
+	row, err = p.make(ctx, cfg, work{in: in, quality: Fast, tokens: tokens, frame: func(ctx context.Context, f *derive.Frame) (*Denoised, error) {
 		return p.callDenoiser(context.WithoutCancel(ctx), cfg, f)
 	}})
 	if err != nil {
-		return err
+		return row, err
 	}
-	if err := p.jrnl.AddDerived(in.ID, row, cfg.dests(spool.Derived)); err != nil {
-		return fmt.Errorf("%w: %w", errJournal, err)
+	err = p.jrnl.AddDerived(in.ID, row, cfg.dests(spool.Derived))
+	if errors.Is(err, spool.ErrNotWanted) {
+		return row, errors.Join(err, p.store.Remove(row.File))
+	}
+	if err != nil {
+		return row, fmt.Errorf("%w: %w", errJournal, err)
 	}
 	if row.Sigma > 0 {
 		p.met.sigma.Observe(row.Sigma)
 	}
-	return nil
+	return row, nil
 }
 
 // make makes the derived object of one original durable and returns the row
@@ -285,14 +292,9 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	fr := &frames{p: p, work: w, o: o, count: derive.Frames(o), started: map[int]chan frameResult{}}
 	defer fr.wait()
 	par := params(cfg, in, w.quality)
-	par.Related, par.Remark = w.related, func() string {
-		switch {
-		case w.fill != "":
-			return "the method failed (" + w.fill + ")"
-		case fr.gate != "":
-			return "quality check: " + fr.gate
-		}
-		return ""
+	par.Related, par.Remark = w.related, fr.checked.Remark
+	if w.fill != "" {
+		par.Copy = "the method failed (" + w.fill + ")"
 	}
 	p.hook(w.step() + "-write")
 	info, err := derive.Write(t, o, par, func(i int) ([]float32, error) { return fr.next(ctx, i) })
@@ -318,12 +320,12 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	switch {
 	case w.fill != "":
 		row.Reason = w.fill
-	case fr.gate != "":
-		row.Reason, row.Detail = reasonGate, fr.gate
+	case fr.checked.Reason() != "":
+		row.Reason, row.Detail = fr.checked.Reason(), fr.checked.String()
 	case info.Changed == 0:
 		row.Reason = reasonUnchanged
 	}
-	rec := spool.Record{Kind: spool.Derived, Quality: string(w.quality), Received: in.Received, Source: in.File, Sigma: row.Sigma, Reason: row.Reason, Fill: w.fill != ""}
+	rec := spool.Record{Kind: spool.Derived, Quality: string(w.quality), Received: in.Received, Source: in.File, Sigma: row.Sigma, Reason: row.Reason, Detail: row.Detail, Fill: w.fill != ""}
 	if err := t.Sync(rec); err != nil {
 		return row, err
 	}
@@ -347,15 +349,13 @@ type frames struct {
 	started map[int]chan frameResult
 	begun   int
 	sigmas  []float64
-	gate    string // what the model's check said about the first frame that it did not let through
-	err     error  // the first error of a frame
+	checked derive.Checked // by the model itself
+	err     error          // the first error of a frame
 }
 
 type frameResult struct {
-	pixels []float32
-	sigma  float64
-	gate   string
-	err    error
+	*Denoised
+	err error
 }
 
 func (f *frames) next(ctx context.Context, i int) ([]float32, error) {
@@ -378,14 +378,9 @@ func (f *frames) next(ctx context.Context, i int) ([]float32, error) {
 		f.err = r.err
 		return nil, r.err
 	}
-	f.sigmas = append(f.sigmas, r.sigma)
-	if r.gate != "" && f.gate == "" {
-		f.gate = r.gate
-		if f.count > 1 {
-			f.gate = fmt.Sprintf("frame %d: %s", i+1, r.gate)
-		}
-	}
-	return r.pixels, nil
+	f.sigmas = append(f.sigmas, r.Sigma)
+	f.checked.Add(r.Gate, r.Share)
+	return r.Pixels, nil
 }
 
 // wait is for the frames begun ahead when the writer gave up.
@@ -436,7 +431,7 @@ func (f *frames) frame(ctx context.Context, i int) (r frameResult) {
 	if err := gate(in, out.Pixels); err != nil {
 		return frameResult{err: fmt.Errorf("frame %d: %w", i, err)}
 	}
-	return frameResult{pixels: out.Pixels, sigma: out.Sigma, gate: out.Gate}
+	return frameResult{Denoised: out}
 }
 
 // callDenoiser runs the denoiser on its own goroutine, so that neither its panic

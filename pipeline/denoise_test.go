@@ -6,12 +6,16 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
-	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/derive"
@@ -81,19 +85,177 @@ func TestFailuresPassTheOriginalOn(t *testing.T) {
 	}
 }
 
-// A derived object whose pixels are the original's is counted as such.
-func TestCopyIsOnRecord(t *testing.T) {
-	a := newArchive()
-	o := options(t, a)
-	o.Denoiser = &halver{do: func(n int, f *derive.Frame) (*Denoised, error) {
-		return &Denoised{Pixels: slices.Clone(f.Pixels)}, nil
+// Results that are not the network's plain one are counted as such, in journal,
+// events and metrics; the derived object says so too, and a rebuilt journal knows it.
+func TestRemarksAreOnRecord(t *testing.T) {
+	for want, c := range map[string]struct {
+		gate         string
+		share        float64
+		detail, says string // of the journal; end of the description
+		counted      string
+	}{
+		reasonUnchanged: {says: "strength 1" + derive.Untouched, counted: "1 unchanged"},
+		derive.HeldBack: {gate: "a spot vanishes", detail: "a spot vanishes", says: "; quality check: a spot vanishes" + derive.Untouched, counted: "1 held back"},
+		derive.Blended: {gate: "the mean shifts", share: 0.25, detail: "25 % of the change kept: the mean shifts",
+			says: "; quality check: 25 % of the change kept: the mean shifts", counted: "1 in part"},
+	} {
+		t.Run(want, func(t *testing.T) {
+			o := options(t, newArchive())
+			registry := prometheus.NewRegistry()
+			o.Registerer = registry
+			o.Denoiser = &halver{do: func(_ int, f *derive.Frame) (*Denoised, error) {
+				r := &Denoised{Pixels: slices.Clone(f.Pixels), Gate: c.gate, Share: c.share}
+				if c.share > 0 {
+					for i := range r.Pixels {
+						r.Pixels[i] = (r.Pixels[i] + 700) / 2
+					}
+				}
+				return r, nil
+			}}
+			p, err := Open(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stop := run(p)
+			events, end := p.Events()
+			im := slice(1, 1)
+			receive(t, p, im)
+			eventually(t, "denoised", func() bool { return status(t, p, im.series).Denoised == 1 })
+			check := func(p *Pipeline) {
+				t.Helper()
+				s := status(t, p, im.series)
+				if s.Reasons[want] != 1 || s.Remarks() != c.counted || s.Instances[0].Reason != want || s.Instances[0].Detail != c.detail {
+					t.Errorf("%v, %q, image %s: %q", s.Reasons, s.Remarks(), s.Instances[0].Reason, s.Instances[0].Detail)
+				}
+			}
+			check(p)
+			if got := object(t, p, im.series, 1, "fast").String(dcm.DerivationDescription); !strings.HasSuffix(got, c.says) {
+				t.Errorf("the object says %q", got)
+			}
+			if pic, err := p.Picture(t.Context(), im.series, 1, "fast", 1); err != nil || pic.Remark != strings.TrimSuffix(want+": "+c.detail, ": ") {
+				t.Errorf("shown with %+v, %v", pic, err)
+			}
+			if pic, err := p.Picture(t.Context(), im.series, 1, "original", 1); err != nil || pic.Remark != "" {
+				t.Errorf("the original is shown with %+v, %v", pic, err)
+			}
+			told := "" // after the journal knows
+			eventually(t, "the event of the slice", func() bool {
+				select {
+				case e := <-events:
+					told = e.Detail
+					return e.Type == EventSlice
+				default:
+					return false
+				}
+			})
+			end()
+			if told != want {
+				t.Errorf("the event says %q", told)
+			}
+			counted := false
+			families, err := registry.Gather()
+			for _, f := range families {
+				counted = counted || f.GetName() == "denoised_slices_total" && strings.Contains(f.String(), `value:"`+want+`"`)
+			}
+			if err != nil || !counted {
+				t.Errorf("not counted in the metrics: %v", err)
+			}
+			stop()
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(filepath.Join(o.StateDir, "journal.db")); err != nil {
+				t.Fatal(err)
+			}
+			o.Registerer = nil
+			check(start(t, o))
+		})
+	}
+}
+
+// A remark is about an object that is there: it goes when that is lost, or its
+// original, and comes back with the next one.
+func TestRemarksGoWithTheObject(t *testing.T) {
+	o := options(t, newArchive())
+	o.Denoiser = &halver{do: func(_ int, f *derive.Frame) (*Denoised, error) {
+		return &Denoised{Pixels: slices.Clone(f.Pixels), Gate: "a spot vanishes"}, nil
 	}}
-	p := start(t, o)
 	im := slice(1, 1)
+	var p *Pipeline
+	reopen := func(kind spool.Kind) {
+		t.Helper()
+		stop := run(p)
+		eventually(t, "held back", func() bool { return status(t, p, im.series).Remarks() == "1 held back" })
+		file := fileOf(t, p, im.series, 1, kind, Fast)
+		stop()
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(o.StateDir, "spool", file)); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if p, err = Open(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
 	receive(t, p, im)
-	eventually(t, "denoised", func() bool { return status(t, p, im.series).Denoised == 1 })
-	if got := status(t, p, im.series).Reasons; got[reasonUnchanged] != 1 {
-		t.Errorf("reasons %v, want one %s", got, reasonUnchanged)
+	reopen(spool.Derived)
+	if s := status(t, p, im.series); s.Waiting != 1 || s.Remarks() != "" || s.Instances[0].Reason != "" || s.Instances[0].Detail != "" {
+		t.Errorf("to be made again: %+v", s)
+	}
+	reopen(spool.Original)
+	if s := status(t, p, im.series); s.Lost != 1 || s.Remarks() != "" {
+		t.Errorf("lost: %+v", s)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Off concerns the slices in hand too, whether they succeed or fail afterwards.
+func TestOffWithASliceInHand(t *testing.T) {
+	for name, attempts := range map[string]int{"made": 1, "fails": 1, "fails, to be tried again": 2} {
+		t.Run(name, func(t *testing.T) {
+			a := newArchive()
+			o := options(t, a)
+			o.Attempts = attempts
+			inHand, release := make(chan struct{}, 10), make(chan struct{})
+			o.Denoiser = &halver{do: func(_ int, f *derive.Frame) (*Denoised, error) {
+				inHand <- struct{}{}
+				<-release
+				if name != "made" {
+					return nil, errors.New("out of memory")
+				}
+				return smooth(f), nil
+			}}
+			p, err := Open(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stop := run(p)
+			im := slice(1, 1)
+			receive(t, p, im)
+			<-inHand
+			setFlag(t, p, im.series, Off)
+			close(release)
+			eventually(t, "the original in the archive", func() bool { return a.count("pacs") == 1 })
+			stop() // ends the slice in hand
+			s := status(t, p, im.series)
+			if in := s.Instances[0]; s.Passed != 1 || in.State != spool.StagePassed || in.Reason != "off" || in.Detail != "" || in.Attempts != 0 || len(s.Instances) != 1 {
+				t.Errorf("%+v", s.Instances)
+			}
+			if n := spoolFiles(t, o.StateDir); n != 2 { // the original and the flag
+				t.Errorf("%d files", n)
+			}
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }
 
@@ -158,7 +320,7 @@ func TestSmallSeriesIsNotHeldUp(t *testing.T) {
 
 // A multi-frame object is denoised frame by frame with all workers, and written in order.
 func TestMultiFrame(t *testing.T) {
-	const enhanced, side, count = "1.2.840.10008.5.1.4.1.1.4.1", 16, 5
+	const side, count = 16, 5
 	o := options(t, newArchive())
 	var mu sync.Mutex
 	frames, now, most := 0, 0, 0
@@ -174,17 +336,9 @@ func TestMultiFrame(t *testing.T) {
 		return smooth(f), nil
 	}}
 	p := start(t, o)
-	im := slice(1, 1)
-	im.class = enhanced
-	im.extra = []dcm.Node{dcm.Text(dcm.NumberOfFrames, dcm.IS, strconv.Itoa(count)),
-		dcm.Sequence(dcm.SharedFunctionalGroupsSequence, []dcm.Node{}), dcm.Sequence(dcm.PerFrameFunctionalGroupsSequence, slices.Repeat([][]dcm.Node{{}}, count)...)}
-	one := im.dataSet()
-	d := bytes.Clone(one[:len(one)-2*side*side])
-	binary.LittleEndian.PutUint32(d[len(d)-4:], 2*side*side*count)
-	for n := range count {
-		px := bytes.Clone(one[len(one)-2*side*side:])
-		binary.LittleEndian.PutUint16(px, uint16(900+2*n)) // the first pixel names the frame
-		d = append(d, px...)
+	im, d := slice(1, 1).frames(count)
+	for n := range count { // the first pixel names the frame
+		binary.LittleEndian.PutUint16(d[len(d)-2*side*side*(count-n):], uint16(900+2*n))
 	}
 	if err := p.Receive(t.Context(), im.incoming(), bytes.NewReader(d)); err != nil {
 		t.Fatal(err)

@@ -28,7 +28,8 @@ type Event struct {
 	Destination string    `json:"destination,omitempty"`
 	State       string    `json:"state,omitempty"`
 	Detail      string    `json:"detail,omitempty"`
-	Step        int       `json:"step,omitempty"` // of Steps, in the frame in hand; EventHigh only
+	Frame       int       `json:"frame,omitempty"` // in hand, from 1; EventHigh only, as the next two
+	Step        int       `json:"step,omitempty"`  // of Steps in that frame
 	Steps       int       `json:"steps,omitempty"`
 }
 

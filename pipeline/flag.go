@@ -17,7 +17,7 @@ import (
 // Errors of Flag besides ErrUID.
 var (
 	ErrFlag         = errors.New("invalid flag")
-	ErrTooManyFlags = spool.ErrTooManyFlags // for series that are not here yet
+	ErrTooManyFlags = errors.New("too many flags for series that are not here")
 	ErrPurged       = spool.ErrPurged
 )
 
@@ -26,6 +26,10 @@ const (
 	MaxWhy    = 200
 	maxFlagBy = 64
 )
+
+// MaxFlagsAhead is how many series that are not here yet may be flagged. It limits
+// who asks, not recovery: after a loss of the journal no series is here yet.
+const MaxFlagsAhead = 256
 
 // Flag is what a person asks for a series.
 type Flag struct {
@@ -105,6 +109,15 @@ func (p *Pipeline) Flag(ctx context.Context, seriesUID string, f Flag) (*Flagged
 	case s == nil && !dicomUID(seriesUID):
 		return nil, fmt.Errorf("flag %.80q: %w: no series has it, and it is not numbers with dots between", seriesUID, ErrUID)
 	}
+	if s == nil {
+		n, err := p.jrnl.FlagsAhead(ctx, seriesUID)
+		if err != nil {
+			return nil, err
+		}
+		if n >= MaxFlagsAhead {
+			return nil, fmt.Errorf("flag series %s: %w", seriesUID, ErrTooManyFlags)
+		}
+	}
 	cfg := p.cfg.Load()
 	before, err := p.jrnl.Flag(ctx, seriesUID)
 	if err != nil {
@@ -115,7 +128,7 @@ func (p *Pipeline) Flag(ctx context.Context, seriesUID string, f Flag) (*Flagged
 		return nil, err
 	}
 	got, err := p.jrnl.SetFlag(row, p.highStart())
-	if errors.Is(err, ErrTooManyFlags) || errors.Is(err, ErrPurged) { // nothing was recorded
+	if errors.Is(err, ErrPurged) { // nothing was recorded
 		err = fmt.Errorf("flag series %s: %w", seriesUID, err)
 		if before != nil {
 			return nil, errors.Join(err, p.store.PutFlag(*before))
@@ -166,7 +179,7 @@ func (p *Pipeline) recoverFlags(ctx context.Context) error {
 			return nil
 		}
 		_, err = p.jrnl.SetFlag(f, p.highStart())
-		if errors.Is(err, ErrTooManyFlags) || errors.Is(err, ErrPurged) {
+		if errors.Is(err, ErrPurged) { // Flag was about to take it back
 			return p.store.RemoveFlag(f.Key)
 		}
 		return err

@@ -86,6 +86,21 @@ func (im image) dataSet() []byte {
 	return dcm.Encoding{}.Append(nil, nodes...)
 }
 
+const classEnhanced = "1.2.840.10008.5.1.4.1.1.4.1"
+
+// frames makes im an Enhanced MR object of n frames with the same pixels.
+func (im image) frames(n int) (image, []byte) {
+	const side = 16
+	im.class, im.size = classEnhanced, side
+	im.extra = []dcm.Node{dcm.Text(dcm.NumberOfFrames, dcm.IS, strconv.Itoa(n)),
+		dcm.Sequence(dcm.SharedFunctionalGroupsSequence, []dcm.Node{}), dcm.Sequence(dcm.PerFrameFunctionalGroupsSequence, slices.Repeat([][]dcm.Node{{}}, n)...)}
+	one := im.dataSet()
+	px := one[len(one)-2*side*side:]
+	d := bytes.Clone(one[:len(one)-len(px)])
+	binary.LittleEndian.PutUint32(d[len(d)-4:], uint32(n*len(px)))
+	return im, append(d, bytes.Repeat(px, n)...)
+}
+
 func (im image) incoming() Incoming {
 	if im.class == "" {
 		im.class = classMR

@@ -268,7 +268,7 @@ func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlic
 			p.fast.wait(ctx)
 			return p.callHigh(ctx, cfg, f, func(done, total int) {
 				if p.high.advance(frame, done, total) {
-					p.bus.send(Event{Time: p.clock.Now(), Type: EventHigh, SeriesID: in.Series, Instance: in.SOP, State: "step", Step: done, Steps: total})
+					p.bus.send(Event{Time: p.clock.Now(), Type: EventHigh, SeriesID: in.Series, Instance: in.SOP, State: "step", Frame: frame, Step: done, Steps: total})
 				}
 			})
 		}
@@ -289,20 +289,23 @@ func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlic
 	return row, nil
 }
 
-// fastObject is what the fast lane made of an original, nil if nothing.
+// fastObject is what the fast lane made of an original, nil if nothing. One whose
+// file cannot be read is none: the high object does without the link to it.
 func (p *Pipeline) fastObject(ctx context.Context, in spool.Instance) (*derive.Related, error) {
 	fast, err := p.jrnl.Derived(ctx, in.ID, string(Fast))
 	if err != nil || fast == nil {
 		return nil, err
 	}
-	f, err := p.store.Open(fast.File)
-	if err != nil {
-		return nil, err
+	o, file, err := p.open(*fast)
+	if err == nil {
+		defer file.Close()
+		if uid := o.String(dcm.SOPInstanceUID); uid != fast.SOP {
+			err = fmt.Errorf("its header has UID %.64q", uid)
+		}
 	}
-	defer f.Close()
-	o, err := scan(f, fast.Offset+fast.Size)
-	if o == nil {
-		return nil, fmt.Errorf("read fast object: %w", err)
+	if err != nil {
+		p.log.Warn("fast object not readable, the high one will not refer to it", zap.String("instance", in.SOP), zap.String("file", fast.File), zap.Error(err))
+		return nil, nil
 	}
 	return &derive.Related{SOPClassUID: o.String(dcm.SOPClassUID), SOPInstanceUID: o.String(dcm.SOPInstanceUID), SeriesInstanceUID: o.String(dcm.SeriesInstanceUID)}, nil
 }

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -72,6 +73,26 @@ func highOptions(t testing.TB, a *archive) (Options, *teacher) {
 	o.Denoiser = d
 	o.Quiet, o.QuietOpen = 30*time.Millisecond, 30*time.Millisecond
 	return o, d
+}
+
+// hqSeries sends the first n images of series 1 to be denoised by the full method and
+// returns its UID.
+func hqSeries(t testing.TB, p *Pipeline, n int) (uid string) {
+	t.Helper()
+	for i := range n {
+		hq(t, p, slice(1, i+1))
+	}
+	return slice(1, 1).series
+}
+
+// opened is a pipeline that runs until stop is called; the test closes it.
+func opened(t testing.TB, o Options) (p *Pipeline, stop func()) {
+	t.Helper()
+	p, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, run(p)
 }
 
 // hq sends an image to the AE title with quality high.
@@ -355,15 +376,8 @@ func TestHighResumes(t *testing.T) {
 		}
 		return smoother(f), nil
 	}
-	p, err := Open(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stop := run(p)
-	uid := slice(1, 1).series
-	for i := range 3 {
-		hq(t, p, slice(1, i+1))
-	}
+	p, stop := opened(t, o)
+	uid := hqSeries(t, p, 3)
 	<-second
 	stop()
 	if h := highState(t, p, uid); h.Done != 1 || h.Images != 3 || h.State != HighQueued {
@@ -416,10 +430,7 @@ func TestCallOff(t *testing.T) {
 				return smoother(f), nil
 			}
 			p := start(t, o)
-			uid := slice(1, 1).series
-			for i := range 3 {
-				hq(t, p, slice(1, i+1))
-			}
+			uid := hqSeries(t, p, 3)
 			<-inHand
 			if f := setFlag(t, p, uid, q); f.High != 1 {
 				t.Errorf("%+v", f)
@@ -449,18 +460,23 @@ func TestHighFailuresOfSome(t *testing.T) {
 		reason string
 		copies int64
 		remark string
+		frames int // of each image; 0: not a multi-frame object
 	}{
-		"error":   {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, 3, reasonError, 1, "the method failed (error)"},
-		"panic":   {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, reasonPanic, 1, "the method failed (panic)"},
-		"nothing": {func(*derive.Frame) (*Denoised, error) { return nil, nil }, 3, reasonError, 1, "the method failed (error)"},
+		"many frames": {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, reasonPanic, 1, "the method failed (panic)", 3},
+		"error":       {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, 3, reasonError, 1, "the method failed (error)", 0},
+		"panic":       {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, reasonPanic, 1, "the method failed (panic)", 0},
+		"nothing":     {func(*derive.Frame) (*Denoised, error) { return nil, nil }, 3, reasonError, 1, "the method failed (error)", 0},
 		"not finite": {func(f *derive.Frame) (*Denoised, error) {
 			r := smoother(f)
 			r.Pixels[3] = float32(math.NaN())
 			return r, nil
-		}, 1, gateNotNumber, 1, "the method failed (gate-nan)"},
-		"gate": {func(f *derive.Frame) (*Denoised, error) {
+		}, 1, gateNotNumber, 1, "the method failed (gate-nan)", 0},
+		"held back": {func(f *derive.Frame) (*Denoised, error) {
 			return &Denoised{Pixels: slices.Clone(f.Pixels), Gate: "residual follows structure"}, nil
-		}, 1, reasonGate, 0, "quality check: residual follows structure"},
+		}, 1, derive.HeldBack, 0, "quality check: residual follows structure", 0},
+		"blended": {func(f *derive.Frame) (*Denoised, error) {
+			return &Denoised{Pixels: slices.Clone(f.Pixels), Gate: "residual follows structure", Share: 0.71}, nil
+		}, 1, derive.Blended, 0, "quality check: 71 % of the change kept: residual follows structure", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newArchive()
@@ -481,11 +497,22 @@ func TestHighFailuresOfSome(t *testing.T) {
 			p := start(t, o)
 			uid := slice(1, 1).series
 			for i := range 3 {
-				hq(t, p, slice(1, i+1))
+				im := slice(1, i+1)
+				if c.frames == 0 {
+					hq(t, p, im)
+					continue
+				}
+				im, data := im.frames(c.frames)
+				in := im.incoming()
+				in.CalledAETitle = "DENOISE_HQ"
+				if err := p.Receive(t.Context(), in, bytes.NewReader(data)); err != nil {
+					t.Fatal(err)
+				}
 			}
 			defer clk.runAhead()()
+			eventually(t, "three images through", func() bool { return highState(t, p, uid).Done == 3 })
 			h := awaitHigh(t, p, uid, HighDone)
-			if h.Done != 3 || h.Copies != c.copies || h.Reasons[c.reason] != 1 {
+			if h.Copies != c.copies || h.Reasons[c.reason] != 1 {
 				t.Errorf("%+v", h)
 			}
 			if n := int(calls.Load()); n != c.calls {
@@ -496,8 +523,14 @@ func TestHighFailuresOfSome(t *testing.T) {
 			if px(t, o1) != px(t, o2) {
 				t.Error("the pixels are not the original's")
 			}
-			if text := o2.String(dcm.DerivationDescription); !strings.Contains(text, c.remark) || !strings.HasSuffix(text, derive.Untouched) {
-				t.Errorf("description %q", text)
+			said := descriptions(o2)
+			if len(said) != max(1, c.frames) {
+				t.Errorf("%d descriptions", len(said))
+			}
+			for _, text := range said {
+				if !strings.Contains(text, c.remark) || !strings.HasSuffix(text, derive.Untouched) {
+					t.Errorf("description %q", text)
+				}
 			}
 			var found *InstanceHigh
 			for _, in := range status(t, p, uid).Instances {
@@ -505,11 +538,27 @@ func TestHighFailuresOfSome(t *testing.T) {
 					found = in.High
 				}
 			}
-			if found == nil || found.Reason != c.reason || found.Copy != (c.copies > 0) || c.reason == reasonGate && found.Detail != "residual follows structure" {
+			if found == nil || found.Reason != c.reason || found.Copy != (c.copies > 0) || c.copies == 0 && "quality check: "+found.Detail != c.remark {
 				t.Errorf("image: %+v", found)
+			}
+			if pic, err := p.Picture(t.Context(), uid, 2, "high", 1); err != nil || pic.Remark != found.Reason+": "+found.Detail {
+				t.Errorf("shown with %+v, %v", pic, err)
 			}
 		})
 	}
+}
+
+// descriptions are the texts of an object, or of its frames, about how it was made.
+func descriptions(o *dcm.Object) (all []string) {
+	if !o.Has(dcm.PerFrameFunctionalGroupsSequence) {
+		return []string{o.String(dcm.DerivationDescription)}
+	}
+	for frame := range o.Find(dcm.PerFrameFunctionalGroupsSequence).Children() {
+		for item := range frame.Child(dcm.DerivationImageSequence).Children() {
+			all = append(all, item.Child(dcm.DerivationDescription).String())
+		}
+	}
+	return all
 }
 
 func px(t testing.TB, o *dcm.Object) string {
@@ -606,6 +655,161 @@ func TestHighNotPossible(t *testing.T) {
 	awaitHigh(t, p, uid, HighDone)
 	awaitHigh(t, p, slice(2, 1).series, HighDone)
 	eventually(t, "high delivered", func() bool { return a.count("pacs") == 6 })
+}
+
+// An object of the lane that is to be made again when the model has no networks,
+// a copy included, holds nothing up, and is made once they are there.
+func TestHighNotPossibleAgain(t *testing.T) {
+	for name, n := range map[string]int{"result": 1, "copy": 2} {
+		t.Run(name, func(t *testing.T) {
+			a := newArchive()
+			o, d := highOptions(t, a)
+			d.doHigh = func(_ context.Context, call int, f *derive.Frame, _ func(int, int)) (*Denoised, error) {
+				if call == 2 {
+					panic("index")
+				}
+				return smoother(f), nil
+			}
+			p, stop := opened(t, o)
+			uid := hqSeries(t, p, 2)
+			eventually(t, "all delivered", func() bool {
+				s := status(t, p, uid)
+				return s.High.Done == 2 && s.High.Copies == 1 && s.Destinations[0].Stored == 6
+			})
+			file := fileOf(t, p, uid, n, spool.Derived, High)
+			stop()
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(filepath.Join(o.StateDir, "spool", file)); err != nil {
+				t.Fatal(err)
+			}
+			d.no = true
+			var err error
+			if p, err = Open(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			h := highState(t, p, uid)
+			if h.State != HighNotPossible || h.Done != 1 || h.Failed != 1 || h.Reasons[spool.ReasonNotPossible] != 1 {
+				t.Errorf("without networks: %+v", h)
+			}
+			if list, err := p.jrnl.Purgeable(t.Context(), 0, time.Now().Add(time.Hour), 10); err != nil || len(list) != 2 {
+				t.Errorf("retention may have %d images, %v", len(list), err)
+			}
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			d.no = false
+			p = start(t, o)
+			if h := awaitHigh(t, p, uid, HighDone); h.Done != 2 {
+				t.Errorf("with networks: %+v", h)
+			}
+		})
+	}
+}
+
+// fileOf is the file of image n, or of what was made of it.
+func fileOf(t testing.TB, p *Pipeline, uid string, n int, kind spool.Kind, q Quality) string {
+	t.Helper()
+	s, err := p.jrnl.SeriesByKey(t.Context(), uid)
+	if err != nil || s == nil {
+		t.Fatal(s, err)
+	}
+	list, err := p.jrnl.SeriesInstances(t.Context(), s.ID, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, in := range list {
+		if in.Kind == kind && in.Number == int64(n) && (kind == spool.Original || in.Quality == string(q)) {
+			return in.File
+		}
+	}
+	t.Fatalf("no %s file of image %d", kind, n)
+	return ""
+}
+
+// The last image that the lane waits for is lost: those that failed get their copies,
+// or wait for nothing if the model has no networks by then.
+func TestLostImageSettlesHigh(t *testing.T) {
+	for _, networks := range []bool{true, false} {
+		t.Run(fmt.Sprintf("networks %v", networks), func(t *testing.T) { lostImage(t, networks) })
+	}
+}
+
+func lostImage(t *testing.T, networks bool) {
+	a := newArchive()
+	o, d := highOptions(t, a)
+	inHand := make(chan struct{})
+	d.doHigh = func(ctx context.Context, call int, f *derive.Frame, _ func(int, int)) (*Denoised, error) {
+		switch call {
+		case 2:
+			panic("index")
+		case 3:
+			close(inHand)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return smoother(f), nil
+	}
+	clk := newFakeClock()
+	o.clock = clk
+	p, stop := opened(t, o)
+	uid := hqSeries(t, p, 3)
+	end := clk.runAhead()
+	<-inHand
+	end()
+	file := fileOf(t, p, uid, 3, spool.Original, High)
+	stop()
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(o.StateDir, "spool", file)); err != nil {
+		t.Fatal(err)
+	}
+	if networks {
+		p = start(t, o)
+		eventually(t, "a copy for the one that failed", func() bool {
+			h := highState(t, p, uid)
+			return h.Done == 2 && h.Copies == 1 && h.Failed == 1
+		})
+		return
+	}
+	d.no = true
+	p = start(t, o)
+	if h := p.Check().High; h.Waiting != 0 {
+		t.Errorf("without networks %d images wait", h.Waiting)
+	}
+}
+
+// The high pass does without a fast object whose file is gone or unreadable.
+func TestHighWithoutFastObject(t *testing.T) {
+	for name, ruin := range map[string]func(path string) error{
+		"gone":    os.Remove,
+		"emptied": func(path string) error { return os.Truncate(path, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o, d := highOptions(t, newArchive())
+			clk := newFakeClock()
+			o.clock, o.Quiet, o.QuietOpen = clk, 20*time.Second, 20*time.Second
+			p := start(t, o)
+			uid := slice(1, 1).series
+			hq(t, p, slice(1, 1))
+			eventually(t, "fast object delivered", func() bool {
+				s := status(t, p, uid)
+				return len(s.Destinations) == 1 && s.Destinations[0].Stored == 2
+			})
+			if err := ruin(filepath.Join(o.StateDir, "spool", fileOf(t, p, uid, 1, spool.Derived, Fast))); err != nil {
+				t.Fatal(err)
+			}
+			clk.advance(21 * time.Second)
+			if h := awaitHigh(t, p, uid, HighDone); h.Done != 1 || h.Copies != 0 || d.calls() != 1 {
+				t.Errorf("%+v, %d calls", h, d.calls())
+			}
+			if o := object(t, p, uid, 1, "high"); o.Has(dcm.ReferencedImageSequence) || o.Has(dcm.ReferencedSeriesSequence) {
+				t.Error("it refers to what nobody could read")
+			}
+		})
+	}
 }
 
 // Maps and the like never reach the lane.
@@ -803,7 +1007,7 @@ func TestFlagsAhead(t *testing.T) {
 	clk := newFakeClock()
 	o.clock = clk
 	p := start(t, o)
-	for i := range spool.MaxFlagsAhead {
+	for i := range MaxFlagsAhead {
 		setFlag(t, p, fmt.Sprintf("1.2.3.%d", i), High)
 	}
 	if _, err := p.Flag(t.Context(), "1.2.4", Flag{Quality: High}); !errors.Is(err, ErrTooManyFlags) {
@@ -812,7 +1016,7 @@ func TestFlagsAhead(t *testing.T) {
 	setFlag(t, p, "1.2.3.7", Fast) // one that is there may be changed
 	receive(t, p, image{series: "1.2.3.9", sop: "1.9", number: 1})
 	setFlag(t, p, "1.2.4", High) // the one that came made room
-	if n := spoolFiles(t, o.StateDir); n < spool.MaxFlagsAhead+1 {
+	if n := spoolFiles(t, o.StateDir); n < MaxFlagsAhead+1 {
 		t.Errorf("%d files", n)
 	}
 	clk.advance(73 * time.Hour)
@@ -823,6 +1027,38 @@ func TestFlagsAhead(t *testing.T) {
 	})
 	if s := status(t, p, "1.2.3.9"); s.Flag == nil || s.Flag.Quality != "high" {
 		t.Errorf("%+v", s.Flag)
+	}
+}
+
+// The limit of flags ahead does not concern a rebuild, which sets all flags before
+// it knows any series.
+func TestRebuildKeepsManyFlags(t *testing.T) {
+	o, _ := faulty(t, nil) // syncs nothing
+	p, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = MaxFlagsAhead + 20
+	for i := range n {
+		im := slice(i+1, 1)
+		receive(t, p, im)
+		setFlag(t, p, im.series, Off)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Rebuild(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if files, _ := filepath.Glob(filepath.Join(o.StateDir, "spool", "flag", "*.flag")); len(files) != n {
+		t.Errorf("%d of %d flags are left", len(files), n)
+	}
+	p = start(t, o)
+	for i := range n {
+		s := status(t, p, slice(i+1, 1).series)
+		if s.Flag == nil || s.Passed != 1 || s.Reasons["off"] != 1 {
+			t.Fatalf("series %d: flag %+v, %v", i+1, s.Flag, s.Reasons)
+		}
 	}
 }
 

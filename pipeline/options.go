@@ -51,9 +51,11 @@ type HighDenoiser interface {
 type Denoised struct {
 	Pixels []float32
 	Sigma  float64 // median noise of the frame, stored units; 0 = not known
-	// Gate says why the model's own check did not let its result through; empty if
-	// it did. Pixels are then what may be sent instead, such as the frame itself.
-	Gate string
+	// Gate says why the model's own check did not let all of its result through;
+	// empty if it did. Share is the part of the change that it let through then: 0,
+	// and Pixels are the frame itself, to below 1, and Pixels lie between the two.
+	Gate  string
+	Share float64
 }
 
 // Sender opens links to destinations. It is safe for concurrent use.

@@ -23,17 +23,28 @@ type Picture struct {
 	// WindowCenter and WindowWidth are the first window in stored values; width 0:
 	// there is none.
 	WindowCenter, WindowWidth float64
+	// Remark says why a derived image is not the plain result of its method, as the
+	// journal does; empty if it is.
+	Remark string
 }
 
 // Picture reads a frame, counted from 1, of an image as OpenObject finds it.
 // Errors are ErrUnknownSeries, ErrNotShown, and those of disk and journal.
 func (p *Pipeline) Picture(ctx context.Context, seriesUID string, n int, which string, frame int) (*Picture, error) {
-	o, closer, err := p.OpenObject(ctx, seriesUID, n, which)
+	found, remark, err := p.find(ctx, seriesUID, n, which)
 	if err != nil {
 		return nil, err
 	}
+	o, closer, err := p.open(found)
+	if err != nil {
+		return nil, fmt.Errorf("series %q image %d: %w", seriesUID, n, err)
+	}
 	defer closer.Close()
-	return picture(o, frame)
+	pic, err := picture(o, frame)
+	if err == nil {
+		pic.Remark = remark
+	}
+	return pic, err
 }
 
 func picture(o *dcm.Object, frame int) (*Picture, error) {

@@ -73,9 +73,10 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 	p = &Pipeline{lock: lock, log: o.Logger, clock: o.clock, hook: o.hook, met: newMetrics(), track: newTracker(&o), fwd: map[string]*forwarder{},
 		wakeTrack: newSignal(), wakeDenoise: newSignal(), wakeHigh: newSignal(), wakeConfig: newSignal(), wakePurge: newSignal()}
 	p.cfg.Store(&config{Options: o, rules: rules})
+	opened := p // p is nil once an error is returned
 	defer func() {
 		if err != nil {
-			p.Close()
+			opened.Close()
 		}
 	}()
 	fsys := o.fs
@@ -88,11 +89,12 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 	if err := p.openJournal(ctx, o.StateDir); err != nil {
 		return nil, err
 	}
-	if err := p.jrnl.RestartHigh(p.highStart()); err != nil {
-		return nil, err
-	}
 	if err := p.recover(ctx); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
+	}
+	// After it: what is to be made again waits in the high lane too.
+	if err := p.jrnl.RestartHigh(p.highStart()); err != nil {
+		return nil, err
 	}
 	open, err := p.jrnl.OpenSeries(ctx)
 	if err != nil {
@@ -261,17 +263,21 @@ func (p *Pipeline) watchSeries(ctx context.Context) {
 		list := p.track.due(now)
 		at, ok := p.track.next()
 		p.trackMu.Unlock()
+		d := time.Hour
+		if ok {
+			d = max(at.Sub(now), 0)
+		}
 		for _, c := range list {
 			if err := p.jrnl.CompleteSeries(c.series, c.state, c.by, now); err != nil {
-				p.log.Error("series not marked complete", zap.Int64("series", c.series), zap.Error(err))
+				p.log.Error("series not marked complete, will be tried again", zap.Int64("series", c.series), zap.Error(err))
+				p.trackMu.Lock()
+				p.track.putBack(c)
+				p.trackMu.Unlock()
+				d = min(d, firstPause)
 				continue
 			}
 			p.bus.send(Event{Time: now, Type: EventSeries, SeriesID: c.series, State: c.state, Detail: c.by})
 			p.wakeHigh.fire()
-		}
-		d := time.Hour
-		if ok {
-			d = max(at.Sub(now), 0)
 		}
 		if wait(ctx, p.clock, d, p.wakeTrack) {
 			return

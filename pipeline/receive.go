@@ -52,7 +52,8 @@ type facts struct {
 	verdict  derive.Verdict
 	mismatch *MismatchError
 	decision decision
-	conflict bool // recovery: the file's name says so
+	found    bool // by recovery: the sender may have had its answer
+	conflict bool // and the file's name says so
 }
 
 // reasonUnparseable is the verdict over objects that cannot be scanned.
@@ -185,7 +186,7 @@ func (p *Pipeline) receive(ctx context.Context, cfg *config, in Incoming, asked 
 	row := spool.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
 		Received: now, Number: f.number, Frames: f.frames, Quality: string(f.decision.quality), Channel: f.decision.channel, Rule: f.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, f)
-	if err := p.record(ctx, cfg, in, f, row, true); err != nil {
+	if err := p.record(ctx, cfg, in, f, row); err != nil {
 		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, err)
 	}
 	return nil
@@ -215,16 +216,11 @@ const (
 	conflictDetail = "other bytes than the first image with this UID"
 )
 
-// record makes a published file part of the journal. When syncName is set the
-// folder is synced beside it. On error the file is gone again unless it is in
-// use already.
-func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts, row spool.Instance, syncName bool) error {
+// record makes a published file part of the journal, and its name durable beside
+// it. On error the file is gone again, unless it is in use already or was found.
+func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts, row spool.Instance) error {
 	named := make(chan error, 1)
-	if syncName {
-		go func() { named <- p.store.SyncName(row.File) }()
-	} else {
-		named <- nil
-	}
+	go func() { named <- p.store.SyncName(row.File) }()
 	dests := cfg.dests(spool.Original)
 	if row.Stage == spool.StageConflict {
 		dests = nil
@@ -242,10 +238,19 @@ func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts
 		}
 	}
 	if err := errors.Join(err, nameErr); err != nil {
-		return errors.Join(err, p.store.Remove(row.File))
+		return errors.Join(err, p.drop(f, row.File))
 	}
 	p.arrived(in, f, row, added, dests)
 	return nil
+}
+
+// drop removes the file of an image that is not acknowledged. One that recovery found
+// may have been, so it waits for the next start.
+func (p *Pipeline) drop(f facts, file string) error {
+	if f.found {
+		return nil
+	}
+	return p.store.Remove(file)
 }
 
 func (p *Pipeline) arrived(in Incoming, f facts, row spool.Instance, added spool.Added, dests []string) {
@@ -273,7 +278,7 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 	for range rounds {
 		have, err := p.jrnl.Variants(ctx, f.series.Key, row.SOP)
 		if err != nil {
-			return errors.Join(err, p.store.Remove(row.File))
+			return errors.Join(err, p.drop(f, row.File))
 		}
 		for _, v := range have {
 			if v.File == row.File { // recovery found the row but not how it was queued
@@ -287,7 +292,7 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 			}
 			same, err := p.sameAs(row, v)
 			if err != nil {
-				return errors.Join(err, p.store.Remove(row.File))
+				return errors.Join(err, p.drop(f, row.File))
 			}
 			switch {
 			case same || v.Gone:
@@ -308,7 +313,7 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 		if len(have) > 0 {
 			name, err := p.store.MarkConflict(a.Instance.File)
 			if err != nil {
-				return errors.Join(err, p.store.Remove(a.Instance.File))
+				return errors.Join(err, p.drop(f, a.Instance.File))
 			}
 			a.Instance.File, row.File = name, name
 		}
@@ -317,7 +322,7 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 			continue
 		}
 		if err != nil {
-			return errors.Join(err, p.store.Remove(row.File))
+			return errors.Join(err, p.drop(f, row.File))
 		}
 		if len(have) > 0 {
 			p.met.conflicts.Inc()
@@ -326,7 +331,7 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 		p.arrived(in, f, a.Instance, added, a.Dests)
 		return nil
 	}
-	return errors.Join(fmt.Errorf("record instance: still changing after %d looks", rounds), p.store.Remove(row.File))
+	return errors.Join(fmt.Errorf("record instance: still changing after %d looks", rounds), p.drop(f, row.File))
 }
 
 // twin acknowledges an identical image: nothing new but the wish for a higher quality.
@@ -334,11 +339,11 @@ func (p *Pipeline) twin(f facts, have, row spool.Instance) error {
 	// The first one may have been refused because its folder could not be synced.
 	if !have.Gone {
 		if err := p.store.SyncName(have.File); err != nil {
-			return errors.Join(err, p.store.Remove(row.File))
+			return errors.Join(err, p.drop(f, row.File))
 		}
 	}
 	if err := p.jrnl.Raise(have.ID, row.Quality, row.Channel, row.Rule, p.highStart(), p.clock.Now()); err != nil {
-		return errors.Join(err, p.store.Remove(row.File))
+		return errors.Join(err, p.drop(f, row.File))
 	}
 	p.wakeDenoise.fire()
 	p.wakeHigh.fire()
@@ -350,7 +355,7 @@ func (p *Pipeline) twin(f facts, have, row spool.Instance) error {
 func (p *Pipeline) replace(cfg *config, in Incoming, f facts, have, row spool.Instance) error {
 	dests := cfg.dests(spool.Original)
 	if err := p.jrnl.Replace(have.ID, row, dests, p.highStart()); err != nil {
-		return errors.Join(err, p.store.Remove(row.File))
+		return errors.Join(err, p.drop(f, row.File))
 	}
 	p.log.Warn("damaged file replaced by a new copy from the sender", zap.String("series", f.series.Key), zap.String("instance", row.SOP))
 	if have.File != row.File {

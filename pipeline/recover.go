@@ -21,8 +21,10 @@ import (
 //  2. A file whose row says purged: the removal is finished.
 //  3. An original without a row: the name was durable, the row was not. It is
 //     recorded as if it had just come; the sender's repetition will be a twin.
-//  4. A derived file without a row: recorded for its original if that still
-//     waits for one, else removed.
+//  4. A derived file without a row: recorded for its original, whatever that waits
+//     for by now, since what is finished stays and is sent. It is removed if its
+//     original is not held, and if off was asked for and this is no rebuild: the
+//     journal then says that it was not finished before.
 //  5. A file that is not what its own record says is set aside, with an alarm.
 //  6. A flag's file that the journal does not know: the flag is set.
 //
@@ -56,10 +58,16 @@ func (p *Pipeline) recover(ctx context.Context) error {
 		return err
 	}
 	slices.Sort(known)
+	rebuild := len(known) == 0
+	if !rebuild { // or one that was cut short goes on
+		if rebuild, err = p.jrnl.Indexed(ctx); err != nil {
+			return err
+		}
+	}
 	for _, in := range missing {
 		p.log.Warn("row without a file", zap.String("instance", in.SOP), zap.String("kind", string(in.Kind)))
 		if in.Kind == spool.Derived {
-			err = p.jrnl.Remake(in.ID, in.Source, p.clock.Now())
+			err = p.jrnl.Remake(in.ID, in.Source, p.highStart(), p.clock.Now())
 		} else {
 			p.met.lost.Inc()
 			err = p.jrnl.Lose(in.ID, "the file is not in the spool")
@@ -103,7 +111,7 @@ func (p *Pipeline) recover(ctx context.Context) error {
 				return nil
 			}
 			adopted++
-			err = p.adopt(ctx, k, name)
+			err = p.adopt(ctx, k, name, rebuild)
 			var corrupt *spool.CorruptError
 			if errors.As(err, &corrupt) || errors.Is(err, spool.ErrDamaged) {
 				p.met.integrity.Inc()
@@ -128,8 +136,9 @@ func (p *Pipeline) recover(ctx context.Context) error {
 	return nil
 }
 
-// adopt records one published file that the journal does not know.
-func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string) error {
+// adopt records one published file that the journal does not know; rebuild says that
+// the journal is being made anew.
+func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string, rebuild bool) error {
 	f, err := p.store.Open(name)
 	if err != nil {
 		return err
@@ -146,7 +155,7 @@ func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string) error {
 		return err
 	}
 	if k == spool.Derived {
-		return p.adoptDerived(ctx, name, rec, f, off)
+		return p.adoptDerived(ctx, name, rec, f, off, rebuild)
 	}
 	// The file meta information says what the command said, also where the data
 	// set cannot be read.
@@ -165,42 +174,31 @@ func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string) error {
 	if facts.mismatch != nil {
 		return &spool.CorruptError{File: name, Why: facts.mismatch.Error()}
 	}
-	facts.conflict = spool.InConflict(name)
+	facts.conflict, facts.found = spool.InConflict(name), true
 	row := spool.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
 		Received: rec.Received, Number: facts.number, Frames: facts.frames, Quality: string(facts.decision.quality), Channel: facts.decision.channel, Rule: facts.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, facts)
-	return p.record(ctx, cfg, in, facts, row, true)
+	return p.record(ctx, cfg, in, facts, row)
 }
 
-func (p *Pipeline) adoptDerived(ctx context.Context, name string, rec spool.Record, f spool.File, off int64) error {
+func (p *Pipeline) adoptDerived(ctx context.Context, name string, rec spool.Record, f spool.File, off int64, rebuild bool) error {
 	src, err := p.jrnl.ByFile(ctx, rec.Source)
 	if err != nil {
 		return err
 	}
-	high, waits := rec.Quality == string(High), false
-	if src != nil && !src.Gone {
-		waits = src.Stage == spool.StageQueued
-		if high {
-			stage, err := p.jrnl.High(ctx, src.ID)
-			if err != nil {
-				return err
-			}
-			waits = stage == spool.StageQueued
-		}
-	}
+	held := src != nil && !src.Gone && src.Stage != spool.StageLost && src.Stage != spool.StageConflict
 	o, err := scan(f, off+rec.Size)
-	if !waits || o == nil || err != nil {
-		// Nothing waits for it; were it needed, it would be made again.
-		return p.store.Remove(name)
+	if !held || o == nil || err != nil || !rebuild && src.Quality == string(Off) {
+		return p.store.Remove(name) // were it needed, it would be made again
 	}
 	row := spool.Instance{SOP: o.String(dcm.SOPInstanceUID), Class: o.String(dcm.SOPClassUID), Syntax: o.TransferSyntaxUID(), File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
-		Received: rec.Received, Number: src.Number, Frames: src.Frames, Quality: rec.Quality, Channel: src.Channel, Rule: src.Rule, Sigma: rec.Sigma, Reason: rec.Reason}
+		Received: rec.Received, Number: src.Number, Frames: src.Frames, Quality: rec.Quality, Channel: src.Channel, Rule: src.Rule, Sigma: rec.Sigma, Reason: rec.Reason, Detail: rec.Detail}
 	if err := p.store.SyncName(name); err != nil {
 		return err
 	}
-	dests := p.cfg.Load().dests(spool.Derived)
-	if high {
-		return p.jrnl.AddHigh(src.ID, row, rec.Fill, dests, p.clock.Now())
+	err = p.jrnl.Adopt(src.ID, row, rec.Fill, p.cfg.Load().dests(spool.Derived), p.clock.Now())
+	if errors.Is(err, spool.ErrExists) {
+		return p.store.Remove(name)
 	}
-	return p.jrnl.AddDerived(src.ID, row, dests)
+	return err
 }

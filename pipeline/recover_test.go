@@ -17,6 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/diffdenoise/denoised/pipeline/spool"
 )
 
 func TestTwinsAndConflicts(t *testing.T) {
@@ -215,6 +217,156 @@ func TestRebuild(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What is finished and was never delivered is delivered after the journal is lost,
+// whatever a person, or the model, says by then, as it would have been with the
+// journal. Nothing is made again.
+func TestRebuildKeepsFinishedObjects(t *testing.T) {
+	for name, c := range map[string]struct {
+		flag  Quality // after all is made
+		model func(d *teacher, o *Options)
+	}{
+		"called off":  {flag: Fast},
+		"off":         {flag: Off},
+		"no networks": {model: func(d *teacher, _ *Options) { d.no = true }},
+		"no model":    {model: func(_ *teacher, o *Options) { o.Denoiser = nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newArchive()
+			a.open = func(int, Destination) error { return io.ErrUnexpectedEOF }
+			o, d := highOptions(t, a)
+			p, stop := opened(t, o)
+			uid := hqSeries(t, p, 2)
+			awaitHigh(t, p, uid, HighDone)
+			if c.flag != "" {
+				setFlag(t, p, uid, c.flag)
+			}
+			stop()
+			before := status(t, p, uid)
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			calls := d.calls() + d.count()
+			if c.model != nil {
+				c.model(d, &o)
+			}
+			a.mu.Lock()
+			a.open = nil
+			a.mu.Unlock()
+			if err := Rebuild(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			p = start(t, o)
+			eventually(t, "originals and both derived series in the archive", func() bool { return a.count("pacs") == 6 })
+			after := status(t, p, uid)
+			if after.Denoised != 2 || after.High == nil || after.High.State != before.High.State || after.High.Done != 2 || after.Quality != before.Quality {
+				t.Errorf("%+v %+v, want %+v %+v", after, after.High, before, before.High)
+			}
+			if n := d.calls() + d.count() - calls; n != 0 {
+				t.Errorf("%d images denoised again", n)
+			}
+		})
+	}
+}
+
+// A rebuild that is cut short again and again still loses nothing.
+func TestRebuildCutShort(t *testing.T) {
+	a := newArchive()
+	a.open = func(int, Destination) error { return io.ErrUnexpectedEOF }
+	o, _ := highOptions(t, a)
+	p, stop := opened(t, o)
+	var err error
+	uid := hqSeries(t, p, 3)
+	awaitHigh(t, p, uid, HighDone)
+	setFlag(t, p, uid, Off)
+	stop()
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	files := spoolFiles(t, o.StateDir)
+	if err := moveAside(filepath.Join(o.StateDir, journalFile), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	cut := 0
+	for most := 1; ; most++ {
+		left := most
+		o.hook = func(step string) {
+			if step == "commit" {
+				if left--; left < 0 {
+					panic("power lost")
+				}
+			}
+		}
+		if p, err = Open(t.Context(), o); err == nil {
+			break
+		}
+		cut++
+	}
+	if s := status(t, p, uid); s.Denoised != 3 || s.High.Done != 3 || spoolFiles(t, o.StateDir) != files || cut < 3 {
+		t.Errorf("cut short %d times: %d denoised, %+v, %d files of %d", cut, s.Denoised, s.High, spoolFiles(t, o.StateDir), files)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A derived file whose row was never committed is taken up, unless off was asked for
+// before it could be.
+func TestDerivedFileWithoutRow(t *testing.T) {
+	for _, q := range []Quality{Fast, Off} {
+		o := options(t, nil)
+		o.Destinations = nil
+		im := slice(1, 1)
+		p, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		receive(t, p, im)
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		other := o
+		other.StateDir = t.TempDir()
+		if err := os.CopyFS(other.StateDir, os.DirFS(o.StateDir)); err != nil {
+			t.Fatal(err)
+		}
+		if p, err = Open(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		setFlag(t, p, im.series, q)
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if p, err = Open(t.Context(), other); err != nil {
+			t.Fatal(err)
+		}
+		stop := run(p)
+		eventually(t, "denoised", func() bool { return status(t, p, im.series).Denoised == 1 })
+		name := fileOf(t, p, im.series, 1, spool.Derived, Fast)
+		stop()
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		made, err := os.ReadFile(filepath.Join(other.StateDir, "spool", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(o.StateDir, "spool", name)
+		if err := os.WriteFile(path, made, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if p, err = Open(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		_, err = os.Stat(path)
+		if s := status(t, p, im.series); (s.Denoised == 1) != (q == Fast) || (err == nil) != (q == Fast) {
+			t.Errorf("%s: %+v, file: %v", q, s, err)
+		}
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -44,6 +44,7 @@ type completion struct {
 	series int64
 	state  string
 	by     string
+	was    *openSeries // for putBack
 }
 
 func newTracker(o *Options) *tracker {
@@ -144,11 +145,22 @@ func (t *tracker) due(now time.Time) []completion {
 		if by == byMax || by == byQuiet && s.expect > s.received {
 			state = spool.SeriesIncomplete
 		}
-		out = append(out, completion{series: id, state: state, by: by})
+		out = append(out, completion{series: id, state: state, by: by, was: s})
 		delete(t.series, id)
 		t.forget(s.peer)
 	}
 	return out
+}
+
+// putBack undoes due for a series whose completion could not be recorded: it is due
+// again, unless an image has come meanwhile.
+func (t *tracker) putBack(c completion) {
+	s := t.series[c.series]
+	if s == nil {
+		t.series[c.series] = c.was
+		return
+	}
+	s.opened, s.expect, s.frames = c.was.opened, max(s.expect, c.was.expect), s.frames || c.was.frames
 }
 
 // forget drops what is kept of a sender without open series.

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,7 +34,7 @@ func ends(t *testing.T, tr *tracker, series int64, sec float64, state, by string
 		t.Errorf("next look at %v, want second %v", next, sec)
 	}
 	got := tr.due(at(sec))
-	if len(got) != 1 || got[0] != (completion{series, state, by}) {
+	if len(got) != 1 || got[0].series != series || got[0].state != state || got[0].by != by {
 		t.Errorf("at %v s: %+v, want series %d %s by %s", sec, got, series, state, by)
 	}
 }
@@ -186,4 +187,59 @@ func TestOpenSeriesSurviveARestart(t *testing.T) {
 	}
 	p = start(t, o)
 	eventually(t, "series complete", func() bool { return status(t, p, slice(1, 1).series).State == spool.SeriesComplete })
+}
+
+// A series whose end could not be recorded is due again; an image that came
+// meanwhile opens it anew, without a new start of the hard limit.
+func TestPutBack(t *testing.T) {
+	o := Options{Quiet: 20 * time.Second, QuietOpen: time.Minute, MaxSeries: 30 * time.Minute}
+	begin := at(0)
+	for _, late := range []bool{false, true} {
+		tr := newTracker(&o)
+		tr.arrived(begin, 1, mr1, 1, 9, false)
+		end := at(21)
+		list := tr.due(end)
+		if len(list) != 1 {
+			t.Fatal(list)
+		}
+		if late {
+			tr.arrived(end, 1, mr1, 2, 0, false)
+		}
+		tr.putBack(list[0])
+		if got := tr.due(end); late != (len(got) == 0) {
+			t.Errorf("late %v: due at once %v", late, got)
+		}
+		if late {
+			if s := tr.series[1]; !s.opened.Equal(begin) || s.expect != 9 || s.received != 2 {
+				t.Errorf("%+v", s)
+			}
+		}
+	}
+}
+
+// A journal that cannot take the end of a series for a while is asked again.
+func TestCompletionIsTriedAgain(t *testing.T) {
+	o, _ := highOptions(t, newArchive())
+	clk := newFakeClock()
+	o.clock, o.Quiet, o.QuietOpen = clk, 20*time.Second, 20*time.Second
+	var bad atomic.Bool
+	var failed atomic.Int64
+	o.hook = func(step string) {
+		if step == "commit" && bad.Load() {
+			failed.Add(1)
+			panic("disk full")
+		}
+	}
+	p := start(t, o)
+	im := slice(1, 1)
+	receive(t, p, im)
+	eventually(t, "delivered", func() bool {
+		s := status(t, p, im.series)
+		return len(s.Destinations) == 1 && s.Destinations[0].Stored == 2
+	})
+	bad.Store(true)
+	clk.advance(21 * time.Second)
+	eventually(t, "the end is not recorded", func() bool { return failed.Load() > 0 })
+	bad.Store(false)
+	eventually(t, "the end is recorded", func() bool { clk.advance(time.Second); return status(t, p, im.series).State == spool.SeriesComplete })
 }

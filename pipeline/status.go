@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/spool"
 )
 
@@ -49,7 +51,7 @@ type SeriesStatus struct {
 	Conflict int64 `json:"conflict"` // other bytes under a known UID: kept, not forwarded
 	Lost     int64 `json:"lost"`
 
-	Reasons      map[string]int64    `json:"reasons,omitempty"` // of passed and failed; unchanged: of denoised, derived objects whose pixels are the original's
+	Reasons      map[string]int64    `json:"reasons,omitempty"` // of passed and failed; of denoised: unchanged, gate, blended (see Remarks)
 	Destinations []DestinationStatus `json:"destinations"`
 	Instances    []InstanceStatus    `json:"instances,omitempty"` // SeriesByUID only
 }
@@ -84,10 +86,36 @@ type HighStatus struct {
 	Copies int64  `json:"copies,omitempty"` // made for images that the method failed for
 	Failed int64  `json:"failed,omitempty"`
 
-	Reasons map[string]int64 `json:"reasons,omitempty"` // gate, unchanged, or why there is a copy or nothing
+	Reasons map[string]int64 `json:"reasons,omitempty"` // unchanged, gate, blended, or why there is a copy or nothing
 	Now     *HighStep        `json:"now,omitempty"`
 	// RemainingSeconds is an estimate; 0: not known.
 	RemainingSeconds float64 `json:"remainingSeconds,omitempty"`
+}
+
+// Remarks counts the derived objects that are not the plain result of the fast
+// network, in words; empty: all are.
+func (s SeriesStatus) Remarks() string { return remarks(s.Reasons) }
+
+// Remarks is the same of the full method, without the copies that stand in for
+// images that it failed for.
+func (h HighStatus) Remarks() string { return remarks(h.Reasons) }
+
+var remarkWords = []struct{ reason, text string }{{reasonUnchanged, "unchanged"}, {derive.HeldBack, "held back"}, {derive.Blended, "in part"}}
+
+// isRemark tells whether a reason is about a derived object that is there. That of a
+// lost image says nothing any more.
+func isRemark(reason string) bool {
+	return slices.ContainsFunc(remarkWords, func(w struct{ reason, text string }) bool { return w.reason == reason })
+}
+
+func remarks(reasons map[string]int64) string {
+	var out []string
+	for _, r := range remarkWords {
+		if n := reasons[r.reason]; n > 0 {
+			out = append(out, fmt.Sprintf("%d %s", n, r.text))
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // HighStep is what the high lane has in hand.
@@ -260,7 +288,7 @@ func (p *Pipeline) status(ctx context.Context, s spool.Series) (*SeriesStatus, e
 		case spool.StageLost:
 			st.Lost += c.Count
 		}
-		if c.Reason != "" {
+		if c.Reason != "" && (c.Stage == spool.StageDenoised || !isRemark(c.Reason)) {
 			st.Reasons[c.Reason] += c.Count
 		}
 	}
@@ -303,7 +331,7 @@ func (p *Pipeline) highStatus(ctx context.Context, s spool.Series) (*HighStatus,
 	var queued, impossible int64
 	for _, c := range counts {
 		h.Images += c.Count
-		if c.Reason != "" {
+		if c.Reason != "" && (c.Stage == spool.StageDenoised || !isRemark(c.Reason)) {
 			h.Reasons[c.Reason] += c.Count
 		}
 		switch c.Stage {
@@ -392,63 +420,77 @@ func (p *Pipeline) breakerState(dest string) string {
 // series: which is "original", "fast" or "high". The Object reads from the returned
 // Closer's file. ErrUnknownSeries: there is no such image, or its file is purged.
 func (p *Pipeline) OpenObject(ctx context.Context, seriesUID string, n int, which string) (*dcm.Object, io.Closer, error) {
+	found, _, err := p.find(ctx, seriesUID, n, which)
+	if err != nil {
+		return nil, nil, err
+	}
+	o, f, err := p.open(found)
+	if err != nil {
+		return nil, nil, fmt.Errorf("series %q image %d: %w", seriesUID, n, err)
+	}
+	return o, f, nil
+}
+
+// find returns the row of what OpenObject opens, and what is on record about it: why
+// a derived object is not the plain result of its method, empty if it is.
+func (p *Pipeline) find(ctx context.Context, seriesUID string, n int, which string) (found spool.Instance, remark string, err error) {
 	none := fmt.Errorf("series %q image %d %s: %w", seriesUID, n, which, ErrUnknownSeries)
 	s, err := p.jrnl.SeriesByKey(ctx, seriesUID)
 	if err != nil {
-		return nil, nil, err
+		return found, "", err
 	}
 	if s == nil {
-		return nil, nil, none
+		return found, "", none
 	}
-	list, err := p.jrnl.SeriesInstances(ctx, s.ID, maxListedInstances)
+	original, err := p.jrnl.Original(ctx, s.ID, n)
 	if err != nil {
-		return nil, nil, err
+		return found, "", err
 	}
-	var originals []spool.Instance
-	for _, in := range list {
-		if in.Kind == spool.Original && in.Variant == 0 {
-			originals = append(originals, in)
-		}
+	if original == nil {
+		return found, "", none
 	}
-	slices.SortStableFunc(originals, func(a, b spool.Instance) int {
-		switch {
-		case a.Number < b.Number:
-			return -1
-		case a.Number > b.Number:
-			return 1
-		}
-		return 0
-	})
-	if n < 1 || n > len(originals) {
-		return nil, nil, none
-	}
-	found := originals[n-1]
+	found = *original
 	switch which {
 	case "original":
 	case string(Fast), string(High):
 		// The last one, should there be objects of several models.
 		d, err := p.jrnl.Derived(ctx, found.ID, which)
 		if err != nil {
-			return nil, nil, err
+			return found, "", err
 		}
 		if d == nil {
-			return nil, nil, none
+			return found, "", none
 		}
-		found = *d
+		reason, detail := found.Reason, found.Detail
+		if which == string(High) {
+			h, err := p.jrnl.High(ctx, found.ID)
+			if err != nil {
+				return found, "", err
+			}
+			if reason, detail = "", ""; h != nil {
+				reason, detail = h.Reason, h.Detail
+			}
+		}
+		found, remark = *d, strings.TrimSuffix(reason+": "+detail, ": ")
 	default:
-		return nil, nil, none
+		return found, "", none
 	}
 	if found.Gone {
-		return nil, nil, none
+		return found, "", none
 	}
-	f, err := p.store.Open(found.File)
+	return found, remark, nil
+}
+
+// open opens and scans the file of a row.
+func (p *Pipeline) open(in spool.Instance) (*dcm.Object, io.Closer, error) {
+	f, err := p.store.Open(in.File)
 	if err != nil {
 		return nil, nil, err
 	}
-	o, err := scan(f, found.Offset+found.Size)
+	o, err := scan(f, in.Offset+in.Size)
 	if o == nil {
 		f.Close()
-		return nil, nil, fmt.Errorf("series %q image %d: %w", seriesUID, n, err)
+		return nil, nil, fmt.Errorf("read header of spool file %s: %w", in.File, err)
 	}
 	return o, f, nil
 }

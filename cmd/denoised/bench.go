@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -19,6 +20,7 @@ import (
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/diffusion"
 )
 
 // maxBenchSize bounds --size: an image of 8192 × 8192.
@@ -78,6 +80,7 @@ func newBenchCmd() *cobra.Command {
 		rounds  int
 		cores   int
 		asJSON  bool
+		gpu     gpuBench
 	)
 	cmd := &cobra.Command{
 		Use:   "bench",
@@ -95,11 +98,23 @@ table has the medians. The cases are
 
 Times are medians and the best round; GFLOP/s, shares and ns per pixel are of the
 best round. The share of the peak compares with multiply-adds on registers
-alone, best of the same rounds. N cores compute N slices at once.`,
+alone, best of the same rounds. N cores compute N slices at once.
+
+On a GPU (--backend cuda, or auto where there is one) the cases are
+
+  student, bsn, diffusion
+            one run of each network of the model, for each --batch
+  srds      the sampling of one slice in full: a pair, --steps steps
+  series    slices of the student a second, with that many series at once
+
+The device's time is without copies from and to the host, the whole time with
+them and with as many slices under way as keep it busy. Shares are of what the
+device reaches in multiplying on tensor cores alone and in copying its memory,
+measured first. Kernels are timed one by one.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if backend != "auto" && backend != "cpu" {
-				return fmt.Errorf("bench: backend %q is not in this build; there is cpu", backend)
+			if err := checkBackend("bench", backend); err != nil {
+				return err
 			}
 			if rounds < 1 || cores < 1 || cores > 1024 {
 				return fmt.Errorf("bench: --rounds and --cores must be at least 1, --cores at most 1024")
@@ -108,6 +123,28 @@ alone, best of the same rounds. N cores compute N slices at once.`,
 				if s < 1 || s > maxBenchSize {
 					return fmt.Errorf("bench: --size %d is outside 1 to %d", s, maxBenchSize)
 				}
+			}
+			for _, n := range gpu.batches {
+				if n < 1 || n > maxBenchBatch {
+					return fmt.Errorf("bench: --batch %d is outside 1 to %d", n, maxBenchBatch)
+				}
+			}
+			if gpu.steps < 1 || gpu.steps > diffusion.MaxSteps || gpu.soak < 0 {
+				return fmt.Errorf("bench: --steps must be 1 to %d, --soak not negative", diffusion.MaxSteps)
+			}
+			if len(isas) > 0 && backend != backendCUDA {
+				backend = backendCPU
+			}
+			on, err := useBackend(cmd, backend, cpu.SelectInference)
+			if err != nil {
+				return fmt.Errorf("bench: %w", err)
+			}
+			if on.onGPU() {
+				gpu.model, gpu.sizes, gpu.rounds, gpu.asJSON = model, sizes, rounds, asJSON
+				return errors.Join(gpu.run(cmd, on), on.close())
+			}
+			if gpu.soak > 0 {
+				return errors.New("bench: --soak is for a GPU: use --backend cuda")
 			}
 			if len(isas) == 0 {
 				// Plain Go is twenty times slower: it is timed when it is all there is.
@@ -136,7 +173,10 @@ alone, best of the same rounds. N cores compute N slices at once.`,
 	f := cmd.Flags()
 	f.IntSliceVar(&sizes, "size", []int{256, 320, 512}, "widths and heights of the slices, in pixels")
 	f.StringSliceVar(&isas, "isa", nil, "instruction sets: go, avx2, avx512, avx512bf16, amx (default all assembly of this machine)")
-	f.StringVar(&backend, "backend", "auto", "auto or cpu")
+	backendFlag(cmd, &backend)
+	f.IntSliceVar(&gpu.batches, "batch", []int{1, maxBenchBatch}, "on a GPU: slices in one run")
+	f.IntVar(&gpu.steps, "steps", 20, "on a GPU: steps of a sampling")
+	f.IntVar(&gpu.soak, "soak", 0, "on a GPU: only run so many slices, and fail if memory or handles grow")
 	f.StringVar(&model, "model", models.DefaultName, "model, by name or folder")
 	f.IntVar(&rounds, "rounds", 9, "rounds")
 	f.IntVar(&cores, "cores", runtime.GOMAXPROCS(0), "slices at once in the columns for N cores")

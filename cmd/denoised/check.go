@@ -15,9 +15,9 @@ func newCheckCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "check --config FILE",
-		Short: "Try configuration, ports, disk, model and every destination",
-		Long: `Try everything the configuration names: ports, disk, state folder, model, hot
-folders, and a C-ECHO to every destination. Run it as the service's account;
+		Short: "Try configuration, ports, disk, model, GPU and every destination",
+		Long: `Try everything the configuration names: ports, disk, state folder, model, GPU,
+hot folders, and a C-ECHO to every destination. Run it as the service's account;
 it can be run beside the daemon. Exit code 1 if anything fails.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -26,7 +26,7 @@ it can be run beside the daemon. Exit code 1 if anything fails.`,
 			if err != nil {
 				findings = []daemon.Finding{{What: "configuration", Outcome: daemon.Bad, Detail: err.Error()}}
 			} else {
-				findings = daemon.Check(cmd.Context(), cfg)
+				findings = daemon.Check(cmd.Context(), cfg, workerProgram())
 			}
 			failed := 0
 			for _, f := range findings {

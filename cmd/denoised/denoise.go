@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
@@ -26,6 +25,7 @@ import (
 	"github.com/diffdenoise/denoised/internal/atomicfile"
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/internal/nifti"
+	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/diffusion"
 	"github.com/diffdenoise/denoised/pipeline/derive"
@@ -45,20 +45,51 @@ type denoiseReport struct {
 	Failed    int              `json:"failed"`    // files, copied as they were if that was possible
 	Slices    int              `json:"slices"`    // slices and frames looked at in them
 	Untouched int              `json:"untouched"` // of these, left as they were: no noise was found that can be treated
+	Held      int              `json:"held"`      // of these, left as they were: a quality check held the result back
+	InPart    int              `json:"in_part"`   // of these, denoised in part: the share that a quality check let through
 	Files     []denoisedFile   `json:"files"`
 }
 
 // denoisedFile is one line of the report.
 type denoisedFile struct {
-	In        string  `json:"in"`
-	Out       string  `json:"out,omitempty"`
-	Denoised  bool    `json:"denoised"`
-	Reason    string  `json:"reason,omitempty"` // why it was copied unchanged, or left out
-	Detail    string  `json:"detail,omitempty"`
-	Error     string  `json:"error,omitempty"`
+	In       string `json:"in"`
+	Out      string `json:"out,omitempty"`
+	Denoised bool   `json:"denoised"`
+	Reason   string `json:"reason,omitempty"` // why it was copied unchanged, or left out
+	Detail   string `json:"detail,omitempty"`
+	Error    string `json:"error,omitempty"`
+	tally
+}
+
+// tally is what became of the slices of a file.
+type tally struct {
 	Slices    int     `json:"slices,omitempty"`
-	Untouched int     `json:"untouched,omitempty"` // of Slices
-	Sigma     float64 `json:"sigma,omitempty"`     // median noise over the slices, stored units
+	Untouched int     `json:"untouched,omitempty"` // of Slices, and so are the next two
+	Held      int     `json:"held,omitempty"`
+	InPart    int     `json:"in_part,omitempty"`
+	Remark    string  `json:"remark,omitempty"` // what the quality check said of the worst slice
+	Sigma     float64 `json:"sigma,omitempty"`  // median noise over the slices, stored units
+}
+
+// count counts the results of the slices of a file, in their order.
+func count(results []*models.Result) (t tally) {
+	var checked derive.Checked
+	sigmas := make([]float64, len(results))
+	for i, r := range results {
+		sigmas[i] = r.Sigma
+		why, share := r.Checked()
+		checked.Add(why, share)
+		switch {
+		case why == "" && r.Untouched != "":
+			t.Untouched++
+		case why != "" && share > 0:
+			t.InPart++
+		case why != "":
+			t.Held++
+		}
+	}
+	t.Slices, t.Sigma, t.Remark = len(results), median(sigmas), checked.String()
+	return t
 }
 
 func newDenoiseCmd() *cobra.Command {
@@ -81,11 +112,11 @@ objects with new UIDs in a new series; a NIfTI volume keeps its header, and
 voxels that are not finite (NaN) stay as they are.
 
 The quality high is the full method: blind-spot network, conditional diffusion and
-stabilized sampling. It takes some hundred times as long as fast.
+stabilized sampling. It takes 50 to 100 times as long as fast.
 
 What must not be denoised (colour, phase, maps, compressed pixels, ...) is
 copied unchanged and listed with its reason. The input is never overwritten, and
-a file appears under OUT only when it is complete.`,
+a file appears under OUT only when it is complete; one of the same name is replaced.`,
 		Example: `  denoised denoise series/ --out clean/
   denoised denoise t1.nii.gz --out t1_clean.nii.gz --strength 0.7
   denoised denoise t1.nii.gz --out t1_best.nii.gz --quality high`,
@@ -100,12 +131,16 @@ a file appears under OUT only when it is complete.`,
 				return usagef("denoise: --quality %q; choose fast or high", quality)
 			case steps < 0 || steps > diffusion.MaxSteps || steps > 0 && quality != "high":
 				return usagef("denoise: --steps %d; 1 to %d, with --quality high", steps, diffusion.MaxSteps)
-			case backend == "cuda":
-				return errors.New("denoise: --backend cuda: this program computes on the CPU only; use --backend auto")
-			case backend != "auto" && backend != "cpu":
-				return usagef("denoise: --backend %q; choose auto, cpu or cuda", backend)
 			}
-			m, err := models.Open(findModel(model))
+			if err := checkBackend("denoise", backend); err != nil {
+				return err
+			}
+			on, err := useBackend(cmd, backend, cpu.SelectInference)
+			if err != nil {
+				return fmt.Errorf("denoise: %w", err)
+			}
+			defer on.close()
+			m, err := models.OpenOn(on.GraphBackend, findModel(model))
 			if err != nil {
 				return fmt.Errorf("denoise: open model %s: %w", model, err)
 			}
@@ -113,7 +148,7 @@ a file appears under OUT only when it is complete.`,
 				return fmt.Errorf("denoise: model %s has a network for --quality fast but none for high; use --quality fast", m.Name())
 			}
 			d := &denoiseRun{cmd: cmd, model: m, strength: strength, high: models.HighOptions{Strength: strength, Steps: steps, Seed: seed}, slots: make(chan struct{}, runtime.GOMAXPROCS(0)),
-				report: denoiseReport{Model: derive.ModelInfo{Name: m.Name(), Version: m.Version(), Hash: m.Hash()},
+				report: denoiseReport{Model: derive.ModelInfo{Name: m.Name(), Version: m.Version(), Hash: m.Hash(), Method: method(steps, seed)},
 					Strength: strength, Quality: quality, Files: []denoisedFile{}}}
 			started := time.Now()
 			d.started = started
@@ -137,9 +172,21 @@ a file appears under OUT only when it is complete.`,
 	f.Uint64Var(&seed, "seed", 0, "of the noise that sampling starts from, with --quality high")
 	f.Float64Var(&strength, "strength", 1, "0 (unchanged) to 1 (fully denoised)")
 	f.StringVar(&model, "model", models.DefaultName, "model name or folder")
-	f.StringVar(&backend, "backend", "auto", "auto, cpu or cuda")
+	backendFlag(cmd, &backend)
 	f.BoolVar(&asJSON, "json", false, "print the report as JSON")
 	return cmd
+}
+
+// method tells results of different steps and seeds apart from the daemon's.
+func method(steps int, seed uint64) string {
+	text := models.Revision
+	if steps > 0 && steps != models.DefaultSteps {
+		text += fmt.Sprintf(" steps %d", steps)
+	}
+	if seed != 0 {
+		text += fmt.Sprintf(" seed %d", seed)
+	}
+	return text
 }
 
 // denoiseRun is one call of denoise.
@@ -245,6 +292,8 @@ func (d *denoiseRun) add(f denoisedFile) {
 		d.report.Denoised++
 		d.report.Slices += f.Slices
 		d.report.Untouched += f.Untouched
+		d.report.Held += f.Held
+		d.report.InPart += f.InPart
 	default:
 		d.report.Unchanged++
 	}
@@ -351,7 +400,7 @@ func (d *denoiseRun) object(ctx context.Context, in, out string) denoisedFile {
 		line.Denoised = true
 		return line
 	}
-	line.Slices, line.Untouched, line.Sigma = 0, 0, 0
+	line.tally = tally{}
 	line.Reason, line.Detail = string(verdict.Reason), verdict.Detail
 	if err != nil {
 		line.Error = err.Error()
@@ -389,7 +438,7 @@ func (d *denoiseRun) derive(ctx context.Context, in, out string, line *denoisedF
 	frames := newFrameQueue(ctx, d, o)
 	defer frames.stop()
 	params := derive.Params{Model: d.report.Model, Strength: d.strength, Quality: d.report.Quality,
-		Version: d.cmd.Root().Version, Now: d.started}
+		Version: d.cmd.Root().Version, Now: d.started, Remark: func() string { return remark(frames.results) }}
 	err = atomicfile.Write(out, 0o644, func(w *os.File) error {
 		written, err := derive.Write(w, o, params, frames.next)
 		if err != nil {
@@ -401,30 +450,27 @@ func (d *denoiseRun) derive(ctx context.Context, in, out string, line *denoisedF
 		}
 		return derive.Verify(o, made)
 	})
-	line.Slices, line.Untouched, line.Sigma = len(frames.sigmas), frames.untouched, median(frames.sigmas)
+	line.tally = count(frames.results)
 	return derive.Verdict{}, err
 }
 
 // frameQueue denoises the frames of an object ahead of whoever takes them in
 // order: at most one per core is held.
 type frameQueue struct {
-	d         *denoiseRun
-	o         *dcm.Object
-	ctx       context.Context
-	cancel    context.CancelFunc
-	ahead     []chan frameResult // of frames next … next+len-1
-	sigmas    []float64
-	untouched int
-	start     int // first frame that nobody works on
-	frames    int
-	work      sync.WaitGroup
+	d       *denoiseRun
+	o       *dcm.Object
+	ctx     context.Context
+	cancel  context.CancelFunc
+	ahead   []chan frameResult // of frames next … next+len-1
+	results []*models.Result   // of those that were taken, without their pixels
+	start   int                // first frame that nobody works on
+	frames  int
+	work    sync.WaitGroup
 }
 
 type frameResult struct {
-	pixels    []float32
-	sigma     float64
-	untouched bool
-	err       error
+	*models.Result
+	err error
 }
 
 func newFrameQueue(ctx context.Context, d *denoiseRun, o *dcm.Object) *frameQueue {
@@ -448,11 +494,8 @@ func (q *frameQueue) next(i int) ([]float32, error) {
 	if r.err != nil {
 		return nil, fmt.Errorf("frame %d: %w", i, r.err)
 	}
-	q.sigmas = append(q.sigmas, r.sigma)
-	if r.untouched {
-		q.untouched++
-	}
-	return r.pixels, nil
+	q.results = append(q.results, &models.Result{Sigma: r.Sigma, Untouched: r.Untouched, Gate: r.Gate})
+	return r.Pixels, nil
 }
 
 func (q *frameQueue) frame(i int) frameResult {
@@ -461,16 +504,22 @@ func (q *frameQueue) frame(i int) frameResult {
 		return frameResult{err: err}
 	}
 	r, err := q.d.slice(q.ctx, models.Image{Width: f.Width, Height: f.Height, Pixels: f.Pixels, Skip: f.Skip})
-	if err != nil {
-		return frameResult{err: err}
-	}
-	return frameResult{pixels: r.Pixels, sigma: r.Sigma, untouched: r.Untouched != ""}
+	return frameResult{r, err}
 }
 
 // stop ends what is still being worked on.
 func (q *frameQueue) stop() {
 	q.cancel()
 	q.work.Wait()
+}
+
+// remark is what a derived object says of what the quality check did to its frames.
+func remark(results []*models.Result) string {
+	var checked derive.Checked
+	for _, r := range results {
+		checked.Add(r.Checked())
+	}
+	return checked.Remark()
 }
 
 // slice denoises one slice when a core is free.
@@ -500,8 +549,7 @@ func (d *denoiseRun) volume(ctx context.Context, in, out string) error {
 		return err
 	}
 	n := v.Slices()
-	sigmas := make([]float64, n)
-	var untouched atomic.Int64
+	results := make([]*models.Result, n)
 	bar := newDenoiseProgress(d.cmd.ErrOrStderr(), n, "slices")
 	defer bar.done()
 	g, ctx := errgroup.WithContext(ctx)
@@ -516,10 +564,7 @@ func (d *denoiseRun) volume(ctx context.Context, in, out string) error {
 			if err != nil {
 				return fmt.Errorf("slice %d of volume %d: %w", k%v.Depth, k/v.Depth, err)
 			}
-			sigmas[k] = r.Sigma
-			if r.Untouched != "" {
-				untouched.Add(1)
-			}
+			results[k] = &models.Result{Sigma: r.Sigma, Untouched: r.Untouched, Gate: r.Gate}
 			bar.step()
 			return v.SetSlice(k, r.Pixels)
 		})
@@ -530,7 +575,7 @@ func (d *denoiseRun) volume(ctx context.Context, in, out string) error {
 	if err := nifti.Write(out, v); err != nil {
 		return err
 	}
-	d.add(denoisedFile{In: in, Out: out, Denoised: true, Slices: n, Untouched: int(untouched.Load()), Sigma: median(sigmas)})
+	d.add(denoisedFile{In: in, Out: out, Denoised: true, tally: count(results)})
 	return nil
 }
 
@@ -575,7 +620,8 @@ func (d *denoiseRun) print(asJSON bool) error {
 		return err
 	}
 	r := &d.report
-	_, err := fmt.Fprintf(out, "%d files denoised (%d slices, %d of them without noise that can be treated: copies), %d unchanged, %d failed, %.1f s\n", r.Denoised, r.Slices, r.Untouched, r.Unchanged, r.Failed, r.Seconds)
+	_, err := fmt.Fprintf(out, "%d files denoised (%d slices; copies of %d without noise that can be treated and %d that the quality check held back, %d in part), %d unchanged, %d failed, %.1f s\n",
+		r.Denoised, r.Slices, r.Untouched, r.Held, r.InPart, r.Unchanged, r.Failed, r.Seconds)
 	return err
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/eval"
 	"github.com/diffdenoise/denoised/models/simulate"
@@ -31,6 +32,7 @@ const (
 type evaluation struct {
 	data, out, model    string
 	quality, rows       string
+	backend             string
 	slices, repetitions int
 	shrink              int
 	seed                uint64
@@ -80,6 +82,9 @@ Kinds of noise for --rows:
 			case o.repetitions < 1 || o.repetitions > maxEvalRepetitions:
 				return usagef("eval: --repetitions %d is outside 1 to %d", o.repetitions, maxEvalRepetitions)
 			}
+			if err := checkBackend("eval", o.backend); err != nil {
+				return err
+			}
 			if err := o.run(cmd); err != nil {
 				return fmt.Errorf("eval %s: %w", o.data, err)
 			}
@@ -96,6 +101,7 @@ Kinds of noise for --rows:
 	f.IntVar(&o.repetitions, "repetitions", 3, "repetitions of each slice that are scored")
 	f.IntVar(&o.shrink, "shrink", 1, "make slices smaller by this factor before noise is added, for grainy images")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of the simulated noise and of high")
+	backendFlag(cmd, &o.backend)
 	f.BoolVar(&o.asJSON, "json", false, "print the report as JSON")
 	return cmd
 }
@@ -106,7 +112,12 @@ func (o *evaluation) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	m, err := models.Open(findModel(o.model))
+	on, err := useBackend(cmd, o.backend, cpu.SelectInference)
+	if err != nil {
+		return err
+	}
+	defer on.close()
+	m, err := models.OpenOn(on.GraphBackend, findModel(o.model))
 	if err != nil {
 		return fmt.Errorf("open model %s: %w", o.model, err)
 	}

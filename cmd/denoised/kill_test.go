@@ -26,6 +26,7 @@ import (
 // program is the real daemon as a process of its own.
 type program struct {
 	t           *testing.T
+	path        string // of the program
 	config      string
 	dicom, http string
 	cmd         *exec.Cmd
@@ -36,7 +37,11 @@ type program struct {
 func newProgram(t *testing.T, archive net.Addr) *program {
 	t.Helper()
 	dir := t.TempDir()
-	p := &program{t: t, config: filepath.Join(dir, "c.yaml"), dicom: freeAddress(t), http: freeAddress(t)}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &program{t: t, path: self, config: filepath.Join(dir, "c.yaml"), dicom: freeAddress(t), http: freeAddress(t)}
 	text := fmt.Sprintf(`state_dir: %s
 dicom: {listen: %q}
 http: {listen: %q}
@@ -66,12 +71,8 @@ func freeAddress(t *testing.T) string {
 // start starts a process and does not wait for it to be ready.
 func (p *program) start() {
 	p.t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		p.t.Fatal(err)
-	}
 	p.log = &bytes.Buffer{}
-	p.cmd = exec.Command(self, "serve", "--config", p.config)
+	p.cmd = exec.Command(p.path, "serve", "--config", p.config)
 	p.cmd.Env = append(os.Environ(), asProgram+"=1")
 	p.cmd.Stderr, p.cmd.Stdout = p.log, p.log
 	if err := p.cmd.Start(); err != nil {

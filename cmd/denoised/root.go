@@ -23,7 +23,7 @@ and archive.`,
 	root.AddCommand(
 		newDemoCmd(), newServeCmd(), newCheckCmd(), newStatusCmd(), newFlagCmd(), newRetryCmd(),
 		newEchoCmd(), newSendCmd(), newVersionCmd(),
-		newDenoiseCmd(), newEvalCmd(), newTrainCmd(), newBenchCmd(), newModelCmd(), newServiceCmd(),
+		newDenoiseCmd(), newEvalCmd(), newTrainCmd(), newBenchCmd(), newModelCmd(), newServiceCmd(), newWorkerCmd(),
 	)
 	return root
 }

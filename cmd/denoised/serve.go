@@ -45,7 +45,7 @@ to standard error, one JSON object a line, or as text on a terminal.`,
 			b := thisBuild()
 			log.Info("denoised starts; research use only, not a medical device", zap.String("version", b.Version), zap.String("revision", b.Revision),
 				zap.String("config", cfg.Path), zap.Int64("memory_limit", daemon.LimitMemory()))
-			d, err := daemon.New(cfg, daemon.WithLogger(log, level), daemon.WithVersion(b.Version))
+			d, err := daemon.New(cfg, daemon.WithLogger(log, level), daemon.WithVersion(b.Version), daemon.WithWorker(workerProgram()))
 			if err != nil {
 				return err
 			}

@@ -35,7 +35,7 @@ bring the same unit, account and configuration by themselves.`,
 	cmd.PersistentFlags().StringVar(&root, "root", "", "work on the system below this folder and run nothing (for images and tests)")
 
 	installer := func(cmd *cobra.Command) *serviceInstaller {
-		return &serviceInstaller{root: root, out: cmd.OutOrStdout(), run: runCommand}
+		return &serviceInstaller{root: root, cuda: hasCUDA, out: cmd.OutOrStdout(), run: runCommand}
 	}
 	cmd.AddCommand(
 		&cobra.Command{
@@ -74,6 +74,7 @@ bring the same unit, account and configuration by themselves.`,
 // only handles files: no account is made and systemd is not told.
 type serviceInstaller struct {
 	root string
+	cuda bool // the program can use a GPU, for which the service must be allowed more
 	out  io.Writer
 	run  func(ctx context.Context, name string, args ...string) ([]byte, error)
 }
@@ -132,7 +133,20 @@ func (s *serviceInstaller) install(ctx context.Context, program string) error {
 	if err := s.copyProgram(program); err != nil {
 		return fmt.Errorf("install service: %w", err)
 	}
-	for _, f := range packaging.Files("/etc") {
+	files := packaging.Files("/etc")
+	cuda := packaging.CUDA("/etc")
+	if s.cuda {
+		files = append(files, cuda)
+	} else if _, err := os.Stat(s.path(filepath.Join(filepath.Dir(localBinary), cudaProgram))); errors.Is(err, fs.ErrNotExist) {
+		// Of an earlier program; what nothing can use any more stays locked.
+		switch err := os.Remove(s.path(cuda.Path)); {
+		case err == nil:
+			fmt.Fprintf(s.out, "%-12s %s\n", "removed", cuda.Path)
+		case !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("install service: %w", err)
+		}
+	}
+	for _, f := range files {
 		data := bytes.ReplaceAll(f.Data, []byte("="+packaging.BinaryPath+" "), []byte("="+localBinary+" "))
 		done, err := s.write(f, data)
 		if err != nil {
@@ -235,7 +249,7 @@ func (s *serviceInstaller) uninstall(ctx context.Context) error {
 			return fmt.Errorf("uninstall service: %w", err)
 		}
 	}
-	gone := []string{localBinary}
+	gone := []string{localBinary, packaging.CUDA("/etc").Path}
 	for _, f := range files {
 		if f.Config {
 			fmt.Fprintf(s.out, "%-12s %s\n", "kept", f.Path)
@@ -244,7 +258,11 @@ func (s *serviceInstaller) uninstall(ctx context.Context) error {
 		gone = append(gone, f.Path)
 	}
 	for _, path := range gone {
-		if err := os.Remove(s.path(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err := os.Remove(s.path(path))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("uninstall service: %w", err)
 		}
 		fmt.Fprintf(s.out, "%-12s %s\n", "removed", path)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,6 +27,56 @@ func runService(t *testing.T, root string, verb string) (string, error) {
 	cmd.SilenceUsage, cmd.SilenceErrors = true, true
 	err := cmd.ExecuteContext(t.Context())
 	return out.String(), err
+}
+
+// TestServiceInstallCUDA: the build that can use a GPU brings what the service must be allowed for it.
+func TestServiceInstallCUDA(t *testing.T) {
+	const path = "/etc/systemd/system/denoised.service.d/cuda.conf"
+	for _, cuda := range []bool{false, true} {
+		root := t.TempDir()
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		s := &serviceInstaller{root: root, cuda: cuda, out: &out}
+		if err := s.install(t.Context(), self); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(root, path)); (err == nil) != cuda {
+			t.Errorf("cuda %v: %v", cuda, err)
+		}
+		if cuda && !strings.Contains(readUnder(t, root, path), "DeviceAllow=char-nvidia* rw") {
+			t.Error("the card is not allowed")
+		}
+		if err := s.uninstall(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(root, path)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("after the end: %v", err)
+		}
+	}
+	// The other program over it: the card is closed again, unless something beside can use it.
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, beside := range []bool{false, true} {
+		s := &serviceInstaller{root: t.TempDir(), cuda: true, out: io.Discard}
+		if err := s.install(t.Context(), self); err != nil {
+			t.Fatal(err)
+		}
+		if beside {
+			write(t, s.path("/usr/local/bin/denoised-cuda"), nil)
+		}
+		s.cuda = false
+		if err := s.install(t.Context(), self); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(s.path(path)); (err == nil) != beside {
+			t.Errorf("denoised-cuda beside %v: %v", beside, err)
+		}
+	}
 }
 
 func TestServiceInstall(t *testing.T) {

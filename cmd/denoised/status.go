@@ -151,6 +151,9 @@ func highProgress(h *pipeline.HighStatus) string {
 	if h.Images > 0 && h.State != pipeline.HighNotPossible {
 		text += fmt.Sprintf(" %d/%d", h.Done, h.Images)
 	}
+	if r := h.Remarks(); r != "" {
+		text += ", " + r
+	}
 	if n := h.Now; n != nil && n.Steps > 0 {
 		text += fmt.Sprintf(", step %d/%d", n.Step, n.Steps)
 	}
@@ -168,6 +171,9 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 	fmt.Fprintf(out, "%s (version %s, model %s, up %v, disk %.0f %% full)\n", state, s.Version, s.Model, time.Since(s.Started).Round(time.Second), 100*s.DiskUsed)
 	for _, p := range s.Problems {
 		fmt.Fprintf(out, "  ! %s\n", p)
+	}
+	if s.Worker != nil {
+		fmt.Fprintf(out, "GPU: %s\n", plain(s.Worker.String()))
 	}
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	age := func(q web.Queue) string {
@@ -211,8 +217,8 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 			forwarded = append(forwarded, text)
 		}
 		denoised := strconv.FormatInt(r.Denoised, 10)
-		if n := r.Reasons["unchanged"]; n > 0 {
-			denoised += fmt.Sprintf(" (%d unchanged)", n)
+		if text := r.Remarks(); text != "" {
+			denoised += " (" + text + ")"
 		}
 		quality := r.Quality
 		if r.High != nil {

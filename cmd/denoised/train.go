@@ -23,6 +23,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/diffdenoise/denoised/internal/atomicfile"
+	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/safetensors"
@@ -53,15 +54,7 @@ const (
 const skipExcluded = "excluded"
 
 // trainer is train.Run; tests have a quicker one.
-type trainer func(ctx context.Context, set *train.Set, c train.Config) (*train.Result, error)
-
-func runTrainer(ctx context.Context, set *train.Set, c train.Config) (*train.Result, error) {
-	backend, err := cpu.Select()
-	if err != nil {
-		return nil, err
-	}
-	return train.Run(ctx, backend, set, c)
-}
+type trainer func(ctx context.Context, on kernels.GraphBackend, set *train.Set, c train.Config) (*train.Result, error)
 
 // training is one call of train.
 type training struct {
@@ -89,6 +82,8 @@ type trainRun struct {
 	Data    []string `json:"data"`
 	Exclude []string `json:"exclude,omitempty"`
 	Memory  int      `json:"memory_mib"`
+	// Backends are what it was computed on so far.
+	Backends []string `json:"backends,omitempty"`
 	// Fingerprint is that of the slices.
 	Fingerprint string    `json:"fingerprint"`
 	Began       time.Time `json:"began"`
@@ -108,7 +103,7 @@ type trainReport struct {
 	Seconds float64        `json:"seconds"` // of this call
 }
 
-func newTrainCmd() *cobra.Command { return trainCmd(runTrainer) }
+func newTrainCmd() *cobra.Command { return trainCmd(train.Run) }
 
 func trainCmd(run trainer) *cobra.Command {
 	o := &training{run: run}
@@ -126,13 +121,14 @@ grey PNG images, one of them, or the state_dir of a daemon, whose originals are
 then read, also while it runs. Give --data several times for several folders.
 What cannot be used is left out and listed with its reason.
 
-Three networks are trained one after the other: a blind-spot network, a diffusion
-network, and the student of the daily work, which learns from both. The model is
-then in model under --out: try it with denoised denoise --model or denoised eval
+Three networks are trained one after the other: a blind-spot network, the student of
+the daily work, and a diffusion network that counts from what the student finds. The
+model is then in model under --out: try it with denoised denoise --model or denoised eval
 --model, and put it into service with denoised model install.
 
 Training can be stopped at any time (Ctrl-C) and goes on with --resume, with the
-same result as without the break. See docs/training.md.`,
+same result as without the break; also on another --backend, but for rounding.
+See docs/training.md.`,
 		Example: `  denoised train --data volumes/ --out trained/ --preset tiny
   denoised train --data /var/lib/denoised --out trained/ --time 8h
   denoised train --data volumes/ --out trained/ --resume`,
@@ -148,16 +144,15 @@ same result as without the break. See docs/training.md.`,
 				return usagef("train: --stage %q; choose %s or %s", o.stage, strings.Join(train.Stages, ", "), train.StageAll)
 			case !slices.Contains(presets, o.preset):
 				return usagef("train: --preset %q; choose %s", o.preset, strings.Join(presets, ", "))
-			case o.backend == "cuda":
-				return errors.New("train: --backend cuda: this program computes on the CPU only; use --backend auto")
-			case o.backend != "auto" && o.backend != "cpu":
-				return usagef("train: --backend %q; choose auto, cpu or cuda", o.backend)
 			case o.limit < 0:
 				return usagef("train: --time %v is negative", o.limit)
 			case o.workers < 0 || o.workers > 1024:
 				return usagef("train: --workers %d is outside 0 to 1024", o.workers)
 			case o.memory < 1 || o.memory > 1<<20:
 				return usagef("train: --memory %d MiB is outside 1 to %d", o.memory, 1<<20)
+			}
+			if err := checkBackend("train", o.backend); err != nil {
+				return err
 			}
 			if o.name != "" {
 				if err := models.CheckName(o.name); err != nil {
@@ -180,7 +175,7 @@ same result as without the break. See docs/training.md.`,
 	f.StringVarP(&o.out, "out", "o", "", "folder of checkpoints, log, report and model (required)")
 	f.StringVar(&o.stage, "stage", train.StageAll, "bsn, student, diffusion or all")
 	f.StringVar(&o.preset, "preset", "default", strings.Join(presets, ", "))
-	f.StringVar(&o.backend, "backend", "auto", "auto, cpu or cuda")
+	backendFlag(cmd, &o.backend)
 	f.BoolVar(&o.resume, "resume", false, "go on with the training in --out")
 	f.DurationVar(&o.limit, "time", 0, "stop after this time, to be resumed (default: when it is finished)")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of everything random")
@@ -201,6 +196,11 @@ func (o *training) do(ctx context.Context) error {
 		ctx = context.Background()
 	}
 	began := time.Now()
+	on, err := useBackend(o.cmd, o.backend, cpu.Select)
+	if err != nil {
+		return err
+	}
+	defer on.close()
 	card, err := o.readCard()
 	if err != nil {
 		return err
@@ -210,6 +210,12 @@ func (o *training) do(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	if now := on.Name(); !slices.Contains(run.Backends, now) {
+		if len(run.Backends) > 0 {
+			fmt.Fprintf(o.cmd.ErrOrStderr(), "computed on %s so far, from here on on %s: the result is not to the bit that of either alone\n", strings.Join(run.Backends, " and "), now)
+		}
+		run.Backends = append(run.Backends, now)
+	}
 	set, err := o.readData(ctx, run)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -231,7 +237,7 @@ func (o *training) do(ctx context.Context) error {
 	}
 	bar := newTrainProgress(o.cmd.ErrOrStderr())
 	c.Progress = bar.step
-	result, err := o.run(ctx, set, c)
+	result, err := o.run(ctx, on.GraphBackend, set, c)
 	bar.done()
 	if err != nil {
 		if reported := o.report(ctx, run, set, nil); reported != nil {
@@ -282,10 +288,10 @@ func (o *training) takeOut() (run *trainRun, unlock func(), err error) {
 	}
 	lock, err := spool.Lock(filepath.Join(o.out, trainLockFile))
 	switch {
-	case errors.Is(err, fs.ErrPermission):
-		return nil, nil, fmt.Errorf("write to --out: %w", err)
+	case errors.Is(err, spool.ErrLocked):
+		return nil, nil, fmt.Errorf("another training uses --out %s: wait for it, or choose another folder", o.out)
 	case err != nil:
-		return nil, nil, fmt.Errorf("another training uses --out %s (%w)", o.out, errors.Unwrap(err))
+		return nil, nil, fmt.Errorf("write to --out: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -508,7 +514,8 @@ func parameters(f *safetensors.File) (n int) {
 
 // Texts of cards.
 const (
-	trainMethod = "self-supervised, from noisy images alone: a blind-spot network, conditional diffusion on recorrupted pairs, and a student that learns from both (docs/training.md)"
+	trainMethod = "self-supervised, from noisy images alone: a blind-spot network, a student on recorrupted pairs, and conditional diffusion that counts from the student's result (docs/training.md)"
+	trainDistil = "; the student then learned from what the other networks made of the training images"
 	trainNoise  = "zero mean, its strength estimated for every pixel and its correlation for the slice, on the grid that was measured; magnitude images may be Rician"
 	trainLimits = "For research use, on images like those it was trained on."
 )
@@ -541,6 +548,9 @@ func (o *training) fill(c models.Card, run *trainRun, set *train.Set, stages []m
 	t := &c.Training
 	if t.Method == "" {
 		t.Method = trainMethod
+		if o.distil {
+			t.Method += trainDistil
+		}
 	}
 	if t.Noise == "" {
 		t.Noise = trainNoise
@@ -549,7 +559,7 @@ func (o *training) fill(c models.Card, run *trainRun, set *train.Set, stages []m
 		t.Data = []models.DataSet{{Name: fmt.Sprintf("%d slices of %d volumes", set.Summary.Slices, set.Summary.Volumes), Source: "of the site", Licence: "not stated"}}
 	}
 	t.Preset, t.Seed, t.Fingerprint = run.Preset, int64(run.Seed), run.Fingerprint
-	t.Version, t.Commit = run.Version, run.Commit
+	t.Version, t.Commit, t.Backends = run.Version, run.Commit, run.Backends
 	t.Stages, t.Seconds = stages, 0
 	for _, s := range stages {
 		t.Seconds += s.Seconds

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/nifti"
 	"github.com/diffdenoise/denoised/internal/phantom"
+	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/safetensors"
 	"github.com/diffdenoise/denoised/models/train"
@@ -32,7 +34,7 @@ type quick struct {
 	err   error // after one entry in the log
 }
 
-func (q *quick) run(ctx context.Context, set *train.Set, c train.Config) (*train.Result, error) {
+func (q *quick) run(ctx context.Context, _ kernels.GraphBackend, set *train.Set, c train.Config) (*train.Result, error) {
 	q.calls, q.sets = append(q.calls, c), append(q.sets, set)
 	r := &train.Result{Networks: map[string]*safetensors.File{}}
 	for _, name := range train.Stages {
@@ -175,7 +177,7 @@ func TestTrain(t *testing.T) {
 func TestTrainResume(t *testing.T) {
 	q := &quick{t: t, err: fmt.Errorf("bsn: %w: 10 of 600 done", train.ErrStopped)}
 	data, out := volumes(t, 3), filepath.Join(t.TempDir(), "out")
-	args := []string{"--data", data, "--out", out, "--preset", "tiny"}
+	args := []string{"--data", data, "--out", out, "--preset", "tiny", "--backend", "cpu"}
 	_, _, err := q.train(append(args, "--time", "1h")...)
 	wantError(t, "stopped", err, "go on with the same command and --resume")
 	if d := time.Until(q.calls[0].Deadline); d < 50*time.Minute || d > time.Hour {
@@ -203,18 +205,36 @@ func TestTrainResume(t *testing.T) {
 	q.err = fmt.Errorf("write checkpoint: %w", syscall.ENOSPC)
 	_, _, err = q.train(append(args, "--resume")...)
 	wantError(t, "a full disk", err, "no space left on device; what was trained until the last checkpoint")
+	// As if it had been begun on a card.
+	run, err := readTrainRun(filepath.Join(out, "run.json"))
+	if err != nil || len(run.Backends) != 1 || !strings.HasPrefix(run.Backends[0], "cpu/") {
+		t.Fatalf("%+v, %v", run, err)
+	}
+	backends := []string{"cuda/sm_89", run.Backends[0]}
+	run.Backends = backends[:1]
+	if err := writeJSON(filepath.Join(out, "run.json"), run); err != nil {
+		t.Fatal(err)
+	}
 	q.err = nil
 	q.calls, q.sets = q.calls[:1], q.sets[:1]
-	if _, _, err = q.train(append(args, "--resume")...); err != nil || !q.calls[1].Resume || q.sets[1].Fingerprint() != q.sets[0].Fingerprint() {
+	_, stderr, err := q.train(append(args, "--resume")...)
+	if err != nil || !q.calls[1].Resume || q.sets[1].Fingerprint() != q.sets[0].Fingerprint() {
 		t.Errorf("resumed: %v, %+v", err, q.calls[len(q.calls)-1])
 	}
-	if _, err := models.Open(filepath.Join(out, "model")); err != nil {
-		t.Error(err)
+	if want := "computed on cuda/sm_89 so far, from here on on " + backends[1]; !strings.Contains(stderr, want) {
+		t.Errorf("it does not tell %q:\n%s", want, stderr)
+	}
+	m, err := models.Open(filepath.Join(out, "model"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(m.Card.Training.Backends, backends) {
+		t.Errorf("the card names %q, want %q", m.Card.Training.Backends, backends)
 	}
 
 	// --resume where there is nothing begins.
 	fresh := filepath.Join(t.TempDir(), "fresh")
-	_, stderr, err := q.train("--data", data, "--out", fresh, "--preset", "tiny", "--resume", "--stage", "bsn")
+	_, stderr, err = q.train("--data", data, "--out", fresh, "--preset", "tiny", "--resume", "--stage", "bsn")
 	if err != nil || !strings.Contains(stderr, "nothing to resume") {
 		t.Errorf("%v\n%s", err, stderr)
 	}
@@ -307,6 +327,9 @@ func TestTrainRefuses(t *testing.T) {
 		{[]string{"--data", filepath.Join(dir, "foreign"), "--out", filepath.Join(dir, "c")}, "left out: 1 not-an-image", false},
 		{[]string{"--data", data, "--out", filepath.Join(dir, "d"), "--exclude", "head*.nii"}, "left out: 2 excluded", false},
 	} {
+		if hasCUDA && slices.Contains(c.args, "cuda") {
+			continue // what is refused then depends on the machine
+		}
 		_, _, err := q.train(c.args...)
 		wantError(t, strings.Join(c.args, " "), err, c.want)
 		if usage := (*usageError)(nil); errors.As(err, &usage) != c.usage {

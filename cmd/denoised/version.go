@@ -19,10 +19,11 @@ type build struct {
 	Time     string `json:"time,omitempty"`     // of the commit
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
+	CUDA     bool   `json:"cuda"` // can use a GPU
 }
 
 func thisBuild() build {
-	b := build{Version: "devel", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	b := build{Version: "devel", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, CUDA: hasCUDA}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return b
@@ -77,8 +78,12 @@ func newVersionCmd() *cobra.Command {
 				}
 				fmt.Fprintf(out, "commit %s of %s%s\n", b.Revision, b.Time, changed)
 			}
-			fmt.Fprintf(out, "%s %s\n", b.Go, b.Platform)
-			fmt.Fprintf(out, "model %s %s, weights SHA-256 %s\n", m.Name(), m.Version(), m.Hash())
+			with := ""
+			if b.CUDA {
+				with = ", with CUDA"
+			}
+			fmt.Fprintf(out, "%s %s%s\n", b.Go, b.Platform, with)
+			fmt.Fprintf(out, "model %s %s, all networks SHA-256 %s\n", m.Name(), m.Version(), m.Hash())
 			fmt.Fprintln(out, "Research use only: not a medical device.")
 			return nil
 		},

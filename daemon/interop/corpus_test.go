@@ -22,6 +22,7 @@ import (
 // enhanced, not images, and objects broken on purpose. Whatever it is, it is
 // answered, kept, forwarded as it came, and its state is told truthfully.
 func TestCorpus(t *testing.T) {
+	t.Parallel()
 	requirePeers(t)
 	dir := filepath.Join(testdata.Dir(t), "dicom")
 	var files []string

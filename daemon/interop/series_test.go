@@ -53,6 +53,7 @@ func requirePeers(t testing.TB) {
 // TestSeries sends every real series as a scanner does and looks at what came
 // out at the other side.
 func TestSeries(t *testing.T) {
+	t.Parallel()
 	requirePeers(t)
 	dir := filepath.Join(testdata.Dir(t), "dicom", "series")
 	files := dicomFiles(t, dir)

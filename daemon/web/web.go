@@ -14,11 +14,14 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"io/fs"
 	"mime"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,6 +59,7 @@ type Options struct {
 	Listen   string          // the listener's address: its host is a name that requests may use
 
 	heartbeat time.Duration // of event streams; default 15 s. Tests only
+	pause     time.Duration // between two readings of what the page shows; default 1 s. Tests only
 }
 
 // Status says how the daemon is. It holds no patient data.
@@ -65,12 +69,54 @@ type Status struct {
 	Version      string        `json:"version"`
 	Model        string        `json:"model"`
 	Started      time.Time     `json:"started"`
-	DiskUsed     float64       `json:"diskUsed"`   // fraction
-	DiskRefuse   float64       `json:"diskRefuse"` // above it images are refused
+	DiskUsed     float64       `json:"diskUsed"`         // fraction
+	DiskRefuse   float64       `json:"diskRefuse"`       // above it images are refused
+	Worker       *Worker       `json:"worker,omitempty"` // nil: everything is computed in the daemon itself
 	Denoise      Queue         `json:"denoise"`
 	High         High          `json:"high"`
 	Destinations []Destination `json:"destinations"`
 	Errors       []LogLine     `json:"errors"` // last warnings and errors, newest first
+}
+
+// Worker is the process that computes on a GPU. What it cannot do the daemon does on the CPU.
+type Worker struct {
+	State     string `json:"state"` // starting, ready, back-off or off
+	Device    string `json:"device,omitempty"`
+	Compute   string `json:"compute,omitempty"` // its compute capability
+	Driver    string `json:"driver,omitempty"`
+	Memory    int64  `json:"memoryBytes,omitempty"`
+	Free      int64  `json:"freeBytes,omitempty"`
+	Kernels   string `json:"kernels,omitempty"` // the compiled code in use
+	Version   string `json:"version,omitempty"` // of the program
+	PID       int    `json:"pid,omitempty"`
+	Starts    int64  `json:"starts"`
+	Done      int64  `json:"done"`  // runs of a network on the GPU
+	OnCPU     int64  `json:"onCPU"` // and on the CPU instead
+	LastError string `json:"lastError,omitempty"`
+}
+
+// String is a line about the worker.
+func (w Worker) String() string {
+	text := w.State
+	if w.Device != "" {
+		text = w.Device + " " + w.State
+	}
+	if w.State != "ready" {
+		text += ", the CPU does its work"
+	}
+	if w.Free > 0 {
+		text += fmt.Sprintf(", %.1f of %.1f GiB free", float64(w.Free)/(1<<30), float64(w.Memory)/(1<<30))
+	}
+	text += fmt.Sprintf(", %d runs of networks on it, %d on the CPU instead, started ", w.Done, w.OnCPU)
+	if w.Starts == 1 {
+		text += "once"
+	} else {
+		text += fmt.Sprintf("%d times", w.Starts)
+	}
+	if w.LastError != "" {
+		text += "; last error: " + w.LastError
+	}
+	return text
 }
 
 // Queue is what waits for a stage.
@@ -124,6 +170,10 @@ type server struct {
 	page, compare *template.Template
 	streams       chan struct{} // a place for each open stream
 	pictures      chan struct{} // a place for each image being read
+
+	looking sync.Mutex // one reads what the page shows, the others wait for it
+	looked  time.Time  // when the reading of seen began
+	seen    view
 }
 
 // New returns the handler of all paths.
@@ -133,6 +183,9 @@ func New(o Options) http.Handler {
 	}
 	if o.heartbeat == 0 {
 		o.heartbeat = 15 * time.Second
+	}
+	if o.pause == 0 {
+		o.pause = time.Second
 	}
 	s := &server{Options: o, streams: make(chan struct{}, maxStreams), pictures: make(chan struct{}, maxPictures)}
 	s.page = template.Must(template.New("page").Funcs(template.FuncMap{
@@ -209,7 +262,11 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() == nil {
 		s.Logger.Error("request failed", zap.String("path", r.Pattern), zap.Error(err))
 	}
-	s.json(w, http.StatusInternalServerError, problem{"the journal did not answer: see the log"})
+	if errors.Is(err, pipeline.ErrNoSpace) {
+		s.json(w, http.StatusInsufficientStorage, problem{"the disk is full, nothing was recorded: make room, then ask again"})
+		return
+	}
+	s.json(w, http.StatusInternalServerError, problem{"it could not be done: see the log"})
 }
 
 // healthz: the process answers.
@@ -276,7 +333,8 @@ const maxWish = 4 << 10
 // flag says in what quality a series is wanted. The answer is a
 // pipeline.Flagged: 200 for a series that is here, 202 for one that is not yet.
 // 400: not a wish, 409: no more flags for series that are not here, 410: the
-// originals are gone, 413 and 415: body too long or of another type.
+// originals are gone, 413 and 415: body too long or of another type, 507: the disk
+// is full.
 func (s *server) flag(w http.ResponseWriter, r *http.Request) {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		s.json(w, http.StatusUnsupportedMediaType, problem{"send application/json"})
@@ -323,7 +381,8 @@ func (s *server) flag(w http.ResponseWriter, r *http.Request) {
 // numbers; which is original (if not given), fast or high; frame counts from 1. The
 // headers say how many columns, rows and frames there are, how many bits are
 // stored, whether the values are signed, whether small values are shown bright,
-// and the window of the object, if it has one. 404: there is no such image, or it is
+// the window of the object, if it has one, and, percent-encoded, why it is not the
+// plain result of its method, if it is not. 404: there is no such image, or it is
 // not held any more; 422: its pixels cannot be read here.
 func (s *server) pixels(w http.ResponseWriter, r *http.Request) {
 	n, err := strconv.Atoi(r.PathValue("n"))
@@ -355,6 +414,10 @@ func (s *server) pixels(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, pipeline.ErrUnknownSeries):
 		s.json(w, http.StatusNotFound, problem{"no such image"})
 		return
+	case errors.Is(err, fs.ErrNotExist): // removed since it was looked up, or lost
+		s.Logger.Warn("file of an image is not there", zap.Error(err))
+		s.json(w, http.StatusNotFound, problem{"the image is not held any more"})
+		return
 	case errors.Is(err, pipeline.ErrNotShown):
 		s.json(w, http.StatusUnprocessableEntity, problem{err.Error()})
 		return
@@ -372,6 +435,9 @@ func (s *server) pixels(w http.ResponseWriter, r *http.Request) {
 	h.Set("Denoised-Inverse", strconv.FormatBool(p.Inverse))
 	if p.WindowWidth > 0 {
 		h.Set("Denoised-Window", fmt.Sprintf("%g %g", p.WindowCenter, p.WindowWidth))
+	}
+	if p.Remark != "" {
+		h.Set("Denoised-Remark", url.PathEscape(p.Remark))
 	}
 	if _, err := w.Write(p.Pixels); err != nil {
 		s.Logger.Debug("answer", zap.Error(err)) // the client has gone
@@ -465,19 +531,48 @@ type view struct {
 	Series []pipeline.SeriesStatus
 }
 
-func (s *server) index(w http.ResponseWriter, r *http.Request) { s.render(w, r, "page") }
+// look reads what the page shows, at most once in a pause, however many ask. Who asks
+// in between waits for the next reading, so that nobody is shown what was before the
+// event that made him ask; who does not ask for news gets the last one.
+func (s *server) look(ctx context.Context, news bool) (view, error) {
+	after := time.Now()
+	if !news {
+		after = after.Add(-s.pause)
+	}
+	s.looking.Lock()
+	defer s.looking.Unlock()
+	if s.looked.After(after) {
+		return s.seen, nil
+	}
+	t := time.NewTimer(time.Until(s.looked.Add(s.pause)))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+		return view{}, ctx.Err()
+	}
+	at := time.Now()
+	list, err := s.Source.Series(ctx)
+	if err != nil {
+		return view{}, err
+	}
+	s.looked, s.seen = at, view{s.Status(), list}
+	return s.seen, nil
+}
+
+func (s *server) index(w http.ResponseWriter, r *http.Request) { s.render(w, r, "page", false) }
 
 // live is the part of the page that changes.
-func (s *server) live(w http.ResponseWriter, r *http.Request) { s.render(w, r, "live") }
+func (s *server) live(w http.ResponseWriter, r *http.Request) { s.render(w, r, "live", true) }
 
-func (s *server) render(w http.ResponseWriter, r *http.Request, name string) {
-	list, err := s.Source.Series(r.Context())
+func (s *server) render(w http.ResponseWriter, r *http.Request, name string, news bool) {
+	v, err := s.look(r.Context(), news)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	if err := s.page.ExecuteTemplate(w, name, view{s.Status(), list}); err != nil {
+	if err := s.page.ExecuteTemplate(w, name, v); err != nil {
 		s.Logger.Debug("page", zap.Error(err)) // the client has gone
 	}
 }
@@ -519,6 +614,9 @@ func highText(h *pipeline.HighStatus) string {
 	text := strings.ReplaceAll(h.State, "-", " ")
 	if h.Images > 0 && h.State != pipeline.HighNotPossible {
 		text = fmt.Sprintf("%s, %d of %d", text, h.Done, h.Images)
+	}
+	if r := h.Remarks(); r != "" {
+		text += ", " + r
 	}
 	if n := h.Now; n != nil {
 		if n.Steps > 0 {

@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,13 +32,17 @@ type fake struct {
 	list []pipeline.SeriesStatus
 	err  error
 	flag pipeline.Flag // the last one
+	read atomic.Int64  // lists
 
 	mu   sync.Mutex
 	subs map[chan pipeline.Event]bool
 	came chan struct{} // one for each listener
 }
 
-func (f *fake) Series(context.Context) ([]pipeline.SeriesStatus, error) { return f.list, f.err }
+func (f *fake) Series(context.Context) ([]pipeline.SeriesStatus, error) {
+	f.read.Add(1)
+	return f.list, f.err
+}
 
 func (f *fake) SeriesByUID(_ context.Context, uid string) (*pipeline.SeriesStatus, error) {
 	for _, s := range f.list {
@@ -67,6 +74,8 @@ func (f *fake) Flag(_ context.Context, uid string, w pipeline.Flag) (*pipeline.F
 		return nil, pipeline.ErrPurged
 	case uid == "broken":
 		return nil, errors.New("secret detail")
+	case uid == "full":
+		return nil, fmt.Errorf("write flag: secret detail: %w", pipeline.ErrNoSpace)
 	}
 	return &pipeline.Flagged{Series: uid, Quality: w.Quality, Known: uid == "1.2.3"}, nil
 }
@@ -75,6 +84,8 @@ func (f *fake) Picture(_ context.Context, uid string, n int, which string, frame
 	switch {
 	case uid == "broken":
 		return nil, errors.New("secret detail")
+	case uid == "vanished":
+		return nil, fmt.Errorf("open spool file: %w", &fs.PathError{Op: "open", Path: "secret detail", Err: fs.ErrNotExist})
 	case uid != "1.2.3" || n != 2:
 		return nil, fmt.Errorf("image %d: %w", n, pipeline.ErrUnknownSeries)
 	case which == "high", frame > 3:
@@ -82,10 +93,13 @@ func (f *fake) Picture(_ context.Context, uid string, n int, which string, frame
 	}
 	p := &pipeline.Picture{Raster: derive.Raster{Width: 2, Height: 1, Frames: 3, Stored: 12, Signed: which == "original", Pixels: []byte{1, 2, 3, byte(frame)}}}
 	if which == "fast" {
-		p.Inverse, p.WindowCenter, p.WindowWidth = true, 300, 500
+		p.Inverse, p.WindowCenter, p.WindowWidth, p.Remark = true, 300, 500, remark
 	}
 	return p, nil
 }
+
+// remark has what a header cannot hold.
+const remark = "blended: 71 % of the change kept: σ\r\nX-Evil: 1"
 
 func (f *fake) Events() (<-chan pipeline.Event, func()) {
 	c := make(chan pipeline.Event, 4)
@@ -123,11 +137,15 @@ type rig struct {
 }
 
 func start(t *testing.T, heartbeat time.Duration) *rig {
+	return startWith(t, heartbeat, time.Nanosecond)
+}
+
+func startWith(t *testing.T, heartbeat, pause time.Duration) *rig {
 	t.Helper()
 	r := &rig{fake: &fake{subs: map[chan pipeline.Event]bool{}, came: make(chan struct{}, 100)},
 		status: Status{Ready: true, Version: "1.2.3", Model: "m 1", Started: time.Now(), Problems: []string{}}, done: make(chan struct{})}
 	s := httptest.NewServer(New(Options{Source: r.fake, Status: func() Status { return r.status }, Gatherer: prometheus.NewRegistry(), Done: r.done,
-		Listen: "127.0.0.1:8042", heartbeat: heartbeat}))
+		Listen: "127.0.0.1:8042", heartbeat: heartbeat, pause: pause}))
 	r.url, r.client = s.URL, s.Client()
 	t.Cleanup(s.Close)
 	return r
@@ -213,6 +231,7 @@ func TestFlag(t *testing.T) {
 		{"many", "application/json", "", good, 409},
 		{"purged", "application/json", "", good, 410},
 		{"broken", "application/json", "", good, 500},
+		{"full", "application/json", "", good, 507},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+"/api/series/"+c.uid+"/flag", strings.NewReader(c.body))
 		if err != nil {
@@ -294,13 +313,17 @@ func TestPixels(t *testing.T) {
 			h.Get("Denoised-Frames") != "3" || h.Get("Denoised-Bits-Stored") != "12" || h.Get("Cache-Control") != "no-store" || h.Get("Content-Type") != "application/octet-stream" {
 			t.Errorf("%q: %s, %q, %v", query, resp.Status, body, h)
 		}
+		said, err := url.PathUnescape(h.Get("Denoised-Remark"))
+		if (query == "?which=fast") != (said == remark) || (said == "") != (query != "?which=fast") || err != nil || h.Get("X-Evil") != "" {
+			t.Errorf("%q: remark %q, %v", query, said, err)
+		}
 	}
 	if _, body := r.get(t, path+"?frame=3"); body != "\x01\x02\x03\x03" {
 		t.Errorf("frame 3: %q", body)
 	}
 	for path, code := range map[string]int{path + "?which=high": 422, path + "?frame=4": 422, path + "?which=best": 400, path + "?frame=0": 400, path + "?frame=x": 400,
 		"/api/series/1.2.3/instances/0/pixels": 400, "/api/series/1.2.3/instances/x/pixels": 400, "/api/series/1.2.3/instances/-1/pixels": 400,
-		"/api/series/1.2.3/instances/3/pixels": 404, "/api/series/9/instances/2/pixels": 404, "/api/series/broken/instances/2/pixels": 500, "/api/series/1.2.3/instances/99999999999999999999/pixels": 400} {
+		"/api/series/1.2.3/instances/3/pixels": 404, "/api/series/9/instances/2/pixels": 404, "/api/series/broken/instances/2/pixels": 500, "/api/series/vanished/instances/2/pixels": 404, "/api/series/1.2.3/instances/99999999999999999999/pixels": 400} {
 		if resp, body := r.get(t, path); resp.StatusCode != code || strings.Contains(body, "secret") {
 			t.Errorf("%s: %s %.100q", path, resp.Status, body)
 		}
@@ -445,6 +468,39 @@ func TestPage(t *testing.T) {
 		if resp, body := r.get(t, path); resp.StatusCode != 200 || body == "" {
 			t.Errorf("%s: %s", path, resp.Status)
 		}
+	}
+}
+
+// TestManyLookers: however many look at the page, what it shows is read once in a
+// while, and what is shown is not older than the question.
+func TestManyLookers(t *testing.T) {
+	r := startWith(t, 0, 400*time.Millisecond)
+	r.get(t, "/")
+	r.list = []pipeline.SeriesStatus{{UID: "1.2.3", Protocol: "news"}}
+	if _, page := r.get(t, "/part/live"); !strings.Contains(page, "news") {
+		t.Error("what was before the question is shown")
+	}
+	before := r.read.Load()
+	const n = 40
+	var wg sync.WaitGroup
+	for range n {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			resp, err := r.client.Get(r.url + "/part/live")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			if body, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(body), "news") {
+				t.Errorf("%s, %v", resp.Status, err)
+			}
+		}()
+	}
+	wg.Wait()
+	if got := r.read.Load() - before; got > n/4 {
+		t.Errorf("read %d times for %d", got, n)
 	}
 }
 

@@ -12,7 +12,10 @@ import (
 // and gives the folder its name. Where dir is there already, it is an error that
 // wraps fs.ErrExist unless replace is set; then the old folder stays until the new
 // one is in its place. When WriteDir returns nil the new folder and its name are
-// durable. On error dir is what it was and the temporary folder is gone.
+// durable; what was in its place may still be there under a name that begins with
+// ".denoised-" if it could not be removed. On error dir is what it was, where an empty
+// folder counts as none, and the temporary folder is gone. Should the way back fail
+// too, the error says so, dir is the new folder, and the old one stays beside it.
 //
 // Where the system can exchange two names (Linux), dir is one of the two folders
 // at any moment. Elsewhere a crash between two renames leaves the old one under a
@@ -44,9 +47,13 @@ func writeDir(d disk, dir string, replace bool, fill func(tmp string) error) (er
 	if err != nil {
 		return fmt.Errorf("write folder %s: %w", dir, err)
 	}
+	keep := false // what is at tmp now is the old folder
 	defer func() {
+		if err != nil && !keep {
+			err = errors.Join(err, d.RemoveAll(tmp))
+		}
 		if err != nil {
-			err = fmt.Errorf("write folder %s: %w", dir, errors.Join(err, d.RemoveAll(tmp)))
+			err = fmt.Errorf("write folder %s: %w", dir, err)
 		}
 	}()
 	if err := fill(tmp); err != nil {
@@ -67,24 +74,33 @@ func writeDir(d disk, dir string, replace bool, fill func(tmp string) error) (er
 		if err := d.Rename(tmp, dir); err != nil {
 			return err
 		}
-		return d.SyncDir(parent)
+		if err := d.SyncDir(parent); err != nil {
+			return errors.Join(err, d.Rename(dir, tmp))
+		}
+		return nil
 	}
 	// Put what is there where the new folder is.
-	err = d.Exchange(tmp, dir)
-	if errors.Is(err, errors.ErrUnsupported) {
-		err = swap(d, tmp, dir)
-	}
-	if err != nil {
+	if err := exchange(d, tmp, dir); err != nil {
 		return err
 	}
 	if err := d.SyncDir(parent); err != nil {
-		return err
+		back := exchange(d, tmp, dir)
+		keep = back != nil
+		return errors.Join(err, back)
 	}
-	return d.RemoveAll(tmp)
+	// The new folder is in its place for good: what is left of the old one is no failure.
+	_ = d.RemoveAll(tmp)
+	return nil
 }
 
-// swap exchanges two names with three renames.
-func swap(d disk, a, b string) error {
+// exchange swaps two names, with three renames where the system cannot do it at
+// once. After an error both are what they were, unless the error tells of more than
+// one step.
+func exchange(d disk, a, b string) error {
+	err := d.Exchange(a, b)
+	if !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
 	aside := a + ".old"
 	if err := d.Rename(b, aside); err != nil {
 		return err
@@ -92,7 +108,13 @@ func swap(d disk, a, b string) error {
 	if err := d.Rename(a, b); err != nil {
 		return errors.Join(err, d.Rename(aside, b))
 	}
-	return d.Rename(aside, a)
+	if err := d.Rename(aside, a); err != nil {
+		if back := d.Rename(b, a); back != nil {
+			return errors.Join(err, back)
+		}
+		return errors.Join(err, d.Rename(aside, b))
+	}
+	return nil
 }
 
 type osDisk struct{}

@@ -21,6 +21,8 @@ type badDisk struct {
 	n      int // steps until it fails
 	dies   bool
 	dead   bool
+	stays  bool // bad: every step fails from then on, but for removing
+	holds  bool // removes nothing
 	noSwap bool // cannot exchange names
 	names  []string
 }
@@ -31,7 +33,7 @@ func (d *badDisk) step(name string, do func() error) error {
 	}
 	d.names = append(d.names, name)
 	d.n--
-	if d.n == 0 {
+	if d.n == 0 || d.n < 0 && d.stays {
 		if !d.dies {
 			return fmt.Errorf("%s: %w", name, errDisk)
 		}
@@ -63,7 +65,7 @@ func (d *badDisk) Exchange(a, b string) error {
 	return d.step("exchange", func() error { return d.osDisk.Exchange(a, b) })
 }
 func (d *badDisk) RemoveAll(path string) error {
-	if d.dead {
+	if d.dead || d.holds {
 		return errDisk
 	}
 	return d.osDisk.RemoveAll(path)
@@ -171,8 +173,8 @@ func TestWriteFails(t *testing.T) {
 	}
 }
 
-// TestWriteDirFails: whichever step fails, the folder is the old one or the new
-// one, of one piece, and nothing is left behind.
+// TestWriteDirFails: whichever step fails, the folder is the old one, of one piece,
+// and nothing is left behind.
 func TestWriteDirFails(t *testing.T) {
 	for _, noSwap := range []bool{false, true} {
 		for _, old := range []string{"", "old"} {
@@ -200,15 +202,11 @@ func TestWriteDirFails(t *testing.T) {
 				if !errors.Is(err, errDisk) {
 					t.Errorf("%s: %v", where, err)
 				}
-				if got := whole(t, at); got != old && got != "new" {
-					t.Errorf("%s: content %q", where, got)
-				}
-				late := d.names[n-1] == "sync folder" || noSwap && old != "" && n == 5 // after the new one has its name
-				if got := whole(t, at); !late && got != old {
+				if got := whole(t, at); got != old {
 					t.Errorf("%s: content %q, want the old one", where, got)
 				}
 				for _, name := range list(t, dir) {
-					if name != "m" && !(noSwap && strings.HasSuffix(name, ".old")) {
+					if name != "m" {
 						t.Errorf("%s: left behind %q", where, name)
 					}
 				}
@@ -217,17 +215,63 @@ func TestWriteDirFails(t *testing.T) {
 	}
 }
 
+// oldFolder makes a folder with the content "old" in a folder of its own.
+func oldFolder(t *testing.T) (dir, at string) {
+	t.Helper()
+	dir = t.TempDir()
+	at = filepath.Join(dir, "m")
+	if err := os.Mkdir(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	put(t, at, "old")
+	return dir, at
+}
+
+// TestWriteDirNoWayBack: when the step fails and going back fails too, the old folder
+// is still somewhere.
+func TestWriteDirNoWayBack(t *testing.T) {
+	for _, noSwap := range []bool{false, true} {
+		for n := 1; ; n++ {
+			dir, at := oldFolder(t)
+			d := &badDisk{n: n, noSwap: noSwap, stays: true}
+			err := writeDir(d, at, true, func(tmp string) error { put(t, tmp, "new"); return nil })
+			if d.n > 0 {
+				break
+			}
+			if !errors.Is(err, errDisk) {
+				t.Errorf("step %d (%q): %v", n, d.names, err)
+			}
+			found := false
+			for _, name := range list(t, dir) {
+				found = found || whole(t, filepath.Join(dir, name)) == "old"
+			}
+			if !found {
+				t.Errorf("noSwap %v, step %d (%q): the old folder is gone, left are %q", noSwap, n, d.names, list(t, dir))
+			}
+		}
+	}
+}
+
+// TestWriteDirLeftover: an old folder that cannot be removed does not make a
+// success a failure.
+func TestWriteDirLeftover(t *testing.T) {
+	dir := t.TempDir()
+	at := filepath.Join(dir, "m")
+	if err := os.Mkdir(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	put(t, at, "old")
+	if err := writeDir(&badDisk{holds: true}, at, true, func(tmp string) error { put(t, tmp, "new"); return nil }); err != nil || whole(t, at) != "new" {
+		t.Errorf("%v, %q", err, whole(t, at))
+	}
+}
+
 // TestWriteDirCrash: at whichever step the machine stops, the folder is the old
 // one or the new one; without exchange of names the old one is beside it.
 func TestWriteDirCrash(t *testing.T) {
 	for _, noSwap := range []bool{false, true} {
 		for n := 1; ; n++ {
-			dir := t.TempDir()
-			at := filepath.Join(dir, "m")
-			if err := os.Mkdir(at, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			put(t, at, "old")
+			dir, at := oldFolder(t)
 			d := &badDisk{n: n, dies: true, noSwap: noSwap}
 			_ = writeDir(d, at, true, func(tmp string) error { put(t, tmp, "new"); return nil })
 			if d.n > 0 {

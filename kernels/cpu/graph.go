@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/kernels/arena"
 )
 
 // tensor says where a value lies in the memory of a sweep: rows of pixels, channels
@@ -203,7 +204,7 @@ type plan struct {
 func (n *graph) newPlan(h, w int, training bool) *plan {
 	p := &plan{graph: n, h: h, w: w, values: make([]tensor, len(n.Nodes)), joined: make([]tensor, len(n.Nodes))}
 	p.dvalues, p.djoined = make([]tensor, len(n.Nodes)), make([]tensor, len(n.Nodes))
-	var free freeList
+	free := arena.List{Align: 16}
 	for i := range n.Nodes {
 		node := &n.Nodes[i]
 		nh, nw := node.Size(h, w)
@@ -212,14 +213,14 @@ func (n *graph) newPlan(h, w int, training bool) *plan {
 			border = 0
 		}
 		p.values[i] = newTensor(nh, nw, node.Channels, n.stride(i), border)
-		free.take(&p.values[i])
+		p.values[i].take(&free)
 		if n.joins(i) {
 			if node.Conv.Size == 2 {
 				nh, nw = 2*nh, 2*nw
 			}
 			c := n.sets[n.set[i]].in
 			p.joined[i] = newTensor(nh, nw, c, n.sourceStride(i), border)
-			free.take(&p.joined[i])
+			p.joined[i].take(&free)
 		}
 		if training {
 			d := &p.dvalues[i]
@@ -233,62 +234,25 @@ func (n *graph) newPlan(h, w int, training bool) *plan {
 			continue
 		}
 		if n.joins(i) {
-			free.give(&p.joined[i])
+			p.joined[i].give(&free)
 		}
 		for v := range i + 1 {
 			if n.last[v] <= i && p.values[v].allocated {
-				free.give(&p.values[v])
+				p.values[v].give(&free)
 			}
 		}
 	}
-	p.floats = free.end
+	p.floats = free.End()
 	return p
 }
 
-// freeList hands out pieces of a memory that grows as needed.
-type freeList struct {
-	pieces []piece // free ones, in order, never adjacent
-	end    int
-}
+// take places t in the memory that l lays out.
+func (t *tensor) take(l *arena.List) { t.at, t.allocated = l.Take(t.floats), true }
 
-type piece struct{ at, floats int }
-
-func (f *freeList) take(t *tensor) {
-	t.allocated = true
-	want := roundUp(t.floats, 16)
-	for i := range f.pieces {
-		if p := &f.pieces[i]; p.floats >= want {
-			t.at = p.at
-			p.at += want
-			if p.floats -= want; p.floats == 0 {
-				f.pieces = append(f.pieces[:i], f.pieces[i+1:]...)
-			}
-			return
-		}
-	}
-	if n := len(f.pieces); n > 0 && f.pieces[n-1].at+f.pieces[n-1].floats == f.end {
-		t.at = f.pieces[n-1].at
-		f.pieces = f.pieces[:n-1]
-	} else {
-		t.at = f.end
-	}
-	f.end = t.at + want
-}
-
-func (f *freeList) give(t *tensor) {
+// give lets others have the place of t.
+func (t *tensor) give(l *arena.List) {
 	t.allocated = false
-	p := piece{t.at, roundUp(t.floats, 16)}
-	i := 0
-	for i < len(f.pieces) && f.pieces[i].at < p.at {
-		i++
-	}
-	f.pieces = append(f.pieces[:i], append([]piece{p}, f.pieces[i:]...)...)
-	for j := len(f.pieces) - 1; j > 0; j-- {
-		if a := &f.pieces[j-1]; a.at+a.floats == f.pieces[j].at {
-			a.floats += f.pieces[j].floats
-			f.pieces = append(f.pieces[:j], f.pieces[j+1:]...)
-		}
-	}
+	l.Give(t.at, t.floats)
 }
 
 // sweep is the memory of one sample's run.

@@ -107,10 +107,31 @@ func graphCases() []graphCase {
 	)
 }
 
-// RunGraphs holds a GraphBackend to a float64 reference: every operation forward,
-// gradients against finite differences of the reference, batches against single
-// samples, and training steps against AdamW written out.
+// RunGraphs holds a GraphBackend to a float64 reference, in RunPrograms and RunTraining.
 func RunGraphs(t *testing.T, b kernels.GraphBackend, tol Tolerance) {
+	t.Run("programs", func(t *testing.T) { RunPrograms(t, b, tol) })
+	t.Run("training", func(t *testing.T) { RunTraining(t, b, tol) })
+}
+
+// RunPrograms is the part of RunGraphs that only runs graphs: every operation, on batches
+// of samples that differ, and the refusal of what does not fit.
+func RunPrograms(t *testing.T, b kernels.GraphBackend, tol Tolerance) {
+	eachGraph(t, func(t *testing.T, g *kernels.Graph, c graphCase) { checkProgram(t, b, g, c, tol) })
+	t.Run("refusals", func(t *testing.T) { checkProgramRefusals(t, b) })
+}
+
+// RunTraining is the part of RunGraphs that trains graphs: gradients of every operation
+// against finite differences of the reference, and steps against AdamW written out.
+func RunTraining(t *testing.T, b kernels.GraphBackend, tol Tolerance) {
+	eachGraph(t, func(t *testing.T, g *kernels.Graph, c graphCase) {
+		checkGradient(t, b, g, c, kernels.L2, tol)
+		checkGradient(t, b, g, c, kernels.L1, tol)
+	})
+	t.Run("steps", func(t *testing.T) { checkSteps(t, b) })
+	t.Run("no target", func(t *testing.T) { checkTrainingRefusals(t, b) })
+}
+
+func eachGraph(t *testing.T, check func(t *testing.T, g *kernels.Graph, c graphCase)) {
 	for _, c := range graphCases() {
 		t.Run(c.name, func(t *testing.T) {
 			g := new(kernels.Graph)
@@ -118,12 +139,9 @@ func RunGraphs(t *testing.T, b kernels.GraphBackend, tol Tolerance) {
 			if err := g.Err(); err != nil {
 				t.Fatal(err)
 			}
-			checkGraph(t, b, g, c, kernels.L2, tol)
-			checkGraph(t, b, g, c, kernels.L1, tol)
+			check(t, g, c)
 		})
 	}
-	t.Run("steps", func(t *testing.T) { checkSteps(t, b) })
-	t.Run("refusals", func(t *testing.T) { checkGraphRefusals(t, b) })
 }
 
 // randomBatch fills a batch of n samples for g.
@@ -170,7 +188,11 @@ type expectation struct {
 	batch  *kernels.Batch
 	out    []float64
 	loss   float64
-	// Of each parameter, some values and the derivatives of the loss by them.
+	slopes func() slopes
+}
+
+// slopes are, of each parameter, some values and the derivatives of the loss by them.
+type slopes struct {
 	values      [][]int
 	derivatives [][]float64
 }
@@ -197,45 +219,53 @@ func expect(g *kernels.Graph, c graphCase, loss kernels.Loss) *expectation {
 			return referenceLoss(referenceRun(g, p, e.batch), e.batch, loss)
 		}
 		e.loss = reference()
-		const step = 1e-6
-		for i := range p {
-			var values []int
-			var derivatives []float64
-			for range min(len(p[i]), 7) {
-				j := rng.IntN(len(p[i]))
-				old := p[i][j]
-				p[i][j] = old + step
-				up := reference()
-				p[i][j] = old - step
-				down := reference()
-				p[i][j] = old
-				values, derivatives = append(values, j), append(derivatives, (up-down)/(2*step))
+		e.slopes = sync.OnceValue(func() (s slopes) {
+			const step = 1e-6
+			for i := range p {
+				var values []int
+				var derivatives []float64
+				for range min(len(p[i]), 7) {
+					j := rng.IntN(len(p[i]))
+					old := p[i][j]
+					p[i][j] = old + step
+					up := reference()
+					p[i][j] = old - step
+					down := reference()
+					p[i][j] = old
+					values, derivatives = append(values, j), append(derivatives, (up-down)/(2*step))
+				}
+				s.values, s.derivatives = append(s.values, values), append(s.derivatives, derivatives)
 			}
-			e.values, e.derivatives = append(e.values, values), append(e.derivatives, derivatives)
-		}
+			return s
+		})
 		return e
 	}))
 	return once.(func() *expectation)()
 }
 
-func checkGraph(t *testing.T, b kernels.GraphBackend, g *kernels.Graph, c graphCase, loss kernels.Loss, tol Tolerance) {
+func checkProgram(t *testing.T, b kernels.GraphBackend, g *kernels.Graph, c graphCase, tol Tolerance) {
 	t.Helper()
-	want := expect(g, c, loss)
-	params, batch := want.params, want.batch
-	program, err := b.Compile(g, params)
+	want := expect(g, c, kernels.L2)
+	program, err := b.Compile(g, want.params)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := make([]float32, len(batch.Target))
+	got := make([]float32, len(want.out))
 	for range 2 { // the second run reuses memory
-		if err := program.Run(got, batch); err != nil {
+		clear(got)
+		if err := program.Run(got, want.batch); err != nil {
 			t.Fatal(err)
 		}
 		if e := distance(got, want.out); !(e <= tol.Output) {
 			t.Fatalf("output is off by %g of its norm", e)
 		}
 	}
+}
 
+func checkGradient(t *testing.T, b kernels.GraphBackend, g *kernels.Graph, c graphCase, loss kernels.Loss, tol Tolerance) {
+	t.Helper()
+	want := expect(g, c, loss)
+	params, batch := want.params, want.batch
 	trainer, err := b.Train(g, kernels.NewState(params), kernels.TrainOptions{Loss: loss})
 	if err != nil {
 		t.Fatal(err)
@@ -254,10 +284,11 @@ func checkGraph(t *testing.T, b kernels.GraphBackend, g *kernels.Graph, c graphC
 			limit = tol.Kinked
 		}
 	}
+	slopes := want.slopes()
 	for i := range params {
 		norm, diff := 0.0, 0.0
-		for k, j := range want.values[i] {
-			w := want.derivatives[i][k]
+		for k, j := range slopes.values[i] {
+			w := slopes.derivatives[i][k]
 			norm += w * w
 			diff += (w - float64(gradient[i][j])) * (w - float64(gradient[i][j]))
 		}
@@ -375,16 +406,11 @@ func checkSteps(t *testing.T, b kernels.GraphBackend) {
 	}
 }
 
-func checkGraphRefusals(t *testing.T, b kernels.GraphBackend) {
-	g := new(kernels.Graph)
-	g.Conv(kernels.Down2("a", 4, kernels.Linear), g.Shift(g.Input(2), 0))
-	params := g.Init(1)
+func checkProgramRefusals(t *testing.T, b kernels.GraphBackend) {
+	g, params, good := smallGraph()
 	program, err := b.Compile(g, params)
 	if err != nil {
 		t.Fatal(err)
-	}
-	good := func() *kernels.Batch {
-		return &kernels.Batch{Count: 1, Height: 4, Width: 6, Inputs: [][]float32{make([]float32, 48)}, Shifts: []int{1}}
 	}
 	dst := make([]float32, 24)
 	if err := program.Run(dst, good()); err != nil {
@@ -416,12 +442,26 @@ func checkGraphRefusals(t *testing.T, b kernels.GraphBackend) {
 	if _, err := b.Compile(new(kernels.Graph), nil); err == nil {
 		t.Error("empty graph: passed")
 	}
+}
+
+func checkTrainingRefusals(t *testing.T, b kernels.GraphBackend) {
+	g, params, good := smallGraph()
 	trainer, err := b.Train(g, kernels.NewState(params), kernels.TrainOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := trainer.Step(good(), 1); err == nil {
 		t.Error("no target: passed")
+	}
+}
+
+// smallGraph returns a graph with parameters, and what makes a batch for it that lacks a
+// target alone.
+func smallGraph() (g *kernels.Graph, params [][]float32, good func() *kernels.Batch) {
+	g = new(kernels.Graph)
+	g.Conv(kernels.Down2("a", 4, kernels.Linear), g.Shift(g.Input(2), 0))
+	return g, g.Init(1), func() *kernels.Batch {
+		return &kernels.Batch{Count: 1, Height: 4, Width: 6, Inputs: [][]float32{make([]float32, 48)}, Shifts: []int{1}}
 	}
 }
 

@@ -89,6 +89,22 @@ func Sample(ctx context.Context, p Predictor, x []float32, steps int) error {
 	return nil
 }
 
+// Step is a step of Sample from the time T, as x = Keep·x + Add·v.
+type Step struct{ T, Keep, Add float64 }
+
+// Steps returns the steps of Sample, for who computes them where the network is.
+func Steps(steps int) []Step {
+	times := append(Times(steps), 0)
+	list := make([]Step, steps)
+	for i := range list {
+		a, s := Alpha(times[i]), Sigma(times[i])
+		na, ns := Alpha(times[i+1]), Sigma(times[i+1])
+		// With image = a·x − s·v and eps = s·x + a·v, the next state is na·image + ns·eps.
+		list[i] = Step{times[i], na*a + ns*s, ns*a - na*s}
+	}
+	return list
+}
+
 // SRDS is stabilized reverse diffusion sampling (arXiv 2504.00264): mean is the mean
 // of the samples that start at +eps and −eps, and spread half their absolute
 // difference, what the model leaves open at every pixel. For a distribution that is

@@ -176,6 +176,35 @@ func TestDiffuse(t *testing.T) {
 	}
 }
 
+// TestSteps: the steps as factors are those of Sample.
+func TestSteps(t *testing.T) {
+	for _, steps := range []int{1, 2, 3, 10, 100} {
+		m := skewed{p: 0.35, low: 0, high: 2}
+		want, x := noise(500, 9), noise(500, 9)
+		if err := diffusion.Sample(t.Context(), m, want, steps); err != nil {
+			t.Fatal(err)
+		}
+		v := make([]float32, len(x))
+		list := diffusion.Steps(steps)
+		if len(list) != steps || list[0].T != 1 {
+			t.Fatalf("%d steps: %+v", steps, list)
+		}
+		for _, s := range list {
+			if err := m.Predict(t.Context(), v, x, s.T); err != nil {
+				t.Fatal(err)
+			}
+			for i := range x {
+				x[i] = float32(s.Keep)*x[i] + float32(s.Add)*v[i]
+			}
+		}
+		for i := range x {
+			if math.Abs(float64(x[i]-want[i])) > 1e-4 {
+				t.Fatalf("%d steps: value %d is %g, want %g", steps, i, x[i], want[i])
+			}
+		}
+	}
+}
+
 type failing struct{ after int }
 
 func (f *failing) Predict(context.Context, []float32, []float32, float64) error {

@@ -31,13 +31,15 @@ const (
 )
 
 // means compares the mean signal of tissue classes before and after, less four times
-// what chance can do.
+// what chance can do. The class of a pixel is that of the pixels around it: its own
+// result holds some of its noise, and would sort what is too bright by chance into the
+// bright classes.
 func (s *scratch) means(in Input) Result {
 	c := Result{Name: CheckMean, Limit: limitMean, X: -1, Y: -1}
-	s.smooth(in.After)
+	s.around(in.After)
 	s.vals = s.vals[:0]
 	for i := 0; i < len(s.low); i += 3 {
-		if !s.skip[i] {
+		if !s.lost[i] {
 			s.vals = append(s.vals, s.low[i])
 		}
 	}
@@ -62,7 +64,7 @@ func (s *scratch) means(in Input) Result {
 	}
 	var r, signal, variance, square, n [classes]float64
 	for i, v := range s.low {
-		if s.skip[i] || v <= air*top {
+		if s.lost[i] || v <= air*top {
 			continue
 		}
 		j := 0
@@ -88,6 +90,94 @@ func (s *scratch) means(in Input) Result {
 		}
 	}
 	return c
+}
+
+// around sets s.low to the means of img over the 9×9 pixels around each but the 5×5
+// next to it, without those that are no measurement; 0 where there is none, and where
+// more than a few of them are air: there the image tells the signal of neither.
+func (s *scratch) around(img []float32) {
+	const outer, inner = 4, 2
+	n := s.w * s.h
+	s.low, s.high, s.tmp, s.ring = grow(s.low, n), grow(s.high, n), grow(s.tmp, n), grow(s.ring, n)
+	ring := func(dst []float32, f func(i int) float32) {
+		for i := range dst {
+			s.tmp[i] = f(i)
+		}
+		s.sum(dst, s.tmp, outer)
+		s.sum(s.ring, s.tmp, inner)
+		for i, v := range s.ring {
+			dst[i] -= v
+		}
+	}
+	ring(s.high, func(i int) float32 { // measured
+		if s.lost[i] {
+			return 0
+		}
+		return 1
+	})
+	ring(s.low, func(i int) float32 {
+		if s.lost[i] {
+			return 0
+		}
+		return img[i]
+	})
+	for i, count := range s.high {
+		if count < 0.5 {
+			s.low[i] = 0
+		} else {
+			s.low[i] /= count
+		}
+	}
+	const few = 0.2
+	ring(s.high, func(i int) float32 { // air that is too much
+		switch {
+		case s.lost[i]:
+			return 0
+		case s.skip[i]:
+			return 1 - few
+		}
+		return -few
+	})
+	for i, more := range s.high {
+		if more > 0 {
+			s.low[i] = 0
+		}
+	}
+}
+
+// sum sets dst to the sums of src over windows of 2·half+1 pixels a side, as far as they
+// lie in the image. They slide in double precision.
+func (s *scratch) sum(dst, src []float32, half int) {
+	w, h := s.w, s.h
+	s.sums = grow(s.sums, w)
+	clear(s.sums)
+	for y := -half; y < h; y++ {
+		if in := y + half; in < h {
+			for x, v := range src[in*w:][:w] {
+				s.sums[x] += float64(v)
+			}
+		}
+		if out := y - half - 1; out >= 0 {
+			for x, v := range src[out*w:][:w] {
+				s.sums[x] -= float64(v)
+			}
+		}
+		if y < 0 {
+			continue
+		}
+		a := 0.0
+		for x := -half; x < w; x++ {
+			if in := x + half; in < w {
+				a += s.sums[in]
+			}
+			if out := x - half - 1; out >= 0 {
+				a -= s.sums[out]
+			}
+			if x >= 0 {
+				dst[y*w+x] = float32(a)
+			}
+		}
+	}
 }
 
 // smooth sets s.low to the 3×3 means of img, with skipped pixels left out.

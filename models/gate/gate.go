@@ -21,6 +21,9 @@ type Input struct {
 	// Skip marks pixels that are not looked at, those that are no measurement and
 	// blanked air (noise.Outside); nil: none.
 	Skip []bool
+	// Air marks pixels without signal, whose changes are of no account; nil: none. They
+	// count only as far as the pixels around them put them into a tissue class.
+	Air []bool
 	// Noise is the noise of Before: its strength at every pixel and its correlation.
 	Noise *noise.Map
 	// Uncertainty is the standard deviation that the result itself states for every
@@ -101,7 +104,7 @@ func Check(in Input) (*Report, error) {
 	w, h := in.Width, in.Height
 	n := w * h
 	switch {
-	case w < 1 || h < 1 || len(in.Before) != n || len(in.After) != n || in.Skip != nil && len(in.Skip) != n || in.Uncertainty != nil && len(in.Uncertainty) != n:
+	case w < 1 || h < 1 || len(in.Before) != n || len(in.After) != n || in.Skip != nil && len(in.Skip) != n || in.Air != nil && len(in.Air) != n || in.Uncertainty != nil && len(in.Uncertainty) != n:
 		return nil, fmt.Errorf("check %d×%d pixels: %d values before, %d after, %d mask values, %d of uncertainty", w, h, len(in.Before), len(in.After), len(in.Skip), len(in.Uncertainty))
 	case in.Noise == nil || in.Noise.Width != w || in.Noise.Height != h || len(in.Noise.Sigma) != n:
 		return nil, fmt.Errorf("check %d×%d pixels: no noise map of that size", w, h)
@@ -190,8 +193,9 @@ type scratch struct {
 	w, h     int
 	z        []float32 // what was taken off in standard deviations of the noise; 0 in skipped pixels
 	unit     float32   // the median of the noise's strength where there is any
-	skip     []bool
-	near     []bool // a pixel of the 3×3 around is skipped or outside the image
+	lost     []bool    // no measurement
+	skip     []bool    // the same, and air
+	near     []bool    // a pixel of the 3×3 around is skipped or outside the image
 	changed  bool
 	rho      noise.Correlation
 	half     []float32 // sums of 2×2 pixels of z
@@ -200,6 +204,7 @@ type scratch struct {
 	sums     []float64
 	tmp, low []float32
 	high     []float32
+	ring     []float32
 	vals     []float32
 }
 
@@ -219,17 +224,18 @@ const leastSigma = 0.2
 func (s *scratch) prepare(in Input) error {
 	s.w, s.h, s.rho, s.changed = in.Width, in.Height, in.Noise.Correlation, false
 	n := s.w * s.h
-	s.skip, s.z, s.unit = grow(s.skip, n), grow(s.z, n), 0
+	s.lost, s.skip, s.z, s.unit = grow(s.lost, n), grow(s.skip, n), grow(s.z, n), 0
 	s.vals = s.vals[:0]
 	for i := range n {
-		s.skip[i] = in.Skip != nil && in.Skip[i]
-		if s.skip[i] {
+		s.lost[i] = in.Skip != nil && in.Skip[i]
+		s.skip[i] = s.lost[i] || in.Air != nil && in.Air[i]
+		if s.lost[i] {
 			continue
 		}
 		if d := in.Before[i] + in.After[i] + in.Noise.Sigma[i]; d-d != 0 {
 			return fmt.Errorf("check: pixel (%d, %d) is not finite", i%s.w, i/s.w)
 		}
-		if in.Noise.Sigma[i] > 0 {
+		if in.Noise.Sigma[i] > 0 && !s.skip[i] {
 			s.vals = append(s.vals, in.Noise.Sigma[i])
 		}
 	}
@@ -239,11 +245,11 @@ func (s *scratch) prepare(in Input) error {
 	least := leastSigma * s.unit
 	for i := range n {
 		s.z[i] = 0
+		r := in.Before[i] - in.After[i]
+		s.changed = s.changed || r != 0 && !s.lost[i]
 		if s.skip[i] {
 			continue
 		}
-		r := in.Before[i] - in.After[i]
-		s.changed = s.changed || r != 0
 		if s.unit > 0 {
 			s.z[i] = r / max(in.Noise.Sigma[i], least)
 		}

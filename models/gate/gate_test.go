@@ -238,7 +238,7 @@ func TestBlend(t *testing.T) {
 	s := head(1, noise.Gaussian(0, 0))
 	out := s.left(0.2)
 	for i := range out {
-		out[i] *= 1.011
+		out[i] *= 1.0095
 	}
 	r := s.check(t, out)
 	if r.Action != gate.Blend || r.Blend < 0.6 || r.Blend > 0.9 {
@@ -294,6 +294,44 @@ func TestSkip(t *testing.T) {
 	s.noisy[len(out)-1] = float32(math.Inf(1))
 	if _, err := gate.Check(gate.Input{Width: s.w, Height: s.h, Before: s.noisy, After: out, Noise: s.noise, Skip: skip}); err == nil {
 		t.Error("an infinite pixel that is not skipped gives no error")
+	}
+}
+
+// TestLeaky: a result that holds some of the noise shifts no mean. What is left of its
+// noise must not sort the pixels of one tissue into brighter and darker classes.
+func TestLeaky(t *testing.T) {
+	s := sample{w: 256, h: 256, truth: slices.Repeat([]float32{0.5}, 256*256), noisy: make([]float32, 256*256)}
+	s.noise = &noise.Map{Width: s.w, Height: s.h, Sigma: slices.Repeat([]float32{sigma}, s.w*s.h), Median: sigma, Correlation: noise.White()}
+	s.noise.Draw(s.noisy, rand.New(rand.NewPCG(9, 9)))
+	for i, v := range s.truth {
+		s.noisy[i] += v
+	}
+	if r := s.check(t, s.left(0.5)); !r.Pass {
+		t.Error(r.Reason)
+	}
+}
+
+// TestAir: air may change, tissue may not, and air must be as many pixels as the image.
+func TestAir(t *testing.T) {
+	s := head(0, noise.Gaussian(0, 0))
+	out := s.left(0.2)
+	air := make([]bool, len(out))
+	for i, v := range s.truth {
+		if air[i] = v == 0; air[i] {
+			out[i] -= 1.5 * sigma
+		}
+	}
+	for _, in := range []struct {
+		air  []bool
+		want bool
+	}{{air, true}, {nil, false}} {
+		r, err := gate.Check(gate.Input{Width: s.w, Height: s.h, Before: s.noisy, After: out, Noise: s.noise, Air: in.air})
+		if err != nil || r.Pass != in.want {
+			t.Errorf("air given: %v; %v, %v", in.air != nil, r, err)
+		}
+	}
+	if _, err := gate.Check(gate.Input{Width: s.w, Height: s.h, Before: s.noisy, After: out, Noise: s.noise, Air: air[1:]}); err == nil {
+		t.Error("air of another size is no error")
 	}
 }
 

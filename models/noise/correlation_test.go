@@ -150,7 +150,7 @@ func TestRealRepetitions(t *testing.T) {
 			}
 			c := s.Correlation()
 			var m noise.Map
-			if err := m.EstimateWith(c, reps[0], v.Width, v.Height, nil); err != nil {
+			if err := m.EstimateWith(noise.Known{Correlation: &c}, reps[0], v.Width, v.Height, nil); err != nil {
 				t.Fatal(err)
 			}
 			var ratios []float64
@@ -215,7 +215,7 @@ func TestExtremes(t *testing.T) {
 				}
 			}
 			for _, c := range []noise.Correlation{{}, bad} {
-				if err := m.EstimateWith(c, img, size[0], size[1], nil); err != nil {
+				if err := m.EstimateWith(noise.Known{Correlation: &c}, img, size[0], size[1], nil); err != nil {
 					t.Fatal(err)
 				}
 				for i, s := range m.Sigma {

@@ -37,6 +37,42 @@ func Full(w, h int) *Grid {
 	return &Grid{Width: w, Height: h, NativeWidth: w, NativeHeight: h, kw: w / 2, kh: h / 2}
 }
 
+// Filled returns the grid of a w×h image whose k-space was measured to
+// nativeWidth×nativeHeight, odd and at most w×h; even ones lose their last frequency.
+func Filled(w, h, nativeWidth, nativeHeight int) *Grid {
+	g := Full(w, h)
+	if nativeWidth < w {
+		g.NativeWidth, g.kw = nativeWidth, (nativeWidth-1)/2
+	}
+	if nativeHeight < h {
+		g.NativeHeight, g.kh = nativeHeight, (nativeHeight-1)/2
+	}
+	return g
+}
+
+// squared is the share of the noise of a zero-filled magnitude where there is no
+// signal that Crop leaves. Such noise goes like the square of the complex noise, so
+// along each axis its power falls to zero over twice the measured frequencies, what
+// lies beyond the matrix folded back into it.
+func (g *Grid) squared() float64 {
+	axis := func(native, full int) float64 { // frequencies
+		if native >= full {
+			return 1
+		}
+		// In half supports: the power falls from 1 at 0 to 0 at 2, the matrix ends at
+		// full/native, and what is folded back there lands within 1 from the place on.
+		share := 0.75
+		if from := 2*float64(full)/float64(native) - 1; from < 2 {
+			share += (2 - from) * (2 - from) / 4
+		}
+		return foldedPower * share
+	}
+	return axis(2*g.kw+1, g.Width) * axis(2*g.kh+1, g.Height)
+}
+
+// foldedPower is what the higher powers of the complex noise take from its square.
+const foldedPower = 0.97
+
 // maxWork bounds the time of a transform: pixels times the largest prime factors
 // of the sides. Only images with a large prime in a side come near it.
 const maxWork = 1 << 31

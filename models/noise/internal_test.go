@@ -170,3 +170,69 @@ func TestRicianBias(t *testing.T) {
 		}
 	}
 }
+
+// TestSquared compares what a crop leaves of the noise of air with drawn noise.
+func TestSquared(t *testing.T) {
+	for _, c := range [][4]int{{256, 256, 256, 256}, {256, 192, 195, 192}, {256, 256, 195, 195}, {240, 256, 161, 171}, {256, 256, 129, 129}} {
+		g := Filled(c[0], c[1], c[2], c[3])
+		rng := rand.New(rand.NewPCG(3, uint64(c[2])))
+		draw := func() []float32 {
+			v := make([]float32, c[2]*c[3])
+			for i := range v {
+				v[i] = float32(rng.NormFloat64())
+			}
+			return g.Fill(nil, v)
+		}
+		re, im := draw(), draw()
+		for i := range re {
+			re[i] = float32(math.Hypot(float64(re[i]), float64(im[i])))
+		}
+		variance := func(v []float32) float64 {
+			sum, squares := 0.0, 0.0
+			for _, x := range v {
+				sum, squares = sum+float64(x), squares+float64(x)*float64(x)
+			}
+			m := sum / float64(len(v))
+			return squares/float64(len(v)) - m*m
+		}
+		if drawn := variance(g.Crop(nil, re)) / variance(re); math.Abs(g.squared()/drawn-1) > 0.06 {
+			t.Errorf("%v: %.3f, drawn %.3f", c, g.squared(), drawn)
+		}
+	}
+}
+
+// TestFilled: what was cropped comes back, and a full matrix is one.
+func TestFilled(t *testing.T) {
+	if g := Filled(96, 64, 96, 64); g.Filled() || *g != *Full(96, 64) {
+		t.Errorf("%+v", *g)
+	}
+	rng := rand.New(rand.NewPCG(4, 4))
+	for _, n := range [][2]int{{63, 64}, {96, 33}, {57, 45}} {
+		g := Filled(96, 64, n[0], n[1])
+		v := make([]float32, n[0]*n[1])
+		for i := range v {
+			v[i] = rng.Float32()
+		}
+		if !g.Filled() {
+			t.Errorf("%v is not filled", n)
+		}
+		for i, x := range g.Crop(nil, g.Fill(nil, v)) {
+			if n[1]%2 == 1 && math.Abs(float64(x-v[i])) > 1e-4 {
+				t.Fatalf("%v: pixel %d is %g, was %g", n, i, x, v[i])
+			}
+		}
+	}
+}
+
+func TestRicianSignal(t *testing.T) {
+	for _, a := range []float64{0, 0.3, 0.7, 1, 2, 3.3, 5.5, 7, 20} {
+		if got := RicianSignal(a + RicianBias(a)); math.Abs(got-a) > 0.02 {
+			t.Errorf("%g comes back as %.3f", a, got)
+		}
+	}
+	for _, mean := range []float64{-1, 0, 1.2, math.NaN()} {
+		if got := RicianSignal(mean); got != 0 {
+			t.Errorf("mean %g: signal %g", mean, got)
+		}
+	}
+}

@@ -42,6 +42,7 @@ type buffers struct {
 	cells                     []float32 // residuals in units of the curve, by grid cell
 	first                     []int     // where the cells begin
 	gain, gain2, row          []float32
+	sums                      []float64
 	curve                     curve
 	blocks                    []block
 	blockMeans                []float32
@@ -147,21 +148,28 @@ func (m *Map) Estimate(img []float32, w, h int, skip []bool) error {
 	if err := check(img, w, h, skip); err != nil {
 		return err
 	}
-	m.estimate(img, w, h, skip, nil)
+	m.estimate(img, w, h, skip, Known{})
 	return nil
 }
 
-// EstimateWith is Estimate with a correlation that is known better than one image
-// can tell it, that of its series.
-func (m *Map) EstimateWith(c Correlation, img []float32, w, h int, skip []bool) error {
+// Known is what is known of the noise of an image otherwise; the zero value is nothing.
+type Known struct {
+	// Correlation is that of its series, which many slices tell better than one.
+	Correlation *Correlation
+	// Air is the standard deviation of the complex noise as Air found it; 0: not known.
+	Air float32
+}
+
+// EstimateWith is Estimate with what is known otherwise.
+func (m *Map) EstimateWith(k Known, img []float32, w, h int, skip []bool) error {
 	if err := check(img, w, h, skip); err != nil {
 		return err
 	}
-	m.estimate(img, w, h, skip, &c)
+	m.estimate(img, w, h, skip, k)
 	return nil
 }
 
-func (m *Map) estimate(img []float32, w, h int, skip []bool, known *Correlation) {
+func (m *Map) estimate(img []float32, w, h int, skip []bool, known Known) {
 	n := w * h
 	m.Width, m.Height, m.Median, m.Sigma = w, h, 0, grow(m.Sigma, n)
 	b := pool.Get().(*buffers)
@@ -171,8 +179,8 @@ func (m *Map) estimate(img []float32, w, h int, skip []bool, known *Correlation)
 	if skip != nil {
 		img = b.without(img, skip)
 	}
-	if known != nil {
-		m.Correlation = *known
+	if known.Correlation != nil {
+		m.Correlation = *known.Correlation
 	} else {
 		b.flatBlocks(img, w, h)
 		m.Correlation = correlate(b.blocks, &b.vals)
@@ -184,7 +192,7 @@ func (m *Map) estimate(img []float32, w, h int, skip []bool, known *Correlation)
 		return
 	}
 	curve := b.signalCurve()
-	if b.filters.disagree && known == nil {
+	if b.filters.disagree && known.Correlation == nil {
 		// noise of the air that is not the noise of the signal
 		m.Correlation = White()
 		m.Correlation.Trust = 0
@@ -203,7 +211,11 @@ func (m *Map) estimate(img []float32, w, h int, skip []bool, known *Correlation)
 		clear(m.Sigma)
 		return
 	}
-	curve.toComplex()
+	if known.Air > 0 {
+		curve.fromAir(known.Air)
+	} else {
+		curve.toComplex()
+	}
 	curve.envelope()
 	if b.filters.near > 1 {
 		curve.level()
@@ -592,6 +604,17 @@ func (c *curve) toComplex() {
 	}
 }
 
+// fromAir is toComplex where the complex noise is known from the air: it is that of
+// all that is dark.
+func (c *curve) fromAir(sigma float32) {
+	const bright = 3 // standard deviations, where magnitudes have the whole noise
+	for k, m := range c.mean {
+		if m < bright*sigma {
+			c.sigma[k] = sigma
+		}
+	}
+}
+
 // envelope cuts off what anatomy adds in some bins. The variance of noise is a
 // constant plus a part in proportion to the signal, or to its square; anatomy only
 // adds to that, here more and there less. So the law is the one that runs along the
@@ -697,6 +720,38 @@ var ricianBias = func() (t [16*8 + 1]float64) {
 			term *= half / (k + 1) * half / (k + 1)
 		}
 		t[i] = math.Sqrt(math.Pi/2)*((1+2*x)*i0+2*x*i1) - a
+	}
+	return t
+}()
+
+// RicianSignal is the inverse of a + RicianBias(a): the signal of which a magnitude has
+// the given mean, both in standard deviations of the complex noise; 0 where the mean is
+// no more than that of air.
+func RicianSignal(mean float64) float64 {
+	k := (mean - RicianBias(0)) / signalStep
+	switch {
+	case !(k > 0):
+		return 0
+	case k >= float64(len(ricianSignal)-1):
+		return mean - 1/(2*mean)
+	}
+	i := int(k)
+	return ricianSignal[i] + (k-float64(i))*(ricianSignal[i+1]-ricianSignal[i])
+}
+
+const signalStep = 1. / 64
+
+var ricianSignal = func() (t [64*6 + 1]float64) {
+	for i := range t {
+		mean, low, high := RicianBias(0)+signalStep*float64(i), 0.0, 8.0
+		for range 40 {
+			if a := (low + high) / 2; a+RicianBias(a) > mean {
+				high = a
+			} else {
+				low = a
+			}
+		}
+		t[i] = low
 	}
 	return t
 }()

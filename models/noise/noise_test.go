@@ -216,6 +216,75 @@ func TestDetect(t *testing.T) {
 	}
 }
 
+// magnitude is the magnitude of a zero-filled image with complex noise, and what was
+// measured of it.
+func magnitude(g *noise.Grid, native []float32, sigma float64, rng *rand.Rand) (img, cropped []float32) {
+	re, im := slices.Clone(native), make([]float32, len(native))
+	for i := range re {
+		re[i], im[i] = re[i]+float32(sigma*rng.NormFloat64()), float32(sigma*rng.NormFloat64())
+	}
+	re, im = g.Fill(nil, re), g.Fill(nil, im)
+	for i := range re {
+		re[i] = float32(math.Hypot(float64(re[i]), float64(im[i])))
+	}
+	return re, g.Crop(nil, re)
+}
+
+// TestAir: the noise of a zero-filled magnitude is found in its air and in its tissue,
+// although the native grid leaves less of it in air.
+func TestAir(t *testing.T) {
+	const sigma = 0.03
+	for _, native := range [][2]int{{195, 195}, {195, 256}, {129, 129}} {
+		g := noise.Filled(256, 256, native[0], native[1])
+		v := phantom.New(phantom.Spec{Seed: 5, Slices: 3, Width: native[0], Height: native[1]})
+		img, cropped := magnitude(g, v.Truth[1], sigma, rand.New(rand.NewPCG(6, uint64(native[0]))))
+		air := noise.Air(g, img, cropped, nil)
+		if air < 0.85*sigma || air > 1.1*sigma {
+			t.Errorf("%v: %.4f, true %.4f", native, air, sigma)
+		}
+		m := new(noise.Map)
+		if err := m.EstimateWith(noise.Known{Air: air}, cropped, native[0], native[1], nil); err != nil {
+			t.Fatal(err)
+		}
+		var found []float64
+		for i, x := range v.Truth[1] {
+			if x == 0 {
+				found = append(found, float64(m.Sigma[i])/sigma)
+			}
+		}
+		if got := middle(found); got < 0.55 || got > 1.2 { // not much is trusted where nothing is flat
+			t.Errorf("%v: in air %.2f of the noise is found", native, got)
+		}
+	}
+}
+
+// TestNoAir: dark tissue is no air, however much of the image it is.
+func TestNoAir(t *testing.T) {
+	const sigma = 0.04
+	for _, native := range [][2]int{{245, 245}, {216, 216}, {161, 320}} {
+		for _, snr := range []float64{1.5, 1.75, 2, 2.5, 4} {
+			for _, texture := range []float64{0, 0.06, 0.1} {
+				g := noise.Filled(320, 320, native[0], native[1])
+				truth := make([]float32, native[0]*native[1])
+				for i := range truth {
+					x, y := float64(i%native[0]), float64(i/native[0])
+					truth[i] = float32(snr * sigma)
+					if math.Hypot(x-float64(native[0])/2, y-float64(native[1])/2) < 60 {
+						truth[i] = float32(0.6 + texture*math.Sin(x*1.3)*math.Sin(y*1.1))
+					}
+				}
+				img, cropped := magnitude(g, truth, sigma, rand.New(rand.NewPCG(7, uint64(native[0]))))
+				if air := noise.Air(g, img, cropped, nil); air > 1.15*sigma {
+					t.Errorf("%v, signal to noise %g, texture %g: noise %.4f in air, true %.4f without any", native, snr, texture, air, sigma)
+				}
+			}
+		}
+	}
+	if noise.Air(noise.Full(8, 8), make([]float32, 64), make([]float32, 64), nil) != 0 || noise.Air(noise.Filled(256, 256, 129, 129), nil, nil, nil) != 0 {
+		t.Error("air where there cannot be any")
+	}
+}
+
 // TestGridRoundTrip: filling what was cropped gives the image's own low pass, so
 // doing it twice changes nothing; the mean stays.
 func TestGridRoundTrip(t *testing.T) {

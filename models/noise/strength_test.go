@@ -50,7 +50,10 @@ func strengths(t *testing.T, pics []picture, limits map[string]float64) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m := estimate(t, g.Crop(nil, y), g.NativeWidth, g.NativeHeight, g.Mask(nil, noise.Outside(nil, y, p.w, p.h, nil)))
+			m, native, outside := new(noise.Map), g.Crop(nil, y), noise.Outside(nil, y, p.w, p.h, nil)
+			if err := m.EstimateWith(noise.Known{Air: noise.Air(g, y, native, outside)}, native, g.NativeWidth, g.NativeHeight, g.Mask(nil, outside)); err != nil {
+				t.Fatal(err)
+			}
 			c := m.Correlation
 			rho1, rho2, rhoY, trust = append(rho1, c.At(1, 0)), append(rho2, c.At(2, 0)), append(rhoY, c.At(0, 1)), append(trust, c.Trust)
 			if m.Median == 0 {

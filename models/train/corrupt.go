@@ -25,11 +25,17 @@ type scene struct {
 	sigma []float32
 	// correlation is that of the added noise.
 	correlation noise.Correlation
+	// air is the complex noise if noisy is what was measured of a zero-filled magnitude
+	// and its air tells (noise.Air); else 0.
+	air float32
+	// lifted tells that noisy is a magnitude, whose noise is not zero in the mean.
+	lifted bool
 }
 
 // corrupt adds noise of a kind and strength drawn from rng to a w×h image: constant,
 // varying over the image, as counting or multiplicative noise, Rician, and
-// correlated in one or both directions.
+// correlated in one or both directions; Rician noise also as it is on the native grid of
+// a zero-filled magnitude.
 func corrupt(clean []float32, w, h int, rng *rand.Rand) scene {
 	s := scene{w: w, h: h, clean: clean}
 	level := leastNoise * math.Pow(mostNoise/leastNoise, rng.Float64())
@@ -67,12 +73,42 @@ func corrupt(clean []float32, w, h int, rng *rand.Rand) scene {
 		s.noisy[i] = clean[i] + s.sigma[i]*v
 	}
 	if law < 2 && rng.IntN(5) < 2 {
+		s.lifted = true
 		kernel.Draw(draw, w, h, rng) // the imaginary part
 		for i, v := range draw {
-			s.noisy[i] = float32(math.Hypot(float64(s.noisy[i]), float64(s.sigma[i]*v)))
+			draw[i] = s.sigma[i] * v
+		}
+		grid := noise.Full(w, h)
+		if white && rng.IntN(2) == 0 {
+			grid = drawGrid(w, h, rng)
+			s.noisy, draw = grid.Fill(nil, s.noisy), grid.Fill(nil, draw)
+		}
+		for i, v := range draw {
+			s.noisy[i] = float32(math.Hypot(float64(s.noisy[i]), float64(v)))
+		}
+		if grid.Filled() {
+			full := s.noisy
+			s.noisy = grid.Crop(nil, full)
+			s.air = noise.Air(grid, full, s.noisy, nil)
 		}
 	}
 	return s
+}
+
+// drawGrid returns the grid of an image of which w×h were measured, zero-filled along
+// one or both axes.
+func drawGrid(w, h int, rng *rand.Rand) *noise.Grid {
+	const multiple = 16 // of sizes that scanners make, and fast transforms
+	fill := 1.1 + rng.Float64()
+	axes := 1 + rng.IntN(3)
+	side := func(n, axis int) int {
+		if axes&axis == 0 {
+			return n
+		}
+		return (int(fill*float64(n))/multiple + 1) * multiple
+	}
+	fullWidth, fullHeight := side(w, 1), side(h, 2)
+	return noise.Filled(fullWidth, fullHeight, w, h)
 }
 
 // drawKernel returns the correlation of a scene's noise, white in half of them.

@@ -65,6 +65,7 @@ type Slice struct {
 	Index  int
 	// Cropped tells that the image was zero-filled and larger than Width×Height.
 	Cropped bool
+	air     float32 // what noise.Air found
 }
 
 // sliceBytes counts pixels, noise map and mask.
@@ -712,7 +713,9 @@ func vote(items []candidate, grids []*noise.Grid) {
 func (s *Slice) crop(grid *noise.Grid) {
 	outside := noise.Outside(nil, s.Pixels, s.Width, s.Height, s.Skip)
 	if grid.Filled() {
-		s.Pixels, outside = grid.Crop(nil, s.Pixels), grid.Mask(nil, outside)
+		full := s.Pixels
+		s.Pixels = grid.Crop(nil, full)
+		s.air, outside = noise.Air(grid, full, s.Pixels, outside), grid.Mask(nil, outside)
 		s.Width, s.Height, s.Cropped = grid.NativeWidth, grid.NativeHeight, true
 	}
 	if s.Skip = outside; !slices.Contains(outside, true) {
@@ -745,7 +748,7 @@ func (n *seriesNoise) add() error {
 	c := all.Correlation()
 	for _, s := range n.slices {
 		s.Noise = new(noise.Map)
-		if err := s.Noise.EstimateWith(c, s.Pixels, s.Width, s.Height, s.Skip); err != nil {
+		if err := s.Noise.EstimateWith(noise.Known{Correlation: &c, Air: s.air}, s.Pixels, s.Width, s.Height, s.Skip); err != nil {
 			return err
 		}
 	}

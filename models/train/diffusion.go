@@ -9,8 +9,9 @@ import (
 	"github.com/diffdenoise/denoised/models/diffusion"
 )
 
-// Shares of the times at which a diffusion network is trained.
-const startShare = 0.1 // at t = 1, where sampling begins
+// startShare is the share of the training at t = 1, where sampling begins. Where few
+// steps are enough (models.DefaultSteps), that is most of what counts.
+const startShare = 0.5
 
 // jitter is the standard deviation of what is added to the condition as written, in
 // units of the noise: it keeps the network from reading the pixel's own noise out of
@@ -61,7 +62,9 @@ func diffusionBatch(slices []Slice, with *conditions, count, side int, rng *rand
 		if rng.Float64() < startShare {
 			t = 1
 		}
-		diffusion.Diffuse(b.Inputs[0][k*n:][:n], b.Target[k*n:][:n], image, eps, t)
+		state := b.Inputs[0][k*n:][:n]
+		diffusion.Diffuse(state, b.Target[k*n:][:n], image, eps, t)
+		models.StateInput(state, state, t)
 		models.EncodeTime(b.Inputs[2][k*models.TimeCode:][:models.TimeCode], t)
 		weight := float32(math.Pow(noiseOf(p.sigma)/lossNoise, 0.5))
 		for i := range n {

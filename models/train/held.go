@@ -38,7 +38,11 @@ func newHeldOut(slices []Slice, side int) *heldOut {
 		rng := rand.New(rand.NewPCG(heldSeed, uint64(k)))
 		p, n := take(slices, side, rng)
 		x, y := (n-side)/2, (n-side)/2
-		s := heldScene{scene: corrupt(window(p.image, n, x, y, side), side, side, rng)}
+		s := heldScene{scene: corrupt(window(p.input, n, x, y, side), side, side, rng)}
+		s.clean = window(p.image, n, x, y, side)
+		for i, own := range window(p.own, n, x, y, side) {
+			s.sigma[i] = hypot(s.sigma[i], own)
+		}
 		s.given = misjudge(s.sigma, side, side, rng)
 		s.rhoX, s.rhoY = float32(s.correlation.At(1, 0)), float32(s.correlation.At(0, 1))
 		s.sx, s.sy = s.correlation.Holes()
@@ -59,16 +63,16 @@ const probeStep = 0.1
 
 // with returns the validation of a network. Its scores, means over the scenes:
 //
-//	psnr_db   against the image before the noise was added
+//	psnr_db   against the image before the noise was added; its own noise is in it
 //	gain_db   by how much that is above the noisy image's
-//	sure_db   −10 log10 of Stein's unbiased estimate of the same error, which looks
-//	          at the noisy image only (Ramani, Blu, Unser 2008)
+//	sure_db   −10 log10 of Stein's unbiased estimate of the error against the image
+//	          without any noise, from the noisy image only (Ramani, Blu, Unser 2008)
 //	leak      the slope of the result's error on the noise: the share of the noise
 //	          that comes through
 //
 // What is best is chosen by sure_db, for a site has no clean images to choose by.
-// Scenes with correlated noise do not count for it: the divergence assumes white
-// noise.
+// Scenes with correlated noise do not count for it, since the divergence assumes white
+// noise, nor do magnitudes, since it assumes that the noise is zero in the mean.
 func (h *heldOut) with(b kernels.GraphBackend, g *kernels.Graph, f denoiser) func([][]float32) (map[string]float64, float64, error) {
 	return func(params [][]float32) (map[string]float64, float64, error) {
 		p, err := b.Compile(g, params)
@@ -108,7 +112,7 @@ func (h *heldOut) with(b kernels.GraphBackend, g *kernels.Graph, f denoiser) fun
 			r.psnr, r.noisy = decibels(square/count), decibels(before/count)
 			r.leak = both / noise
 			r.sure = math.NaN()
-			if s.rhoX == 0 && s.rhoY == 0 {
+			if s.rhoX == 0 && s.rhoY == 0 && !s.lifted {
 				r.sure = decibels(max(sure/count, 0.02*before/count))
 			}
 		})
@@ -235,10 +239,15 @@ type conditioned struct {
 	p     kernels.Program
 	w, h  int
 	given []float32
+	state []float32
 	code  [models.TimeCode]float32
 }
 
 func (c *conditioned) Predict(_ context.Context, v, x []float32, t float64) error {
 	models.EncodeTime(c.code[:], t)
-	return c.p.Run(v, &kernels.Batch{Count: 1, Height: c.h, Width: c.w, Inputs: [][]float32{x, c.given, c.code[:]}})
+	if c.state == nil {
+		c.state = make([]float32, len(x))
+	}
+	models.StateInput(c.state, x, t)
+	return c.p.Run(v, &kernels.Batch{Count: 1, Height: c.h, Width: c.w, Inputs: [][]float32{c.state, c.given, c.code[:]}})
 }

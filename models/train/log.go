@@ -31,6 +31,8 @@ type Entry struct {
 	Rate float64 `json:"rate"`
 	// Seconds is the time since the last entry, or since the run began.
 	Seconds float64 `json:"seconds"`
+	// Backend is what the last step was computed on.
+	Backend string `json:"backend,omitempty"`
 	// Scores are those of the validation: the names end in the unit where there is
 	// one, as in "psnr_db". A value that is not finite is left out.
 	Scores map[string]float64 `json:"scores,omitempty"`

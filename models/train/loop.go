@@ -2,8 +2,11 @@ package train
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -84,11 +87,14 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 	if err != nil {
 		return nil, err
 	}
+	if c, ok := trainer.(io.Closer); ok {
+		defer c.Close()
+	}
 	save := func() error {
 		cp.state = trainer.State()
 		return cp.write(path, s, c.Seed)
 	}
-	began, loss, counted, last := time.Now(), 0.0, 0, &trained{}
+	began, loss, counted := time.Now(), 0.0, 0
 	for step := cp.state.Step; step < s.steps; step++ {
 		if err := ctx.Err(); err != nil || !c.Deadline.IsZero() && time.Now().After(c.Deadline) {
 			if err := save(); err != nil {
@@ -112,8 +118,7 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 		if (step+1)%s.every != 0 && step+1 < s.steps {
 			continue
 		}
-		e := Entry{Step: step + 1, Stage: s.name, Loss: loss / float64(counted), Rate: rate, Norm: norm, Seconds: time.Since(began).Seconds()}
-		last.loss = e.Loss
+		e := Entry{Step: step + 1, Stage: s.name, Loss: loss / float64(counted), Rate: rate, Norm: norm, Seconds: time.Since(began).Seconds(), Backend: backend.Name()}
 		began, loss, counted = time.Now(), 0, 0
 		state := trainer.State()
 		if s.validate != nil {
@@ -121,10 +126,13 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 			if e.Scores, score, err = s.validate(state.EMA); err != nil {
 				return nil, fmt.Errorf("validate %s after step %d: %w", s.name, step+1, err)
 			}
-			last.scores = e.Scores
 			if score < cp.best {
 				cp.best, cp.bestStep, cp.bestParams = score, step+1, state.EMA
+				cp.loss, cp.scores = e.Loss, maps.Clone(e.Scores)
+				maps.DeleteFunc(cp.scores, func(_ string, v float64) bool { return math.IsNaN(v) || math.IsInf(v, 0) }) // no JSON
 			}
+		} else {
+			cp.loss = e.Loss
 		}
 		if err := save(); err != nil {
 			return nil, err
@@ -135,10 +143,10 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 			}
 		}
 	}
-	if last.params, last.step = cp.bestParams, cp.bestStep; last.params == nil {
-		last.params, last.step = trainer.State().EMA, s.steps
+	if cp.bestParams == nil {
+		return &trained{trainer.State().EMA, s.steps, cp.loss, nil}, nil
 	}
-	return last, nil
+	return &trained{cp.bestParams, cp.bestStep, cp.loss, cp.scores}, nil
 }
 
 // stepSeed tells the steps of all stages apart.
@@ -157,6 +165,9 @@ type checkpoint struct {
 	best       float64 // score of bestParams
 	bestStep   int
 	bestParams [][]float32 // nil: none yet
+	// loss until bestStep and the scores there; of the last step if nothing is validated
+	loss   float64
+	scores map[string]float64
 }
 
 const checkpointFormat = "denoised-checkpoint-v1"
@@ -166,8 +177,15 @@ func (cp *checkpoint) write(path string, s *stage, seed uint64) error {
 	f := &safetensors.File{Metadata: map[string]string{
 		"format": checkpointFormat, "stage": s.name, "architecture": s.architecture,
 		"step": strconv.Itoa(cp.state.Step), "steps": strconv.Itoa(s.steps), "seed": strconv.FormatUint(seed, 10),
-		"best_step": strconv.Itoa(cp.bestStep), "best": strconv.FormatFloat(cp.best, 'g', -1, 64),
+		"best_step": strconv.Itoa(cp.bestStep), "best": strconv.FormatFloat(cp.best, 'g', -1, 64), "loss": strconv.FormatFloat(cp.loss, 'g', -1, 64),
 	}, Tensors: map[string]safetensors.Tensor{}}
+	if cp.scores != nil {
+		b, err := json.Marshal(cp.scores)
+		if err != nil {
+			return fmt.Errorf("write checkpoint %s: %w", path, err)
+		}
+		f.Metadata["scores"] = string(b)
+	}
 	for name, values := range cp.parts() {
 		for i, p := range *values {
 			f.Tensors[name+"."+s.graph.Params[i].Name] = safetensors.Tensor{Shape: s.graph.Params[i].Shape, Data: p}
@@ -209,6 +227,16 @@ func readCheckpoint(path string, s *stage, seed uint64) (*checkpoint, error) {
 	cp.bestStep, _ = strconv.Atoi(f.Metadata["best_step"])
 	if cp.best, err = strconv.ParseFloat(f.Metadata["best"], 64); err != nil {
 		return nil, fmt.Errorf("read checkpoint %s: best score %.20q", path, f.Metadata["best"])
+	}
+	if v, ok := f.Metadata["loss"]; ok {
+		if cp.loss, err = strconv.ParseFloat(v, 64); err != nil {
+			return nil, fmt.Errorf("read checkpoint %s: loss %.20q", path, v)
+		}
+	}
+	if v, ok := f.Metadata["scores"]; ok {
+		if err := json.Unmarshal([]byte(v), &cp.scores); err != nil {
+			return nil, fmt.Errorf("read checkpoint %s: scores %.60q", path, v)
+		}
 	}
 	for name, values := range cp.parts() {
 		if name == "best" && cp.bestStep == 0 {

@@ -83,7 +83,7 @@ var Presets = []Preset{
 		BSN:       models.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
 		Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
 		Student:   models.StudentConfig{Channels: 32, Blocks: 8},
-		Steps:     [3]int{3000, 16000, 5000}, Batch: [3]int{4, 8, 4}, Side: [3]int{96, 96, 96}, Every: 250,
+		Steps:     [3]int{3000, 16000, 3000}, Batch: [3]int{4, 8, 4}, Side: [3]int{96, 96, 96}, Every: 250,
 	},
 	{
 		Name:      "large",
@@ -277,16 +277,19 @@ func writeWeights(path string, f *safetensors.File) error {
 const least = 32
 
 // side returns the side of the pieces of stage k: the preset's, or less if most
-// slices are smaller.
+// slices to train on or to validate on are smaller.
 func (t *training) side(k int) int {
-	for side := t.preset.Side[k]; side > least; side -= 8 {
+	most := func(slices []Slice, side int) bool {
 		fit := 0
-		for i := range t.set.Train {
-			if min(t.set.Train[i].Width, t.set.Train[i].Height) >= side {
+		for i := range slices {
+			if min(slices[i].Width, slices[i].Height) >= side {
 				fit++
 			}
 		}
-		if 2*fit >= len(t.set.Train) {
+		return 2*fit >= len(slices)
+	}
+	for side := t.preset.Side[k]; side > least; side -= 8 {
+		if most(t.set.Train, side) && most(t.set.Validation, side) {
 			return side
 		}
 	}

@@ -92,8 +92,8 @@ func pieces(slices []Slice, count, side int, rng *rand.Rand) ([]piece, error) {
 		var given []float32
 		var rhoX, rhoY float32
 		if rng.IntN(4) > 0 {
-			m, err := noise.Estimate(s.noisy, n, n, nil)
-			if err != nil {
+			m := new(noise.Map)
+			if err := m.EstimateWith(noise.Known{Air: s.air}, s.noisy, n, n, nil); err != nil {
 				errs[k] = err
 				return
 			}

@@ -81,6 +81,48 @@ func read(t *testing.T, path string) []byte {
 	return b
 }
 
+// named is a backend by another name.
+type named struct {
+	kernels.GraphBackend
+	name string
+}
+
+func (b named) Name() string { return b.name }
+
+// TestRunOnAnother: a training that is resumed on another backend goes on, and its log tells which
+// one computed what.
+func TestRunOnAnother(t *testing.T) {
+	withSmall(t)
+	set, dir := phantomSet(t), t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c := Config{Stage: StageBSN, Preset: "small", Seed: 7, Out: dir, Resume: true, Progress: func(p Progress) {
+		if p.Step == small.Every+1 {
+			cancel()
+		}
+	}}
+	var err error
+	if c.Log, err = OpenLog(filepath.Join(dir, "log.jsonl")); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Log.Close()
+	if _, err := Run(ctx, named{backend(t), "first"}, set, c); !errors.Is(err, ErrStopped) {
+		t.Fatalf("the error is %v, want %v", err, ErrStopped)
+	}
+	if _, err := Run(t.Context(), named{backend(t), "second"}, set, c); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := ReadLog(filepath.Join(dir, "log.jsonl"))
+	if err != nil || len(entries) < 2 {
+		t.Fatalf("%d entries, %v", len(entries), err)
+	}
+	for i, e := range entries {
+		if want := map[bool]string{true: "first", false: "second"}[i == 0]; e.Backend != want {
+			t.Errorf("step %d was computed on %q, want %q", e.Step, e.Backend, want)
+		}
+	}
+}
+
 // TestRunResumes: training that is stopped and resumed ends in the same bytes as
 // training in one go, all three stages, and for any number of threads.
 func TestRunResumes(t *testing.T) {
@@ -131,6 +173,40 @@ func TestRunResumes(t *testing.T) {
 	}
 	if slices.Equal(read(t, filepath.Join(whole, "bsn.safetensors")), read(t, filepath.Join(parts, "bsn.safetensors"))) {
 		t.Error("the seed makes no difference")
+	}
+}
+
+// counting is a backend whose trainers must be closed.
+type counting struct {
+	kernels.GraphBackend
+	made, closed int
+}
+
+type countedTrainer struct {
+	kernels.Trainer
+	of *counting
+}
+
+func (b *counting) Train(g *kernels.Graph, s *kernels.State, o kernels.TrainOptions) (kernels.Trainer, error) {
+	tr, err := b.GraphBackend.Train(g, s, o)
+	b.made++
+	return &countedTrainer{tr, b}, err
+}
+
+func (t *countedTrainer) Close() error {
+	t.of.closed++
+	return nil
+}
+
+// TestRunCloses: a stage leaves no trainer open that holds memory of a device.
+func TestRunCloses(t *testing.T) {
+	withSmall(t)
+	b := &counting{GraphBackend: backend(t)}
+	if _, err := Run(t.Context(), b, phantomSet(t), Config{Stage: StageBSN, Preset: "small", Seed: 7, Out: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	if b.made != 1 || b.closed != 1 {
+		t.Errorf("%d trainers were made and %d closed, want 1 and 1", b.made, b.closed)
 	}
 }
 
@@ -239,6 +315,59 @@ func TestStudentLearns(t *testing.T) {
 	}
 	if last := losses[len(losses)-1] / losses[0]; last < 0.02 || last > 0.7 {
 		t.Errorf("the loss fell to %.2f of its start, want 0.02 to 0.7 (%.3g)", last, losses)
+	}
+}
+
+// TestSmallValidation: where the slices to validate on are smaller than those to train
+// on, pieces are as small, instead of being looked for in vain.
+func TestSmallValidation(t *testing.T) {
+	of := func(side int) []Slice {
+		return []Slice{{Pixels: slices.Repeat([]float32{0.5}, side*side), Width: side, Height: side}}
+	}
+	preset := small
+	preset.Side = [3]int{96, 96, 96}
+	tr := &training{preset: preset, set: &Set{Train: of(128), Validation: of(48)}}
+	if side := tr.side(0); side != 48 {
+		t.Errorf("pieces of %d, want 48", side)
+	}
+	if h := newHeldOut(tr.set.Validation, tr.side(0)); len(h.scenes) != heldScenes {
+		t.Errorf("%d scenes", len(h.scenes))
+	}
+}
+
+// TestBestIsTold: loss and scores are those of the weights that are kept, also when a
+// training goes on after its last step.
+func TestBestIsTold(t *testing.T) {
+	preset := small
+	preset.Steps[1], preset.Every = 30, 10
+	tr := &training{Config: Config{Stage: StageStudent}, preset: preset, set: phantomSet(t), backend: backend(t)}
+	s, err := tr.stage(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scores := []float64{2, 1, 3}
+	validate := s.validate
+	n := 0
+	s.validate = func(p [][]float32) (map[string]float64, float64, error) {
+		if _, _, err := validate(p); err != nil {
+			return nil, 0, err
+		}
+		n++
+		return map[string]float64{"of": float64(n), "none": math.NaN()}, scores[n-1], nil
+	}
+	dir := t.TempDir()
+	first, err := s.run(t.Context(), backend(t), dir, Config{Seed: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := s.run(t.Context(), backend(t), dir, Config{Seed: 3, Resume: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*trained{first, again} {
+		if r.step != 20 || r.loss == 0 || r.loss != first.loss || !maps.Equal(r.scores, map[string]float64{"of": 2}) {
+			t.Errorf("step %d, loss %g, scores %v", r.step, r.loss, r.scores)
+		}
 	}
 }
 

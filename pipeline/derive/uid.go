@@ -25,7 +25,7 @@ func hashUID(kind, source string, p Params) string {
 		h.Write(n[:])
 		h.Write([]byte(s))
 	}
-	for _, s := range []string{"denoised derived object 1", kind, source, p.Model.Name, p.Model.Version, p.Model.Hash, p.Quality} {
+	for _, s := range []string{"denoised derived object 1", kind, source, p.Model.Name, p.Model.Version, p.Model.Hash, p.Model.Method, p.Quality} {
 		field(s)
 	}
 	var n [8]byte

@@ -22,14 +22,18 @@ const (
 	qualityHigh       = "high"
 )
 
-// Untouched ends the DerivationDescription of a single-frame object in which no
-// pixel got another value, as when no noise was found.
+// Untouched ends the DerivationDescription of a copy (Params.Copy), and of a
+// single-frame object in which no pixel got another value, as when no noise was found.
 const Untouched = "; no pixel of this image was changed"
 
 // ModelInfo names the network that made the pixels.
 type ModelInfo struct {
 	Name, Version string
-	Hash          string // SHA-256 of the weights file, hexadecimal
+	Hash          string // SHA-256 over the weights of all its networks, hexadecimal
+	// Method tells apart what the same weights are used for in different ways, so that
+	// other pixels have other UIDs: the revision of the program's method, and what a
+	// person chose otherwise than by default.
+	Method string `json:",omitempty"`
 }
 
 // Params says how the pixels of a derived object were made. Model, Strength and
@@ -51,8 +55,12 @@ type Params struct {
 
 	// Related is another derived object of the same source, nil if there is none.
 	Related *Related
+	// Copy, if not empty, says why the object is a copy of its source: every pixel
+	// stays as it is, whatever next returns, and each DerivationDescription says so.
+	Copy string
 	// Remark, if not nil, is asked once the pixels of a single-frame object are
-	// made; what it returns ends the DerivationDescription.
+	// made; what it returns ends the DerivationDescription. That of an object of many
+	// frames is written before its pixels are known.
 	Remark func() string
 
 	SeriesDescriptionSuffix string // printable ASCII without backslash; empty for " DN" (fast) or " DN HQ" (high)
@@ -108,7 +116,7 @@ func (p *Params) validate() error {
 // frame i; it is called once per frame, in order, so an object of any size needs
 // the memory of one frame. Values are rounded to nearest and clipped; padding
 // is never changed; a value that is not finite is an error. Strength is recorded,
-// not applied, but 0 keeps every pixel whatever next returns.
+// not applied, but 0 keeps every pixel whatever next returns, as does Copy.
 //
 // The error is a *RefusedError if Inspect objects. After any error what was
 // written must be thrown away.
@@ -128,13 +136,13 @@ func Write(w io.Writer, o *dcm.Object, p Params, next func(i int) ([]float32, er
 	info := Info{SOPClassUID: o.String(dcm.SOPClassUID), SOPInstanceUID: sop, SeriesInstanceUID: series,
 		TransferSyntaxUID: o.TransferSyntaxUID(), Frames: l.frames}
 
-	px := &pixelWriter{cells: newCells(o, l), l: l, keep: p.Strength == 0, next: next}
+	px := &pixelWriter{cells: newCells(o, l), l: l, keep: p.Strength == 0 || p.Copy != "", next: next}
 	if l.frames == 1 { // the smallest and largest value stand in front of the pixels
 		if err := px.make(0); err != nil {
 			return Info{}, err
 		}
 	}
-	s := splice{o: o, ed: ed, p: p, sop: sop, series: series, pixelsMade: l.frames == 1, untouched: l.frames == 1 && px.st.changed == 0}
+	s := splice{o: o, ed: ed, p: p, sop: sop, series: series, pixelsMade: l.frames == 1, untouched: p.Copy != "" || l.frames == 1 && px.st.changed == 0}
 	s.common()
 	if info.SOPClassUID == classEnhancedMR {
 		s.enhanced()
@@ -237,7 +245,7 @@ type splice struct {
 	p           Params
 	sop, series string
 	pixelsMade  bool // of a single frame: before anything else is written
-	untouched   bool // of a single frame: no pixel got another value
+	untouched   bool // no pixel gets another value, as far as that is known by now
 }
 
 func (s *splice) text(t dcm.Tag, v dcm.VR, value string) {
@@ -421,10 +429,12 @@ func derivationCodes() [][]dcm.Node {
 }
 
 func (s *splice) derivationDescription() string {
-	text := fmt.Sprintf("%s %s: noise reduction by neural network %s %s (weights SHA-256 %s), quality %s, strength %s",
+	text := fmt.Sprintf("%s %s: noise reduction by neural network %s %s (networks SHA-256 %s), quality %s, strength %s",
 		s.p.Product, s.p.Version, s.p.Model.Name, s.p.Model.Version, s.p.Model.Hash, s.p.Quality,
 		strconv.FormatFloat(s.p.Strength, 'g', 4, 64))
-	if s.p.Remark != nil && s.pixelsMade {
+	if s.p.Copy != "" {
+		text += "; " + clean(s.p.Copy, 300)
+	} else if s.p.Remark != nil && s.pixelsMade {
 		if t := s.p.Remark(); t != "" {
 			text += "; " + clean(t, 300)
 		}

@@ -941,3 +941,35 @@ func TestRemark(t *testing.T) {
 		}
 	}
 }
+
+// A copy keeps every pixel whatever it is given and says why it is one, in each
+// frame too, although those descriptions are written before the pixels are made.
+func TestCopy(t *testing.T) {
+	for name, d := range map[string]*dcmtest.DataSet{"one frame": mr(), "many": enhanced(magnitude, magnitude, magnitude)} {
+		o := mustScan(t, d, dcmtest.Form{})
+		p := params()
+		p.Copy = "the method failed (x)"
+		p.Remark = func() string { return "quality check: y" }
+		got, info, _ := write(t, o, p, smooth(o))
+		if info.Changed != 0 || !bytes.Equal(pixelBytes(t, got), pixelBytes(t, o)) {
+			t.Errorf("%s: %d pixels changed", name, info.Changed)
+		}
+		said := []string{got.String(dcm.DerivationDescription)}
+		if name == "many" {
+			said = nil
+			for item := range got.Find(dcm.PerFrameFunctionalGroupsSequence).Children() {
+				for der := range item.Child(dcm.DerivationImageSequence).Children() {
+					said = append(said, der.Child(dcm.DerivationDescription).String())
+				}
+			}
+			if len(said) != 3 {
+				t.Errorf("%d descriptions", len(said))
+			}
+		}
+		for _, s := range said {
+			if !strings.HasSuffix(s, "; the method failed (x)"+derive.Untouched) || strings.Contains(s, "quality check") {
+				t.Errorf("%s: %q", name, s)
+			}
+		}
+	}
+}

@@ -223,7 +223,7 @@ func TestHighLane(t *testing.T) {
 		t.Errorf("%+v %v", q, err)
 	}
 	// Its derived file lost, the finished one waits again, and only there.
-	must(j.Remake(5, ids[1], time.Unix(70, 0)))
+	must(j.Remake(5, ids[1], Start{}, time.Unix(70, 0)))
 	expect("remade", map[string]int64{"queued  false": 1, "queued error true": 1})
 	got, err := j.SetFlag(Flag{Key: "1.2", Quality: "off", At: time.Unix(80, 0)}, Start{})
 	must(err)
@@ -241,6 +241,22 @@ func TestHighLane(t *testing.T) {
 	expect("possible again", map[string]int64{"queued  false": 2})
 	must(j.RestartHigh(Start{Reason: ReasonNotPossible}))
 	expect("and not", map[string]int64{"failed not-possible false": 2})
+	must(j.RestartHigh(Start{}))
+	must(j.EndHigh(ids[0], fileOf(t, j, ids[0]), "error", "", true))
+	d.Reason = "blended"
+	must(j.AddHigh(ids[1], d, false, nil, time.Unix(100, 0)))
+	d.SOP, d.Reason, d.Detail = "2.25.2", "error", "why"
+	must(j.AddHigh(ids[0], d, true, nil, time.Unix(100, 0)))
+	expect("a result and a copy", map[string]int64{"denoised blended false": 1, "denoised error true": 1})
+	must(j.Remake(5, ids[1], Start{}, time.Unix(110, 0)))
+	must(j.Remake(6, ids[0], Start{}, time.Unix(110, 0)))
+	expect("what was said of the result goes with it", map[string]int64{"queued  false": 1, "queued error true": 1})
+	must(j.RestartHigh(Start{Reason: ReasonNotPossible}))
+	expect("no copies without networks", map[string]int64{"failed not-possible false": 2})
+	must(j.RestartHigh(Start{}))
+	must(j.AddHigh(ids[0], d, true, nil, time.Unix(120, 0)))
+	must(j.Remake(6, ids[0], Start{Reason: ReasonNotPossible}, time.Unix(130, 0)))
+	expect("lost while there are no networks", map[string]int64{"failed not-possible false": 1, "queued  false": 1})
 }
 
 func fileOf(t testing.TB, j *Journal, id int64) string {

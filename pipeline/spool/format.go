@@ -54,6 +54,7 @@ type Record struct {
 	Source   string    `json:"source,omitempty"` // derived: file name of the original
 	Sigma    float64   `json:"sigma,omitempty"`  // derived: median noise in stored units
 	Reason   string    `json:"reason,omitempty"` // derived: why it is not the method's plain result
+	Detail   string    `json:"detail,omitempty"` // derived: the same in words, left out where there is no room for them
 	Fill     bool      `json:"fill,omitempty"`   // derived, high: a copy of the original, which could not be denoised
 	Size     int64     `json:"size"`             // of the data set
 	CRC      uint32    `json:"crc"`              // CRC-32C of the data set
@@ -122,6 +123,10 @@ func (r Record) encode() ([]byte, error) {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
+	}
+	if len(b) > recLen && r.Detail != "" {
+		r.Detail = ""
+		return r.encode()
 	}
 	if len(b) > recLen {
 		return nil, fmt.Errorf("spool record of %d bytes, at most %d", len(b), recLen)

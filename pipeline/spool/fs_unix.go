@@ -3,6 +3,7 @@
 package spool
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -39,7 +40,10 @@ func Lock(path string) (*os.File, error) {
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock %s: another process uses this state folder: %w", path, err)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
 }

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -31,7 +32,10 @@ func Lock(path string) (*os.File, error) {
 	ol := new(windows.Overlapped)
 	if err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, ol); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock %s: another process uses this state folder: %w", path, err)
+		if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
+			err = ErrLocked
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
 }

@@ -29,17 +29,11 @@ const (
 // then its high pass is given up.
 const StopHighAfter = 5
 
-// MaxFlagsAhead is how many series that are not here yet may be flagged.
-const MaxFlagsAhead = 256
-
-// ErrTooManyFlags says that MaxFlagsAhead is reached.
-var ErrTooManyFlags = errors.New("too many flags for series that are not here")
-
 // ErrPurged says that no original of the series is held any more.
 var ErrPurged = errors.New("the originals were delivered and removed")
 
-// ErrNotWanted says that an image is not waiting for the high pass any more.
-var ErrNotWanted = errors.New("high pass was called off")
+// ErrNotWanted says that an image is not waiting any more for what was made of it.
+var ErrNotWanted = errors.New("it was called off")
 
 // Start is the state in which an image enters the high lane: the zero value
 // waits, one with a reason has failed at once.
@@ -98,21 +92,14 @@ type Flagged struct {
 // and makes the images that are here follow: with high each that may be
 // denoised gets its place in the high lane, with fast those that wait there
 // lose it, with off those that nothing was made of yet are passed on as they
-// came. What is finished stays. On ErrTooManyFlags and ErrPurged nothing changes.
+// came. What is finished stays. On ErrPurged nothing changes.
 func (j *Journal) SetFlag(f Flag, start Start) (Flagged, error) {
 	var out Flagged
 	err := j.change("record flag", func(t *tx) error {
 		out = Flagged{}
 		at := nanos(f.At)
 		err := t.row(`SELECT id FROM series WHERE key=?`, []any{f.Key}, &out.Series)
-		if errors.Is(err, sql.ErrNoRows) {
-			var n int
-			err = t.row(`SELECT count(*) FROM flag f WHERE f.key<>? AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=f.key)`, []any{f.Key}, &n)
-			if err == nil && n >= MaxFlagsAhead {
-				return ErrTooManyFlags
-			}
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
 		if _, err := t.exec(`INSERT INTO flag(key,quality,why,who,at) VALUES(?,?,?,?,?) ON CONFLICT(key) DO UPDATE SET quality=excluded.quality, why=excluded.why, who=excluded.who, at=excluded.at`,
@@ -164,6 +151,14 @@ func (j *Journal) Flag(ctx context.Context, key string) (*Flag, error) {
 	return &l[0], nil
 }
 
+// FlagsAhead counts the flags of other series than key that are not here.
+func (j *Journal) FlagsAhead(ctx context.Context, key string) (n int64, err error) {
+	if err := j.db.QueryRowContext(ctx, `SELECT count(*) FROM flag f WHERE f.key<>? AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=f.key)`, key).Scan(&n); err != nil {
+		return 0, journalErr("count flags", err)
+	}
+	return n, nil
+}
+
 // StaleFlags lists up to n flags set before the given time for series that are
 // not here, or not here any more.
 func (j *Journal) StaleFlags(ctx context.Context, before time.Time, n int) ([]Flag, error) {
@@ -171,22 +166,12 @@ func (j *Journal) StaleFlags(ctx context.Context, before time.Time, n int) ([]Fl
 }
 
 func (j *Journal) flags(ctx context.Context, where string, args ...any) ([]Flag, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT key, quality, why, who, at FROM flag `+where, args...)
-	if err != nil {
-		return nil, journalErr("read flags", err)
-	}
-	defer rows.Close()
-	var out []Flag
-	for rows.Next() {
-		var f Flag
+	return list(ctx, j, "read flags", `SELECT key, quality, why, who, at FROM flag `+where, args, func(scan func(...any) error) (f Flag, err error) {
 		var at int64
-		if err := rows.Scan(&f.Key, &f.Quality, &f.Why, &f.By, &at); err != nil {
-			return nil, journalErr("read flags", err)
-		}
+		err = scan(&f.Key, &f.Quality, &f.Why, &f.By, &at)
 		f.At = fromNanos(at)
-		out = append(out, f)
-	}
-	return out, rows.Err()
+		return f, err
+	})
 }
 
 // DropFlag forgets a flag unless its series has come or it was set anew. It
@@ -207,11 +192,12 @@ func (j *Journal) DropFlag(f Flag) (bool, error) {
 
 // RestartHigh is for the start of a process: images that wait for the high pass
 // go on, or, if start has a reason, end with it; images that ended with
-// ReasonNotPossible under an earlier model start again.
+// ReasonNotPossible under an earlier model start again. That goes for images that
+// wait to become copies too: made by another model they would be a series of their own.
 func (j *Journal) RestartHigh(start Start) error {
 	return j.change("restart high lane", func(t *tx) error {
 		if start.Reason != "" {
-			_, err := t.exec(`UPDATE high SET stage='failed', reason=?, detail=? WHERE stage='queued' AND fill=0`, start.Reason, clip(start.Detail, maxDetail))
+			_, err := t.exec(`UPDATE high SET stage='failed', reason=?, detail=?, fill=0 WHERE stage='queued'`, start.Reason, clip(start.Detail, maxDetail))
 			return err
 		}
 		_, err := t.exec(`UPDATE high SET stage='queued', reason='', detail='', attempts=0, next_at=0 WHERE stage='failed' AND reason='not-possible'
@@ -238,17 +224,15 @@ const highReady = `FROM high h JOIN series s ON s.id=h.series JOIN instance i ON
 // One series is finished before the next begins, the first complete one first.
 func (j *Journal) NextHigh(ctx context.Context, now time.Time) (*HighSlice, error) {
 	var h HighSlice
-	var received, gone int64
-	err := j.db.QueryRowContext(ctx, `SELECT h.attempts, h.fill, h.reason, h.detail, `+instanceColumns+` `+highReady+` AND (h.next_at<=? OR h.next_at>?)
-		ORDER BY s.complete_at, h.series, h.fill, i.number, i.id LIMIT 1`, due(now)...).Scan(
-		append([]any{&h.Attempts, &h.Fill, &h.Reason, &h.Detail}, h.Instance.fields(&received, &gone)...)...)
+	row := j.db.QueryRowContext(ctx, `SELECT h.attempts, h.fill, h.reason, h.detail, `+instanceColumns+` `+highReady+` AND (h.next_at<=? OR h.next_at>?)
+		ORDER BY s.complete_at, h.series, h.fill, i.number, i.id LIMIT 1`, due(now)...)
+	err := h.Instance.read(row.Scan, &h.Attempts, &h.Fill, &h.Reason, &h.Detail)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, journalErr("read high lane", err)
 	}
-	h.Instance.Received, h.Instance.Gone = fromNanos(received), gone != 0
 	return &h, nil
 }
 
@@ -263,15 +247,12 @@ func (j *Journal) NextHighRetry(ctx context.Context) (time.Time, error) {
 }
 
 // High reads the place of an original in the high lane; nil when it has none.
-func (j *Journal) High(ctx context.Context, original int64) (stage string, err error) {
-	err = j.db.QueryRowContext(ctx, `SELECT stage FROM high WHERE original=?`, original).Scan(&stage)
-	if errors.Is(err, sql.ErrNoRows) {
-		return "", nil
+func (j *Journal) High(ctx context.Context, original int64) (*HighRow, error) {
+	l, err := j.highRows(ctx, `WHERE original=?`, original)
+	if err != nil || len(l) == 0 {
+		return nil, err
 	}
-	if err != nil {
-		return "", journalErr("read high lane", err)
-	}
-	return stage, nil
+	return &l[0], nil
 }
 
 // Derived finds what was made of an original in a quality; nil when there is
@@ -296,20 +277,26 @@ func (j *Journal) AddHigh(original int64, d Instance, fill bool, dests []string,
 		if n == 0 {
 			return ErrNotWanted
 		}
-		id, series, err := t.insertDerived(original, d, at)
-		if err != nil {
-			return err
-		}
-		if _, err := t.exec(`UPDATE high SET stage='denoised', reason=?, detail=?, fill=? WHERE original=?`, d.Reason, clip(d.Detail, maxDetail), fill, original); err != nil {
-			return err
-		}
-		for _, dest := range dests {
-			if err := t.deliver(id, series, 2*id+1, dest); err != nil {
-				return err
-			}
-		}
-		return t.settleHigh(series)
+		return t.addHigh(original, d, fill, dests, at)
 	})
+}
+
+func (t *tx) addHigh(original int64, d Instance, fill bool, dests []string, at time.Time) error {
+	id, series, err := t.insertDerived(original, d, at)
+	if err != nil {
+		return err
+	}
+	if _, err := t.exec(`INSERT INTO high(original,series,stage,reason,detail,fill,since) VALUES(?,?,'denoised',?,?,?,?)
+		ON CONFLICT(original) DO UPDATE SET stage='denoised', reason=excluded.reason, detail=excluded.detail, fill=excluded.fill`,
+		original, series, d.Reason, clip(d.Detail, maxDetail), fill, nanos(at)); err != nil {
+		return err
+	}
+	for _, dest := range dests {
+		if err := t.deliver(id, series, 2*id+1, dest); err != nil {
+			return err
+		}
+	}
+	return t.settleHigh(series)
 }
 
 // EndHigh ends an image in the high lane without a derived object. fill says
@@ -368,20 +355,11 @@ type HighCount struct {
 
 // HighCounts counts the images of a series in the high lane.
 func (j *Journal) HighCounts(ctx context.Context, series int64) ([]HighCount, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT stage, reason, fill, count(*), max(detail) FROM high WHERE series=? GROUP BY stage, reason, fill ORDER BY stage, reason, fill`, series)
-	if err != nil {
-		return nil, journalErr("count high lane", err)
-	}
-	defer rows.Close()
-	var out []HighCount
-	for rows.Next() {
-		var c HighCount
-		if err := rows.Scan(&c.Stage, &c.Reason, &c.Fill, &c.Count, &c.Detail); err != nil {
-			return nil, journalErr("count high lane", err)
-		}
-		out = append(out, c)
-	}
-	return out, rows.Err()
+	return list(ctx, j, "count high lane", `SELECT stage, reason, fill, count(*), max(detail) FROM high WHERE series=? GROUP BY stage, reason, fill ORDER BY stage, reason, fill`,
+		[]any{series}, func(scan func(...any) error) (c HighCount, err error) {
+			err = scan(&c.Stage, &c.Reason, &c.Fill, &c.Count, &c.Detail)
+			return c, err
+		})
 }
 
 // HighRow is the place of one original in the high lane.
@@ -394,18 +372,12 @@ type HighRow struct {
 
 // SeriesHigh lists the images of a series in the high lane, at most n.
 func (j *Journal) SeriesHigh(ctx context.Context, series int64, n int) ([]HighRow, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT original, stage, reason, detail, fill, attempts FROM high WHERE series=? ORDER BY original LIMIT ?`, series, n)
-	if err != nil {
-		return nil, journalErr("read high lane", err)
-	}
-	defer rows.Close()
-	var out []HighRow
-	for rows.Next() {
-		var r HighRow
-		if err := rows.Scan(&r.Original, &r.Stage, &r.Reason, &r.Detail, &r.Fill, &r.Attempts); err != nil {
-			return nil, journalErr("read high lane", err)
-		}
-		out = append(out, r)
-	}
-	return out, rows.Err()
+	return j.highRows(ctx, `WHERE series=? ORDER BY original LIMIT ?`, series, n)
+}
+
+func (j *Journal) highRows(ctx context.Context, where string, args ...any) ([]HighRow, error) {
+	return list(ctx, j, "read high lane", `SELECT original, stage, reason, detail, fill, attempts FROM high `+where, args, func(scan func(...any) error) (r HighRow, err error) {
+		err = scan(&r.Original, &r.Stage, &r.Reason, &r.Detail, &r.Fill, &r.Attempts)
+		return r, err
+	})
 }

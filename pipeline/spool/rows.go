@@ -181,31 +181,41 @@ func (t *tx) deliver(instance, series, ord int64, dest string) error {
 const instanceColumns = `i.id,i.series,i.source,i.kind,i.sop,i.class,i.syntax,i.variant,i.file,i.off,i.size,i.crc,i.received,i.number,i.frames,
 	i.quality,i.channel,i.rule,i.stage,i.reason,i.detail,i.attempts,i.sigma,i.gone`
 
-func (i *Instance) fields(received, gone *int64) []any {
-	return []any{&i.ID, &i.Series, &i.Source, &i.Kind, &i.SOP, &i.Class, &i.Syntax, &i.Variant, &i.File, &i.Offset, &i.Size, &i.CRC, received, &i.Number, &i.Frames,
-		&i.Quality, &i.Channel, &i.Rule, &i.Stage, &i.Reason, &i.Detail, &i.Attempts, &i.Sigma, gone}
+// list reads rows of a query with read, which is given the Scan of each.
+func list[T any](ctx context.Context, j *Journal, what, query string, args []any, read func(scan func(...any) error) (T, error)) ([]T, error) {
+	rows, err := j.db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, journalErr(what, err)
+	}
+	defer rows.Close()
+	var out []T
+	for rows.Next() {
+		v, err := read(rows.Scan)
+		if err != nil {
+			return nil, journalErr(what, err)
+		}
+		out = append(out, v)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, journalErr(what, err)
+	}
+	return out, nil
+}
+
+// read fills in from a row of instanceColumns, behind the columns before.
+func (i *Instance) read(scan func(...any) error, before ...any) error {
+	var received, gone int64
+	err := scan(append(before, &i.ID, &i.Series, &i.Source, &i.Kind, &i.SOP, &i.Class, &i.Syntax, &i.Variant, &i.File, &i.Offset, &i.Size, &i.CRC, &received, &i.Number, &i.Frames,
+		&i.Quality, &i.Channel, &i.Rule, &i.Stage, &i.Reason, &i.Detail, &i.Attempts, &i.Sigma, &gone)...)
+	i.Received, i.Gone = fromNanos(received), gone != 0
+	return err
 }
 
 func (j *Journal) instances(ctx context.Context, where string, args ...any) ([]Instance, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT `+instanceColumns+` FROM instance i `+where, args...)
-	if err != nil {
-		return nil, journalErr("read instances", err)
-	}
-	defer rows.Close()
-	var out []Instance
-	for rows.Next() {
-		var in Instance
-		var received, gone int64
-		if err := rows.Scan(in.fields(&received, &gone)...); err != nil {
-			return nil, journalErr("read instances", err)
-		}
-		in.Received, in.Gone = fromNanos(received), gone != 0
-		out = append(out, in)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, journalErr("read instances", err)
-	}
-	return out, nil
+	return list(ctx, j, "read instances", `SELECT `+instanceColumns+` FROM instance i `+where, args, func(scan func(...any) error) (in Instance, err error) {
+		err = in.read(scan)
+		return in, err
+	})
 }
 
 // Variants lists what is stored under an instance UID in a series, first one first.
@@ -357,21 +367,52 @@ func (j *Journal) NextRetry(ctx context.Context) (time.Time, error) {
 
 // AddDerived records a derived object of the fast lane, marks its original as
 // denoised, with d's reason and detail, and queues the deliveries, all at once.
+// ErrNotWanted: nobody waits for it any more, nothing was recorded.
 func (j *Journal) AddDerived(original int64, d Instance, dests []string) error {
 	return j.change("record derived object", func(t *tx) error {
-		id, series, err := t.insertDerived(original, d, d.Received)
-		if err != nil {
+		var n int
+		if err := t.row(`SELECT count(*) FROM instance WHERE id=? AND stage='queued'`, []any{original}, &n); err != nil {
 			return err
 		}
-		if _, err := t.exec(`UPDATE instance SET stage='denoised', reason=?, detail=?, sigma=? WHERE id=?`, d.Reason, clip(d.Detail, maxDetail), d.Sigma, original); err != nil {
+		if n == 0 {
+			return ErrNotWanted
+		}
+		return t.addDerived(original, d, dests)
+	})
+}
+
+func (t *tx) addDerived(original int64, d Instance, dests []string) error {
+	id, series, err := t.insertDerived(original, d, d.Received)
+	if err != nil {
+		return err
+	}
+	if _, err := t.exec(`UPDATE instance SET stage='denoised', reason=?, detail=?, sigma=? WHERE id=?`, d.Reason, clip(d.Detail, maxDetail), d.Sigma, original); err != nil {
+		return err
+	}
+	for _, dest := range dests {
+		if err := t.deliver(id, series, 2*original+1, dest); err != nil {
 			return err
 		}
-		for _, dest := range dests {
-			if err := t.deliver(id, series, 2*original+1, dest); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+// Adopt records a derived object that was found finished and that the journal does
+// not know, as AddDerived and AddHigh do, whatever its original waits for by now; fill
+// is as in AddHigh. ErrExists: the journal knows another file of this object.
+func (j *Journal) Adopt(original int64, d Instance, fill bool, dests []string, at time.Time) error {
+	return j.change("take up derived object", func(t *tx) error {
+		var n int
+		if err := t.row(`SELECT count(*) FROM instance i JOIN instance o ON o.series=i.series WHERE o.id=? AND i.sop=? AND i.kind='derived' AND i.gone=0`, []any{original, d.SOP}, &n); err != nil {
+			return err
 		}
-		return nil
+		switch {
+		case n > 0:
+			return ErrExists
+		case d.Quality == qualityHigh:
+			return t.addHigh(original, d, fill, dests, at)
+		}
+		return t.addDerived(original, d, dests)
 	})
 }
 
@@ -388,10 +429,11 @@ func (t *tx) insertDerived(original int64, d Instance, added time.Time) (id, ser
 }
 
 // EndSlice gives an original its final stage without a derived object. file is
-// the one that was looked at: if it has been replaced meanwhile nothing changes.
+// the one that was looked at: if it has been replaced meanwhile, or the slice is not
+// waited for any more, nothing changes.
 func (j *Journal) EndSlice(id int64, file, stage, reason, detail string) error {
 	return j.change("record result of slice", func(t *tx) error {
-		_, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=? WHERE id=? AND file=?`, stage, reason, clip(detail, maxDetail), id, file)
+		_, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=? WHERE id=? AND file=? AND stage='queued'`, stage, reason, clip(detail, maxDetail), id, file)
 		return err
 	})
 }
@@ -399,7 +441,7 @@ func (j *Journal) EndSlice(id int64, file, stage, reason, detail string) error {
 // RetrySlice counts a failed attempt and puts the slice back for later.
 func (j *Journal) RetrySlice(id int64, next time.Time, detail string) error {
 	return j.change("record failed attempt of slice", func(t *tx) error {
-		_, err := t.exec(`UPDATE instance SET attempts=attempts+1, next_at=?, detail=? WHERE id=?`, nanos(next), clip(detail, maxDetail), id)
+		_, err := t.exec(`UPDATE instance SET attempts=attempts+1, next_at=?, detail=? WHERE id=? AND stage='queued'`, nanos(next), clip(detail, maxDetail), id)
 		return err
 	})
 }
@@ -444,25 +486,12 @@ func (j *Journal) NextSuspects(ctx context.Context, dest string, now time.Time, 
 }
 
 func (j *Journal) deliveries(ctx context.Context, which, dest string, now time.Time, n int) ([]Delivery, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT d.attempts,d.failures,`+instanceColumns+` FROM delivery d `+which, append(append([]any{dest}, due(now)...), n)...)
-	if err != nil {
-		return nil, journalErr("read forward queue", err)
-	}
-	defer rows.Close()
-	var out []Delivery
-	for rows.Next() {
-		d := Delivery{Dest: dest}
-		var received, gone int64
-		if err := rows.Scan(append([]any{&d.Attempts, &d.Failures}, d.Instance.fields(&received, &gone)...)...); err != nil {
-			return nil, journalErr("read forward queue", err)
-		}
-		d.Instance.Received, d.Instance.Gone = fromNanos(received), gone != 0
-		out = append(out, d)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, journalErr("read forward queue", err)
-	}
-	return out, nil
+	return list(ctx, j, "read forward queue", `SELECT d.attempts,d.failures,`+instanceColumns+` FROM delivery d `+which, append(append([]any{dest}, due(now)...), n),
+		func(scan func(...any) error) (Delivery, error) {
+			d := Delivery{Dest: dest}
+			err := d.Instance.read(scan, &d.Attempts, &d.Failures)
+			return d, err
+		})
 }
 
 // NextDue is when the earliest queued delivery of dest may be sent, of the
@@ -482,21 +511,12 @@ func (j *Journal) NextDue(ctx context.Context, dest string, suspects bool) (at t
 // Syntaxes lists the pairs of SOP class and transfer syntax queued for dest,
 // those of the oldest instances first, looking at no more than 4096 of them.
 func (j *Journal) Syntaxes(ctx context.Context, dest string, limit int) ([][2]string, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT class, syntax FROM (SELECT i.class, i.syntax, d.ord FROM delivery d INDEXED BY delivery_queue
-		JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' ORDER BY d.ord LIMIT 4096) GROUP BY class, syntax ORDER BY min(ord) LIMIT ?`, dest, limit)
-	if err != nil {
-		return nil, journalErr("read forward queue", err)
-	}
-	defer rows.Close()
-	var out [][2]string
-	for rows.Next() {
-		var p [2]string
-		if err := rows.Scan(&p[0], &p[1]); err != nil {
-			return nil, journalErr("read forward queue", err)
-		}
-		out = append(out, p)
-	}
-	return out, rows.Err()
+	return list(ctx, j, "read forward queue", `SELECT class, syntax FROM (SELECT i.class, i.syntax, d.ord FROM delivery d INDEXED BY delivery_queue
+		JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' ORDER BY d.ord LIMIT 4096) GROUP BY class, syntax ORDER BY min(ord) LIMIT ?`, []any{dest, limit},
+		func(scan func(...any) error) (p [2]string, err error) {
+			err = scan(&p[0], &p[1])
+			return p, err
+		})
 }
 
 // EndDelivery records the final state of a delivery. status is the DICOM
@@ -542,23 +562,13 @@ const seriesColumns = `s.id,s.key,s.study,s.modality,s.protocol,s.number,s.calli
 	s.first_at,s.opened_at,s.last_at,s.complete_at,s.quality,s.channel,s.rule`
 
 func (j *Journal) series(ctx context.Context, where string, args ...any) ([]Series, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT `+seriesColumns+` FROM series s `+where, args...)
-	if err != nil {
-		return nil, journalErr("read series", err)
-	}
-	defer rows.Close()
-	var out []Series
-	for rows.Next() {
-		var s Series
+	return list(ctx, j, "read series", `SELECT `+seriesColumns+` FROM series s `+where, args, func(scan func(...any) error) (s Series, err error) {
 		var at [4]int64
-		if err := rows.Scan(&s.ID, &s.Key, &s.Study, &s.Modality, &s.Protocol, &s.Number, &s.Calling, &s.Called, &s.Host, &s.State, &s.CompleteBy, &s.Expected, &s.Received, &s.Reopened,
-			&at[0], &at[1], &at[2], &at[3], &s.Quality, &s.Channel, &s.Rule); err != nil {
-			return nil, journalErr("read series", err)
-		}
+		err = scan(&s.ID, &s.Key, &s.Study, &s.Modality, &s.Protocol, &s.Number, &s.Calling, &s.Called, &s.Host, &s.State, &s.CompleteBy, &s.Expected, &s.Received, &s.Reopened,
+			&at[0], &at[1], &at[2], &at[3], &s.Quality, &s.Channel, &s.Rule)
 		s.FirstAt, s.OpenedAt, s.LastAt, s.CompleteAt = fromNanos(at[0]), fromNanos(at[1]), fromNanos(at[2]), fromNanos(at[3])
-		out = append(out, s)
-	}
-	return out, rows.Err()
+		return s, err
+	})
 }
 
 // OpenSeries lists the series that are being received.
@@ -588,20 +598,11 @@ type StageCount struct {
 
 // StageCounts counts the originals of a series.
 func (j *Journal) StageCounts(ctx context.Context, series int64) ([]StageCount, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT stage, reason, count(*) FROM instance WHERE series=? AND kind='original' GROUP BY stage, reason ORDER BY stage, reason`, series)
-	if err != nil {
-		return nil, journalErr("count instances", err)
-	}
-	defer rows.Close()
-	var out []StageCount
-	for rows.Next() {
-		var c StageCount
-		if err := rows.Scan(&c.Stage, &c.Reason, &c.Count); err != nil {
-			return nil, journalErr("count instances", err)
-		}
-		out = append(out, c)
-	}
-	return out, rows.Err()
+	return list(ctx, j, "count instances", `SELECT stage, reason, count(*) FROM instance WHERE series=? AND kind='original' GROUP BY stage, reason ORDER BY stage, reason`,
+		[]any{series}, func(scan func(...any) error) (c StageCount, err error) {
+			err = scan(&c.Stage, &c.Reason, &c.Count)
+			return c, err
+		})
 }
 
 // DeliveryCount is how many deliveries of a series to a destination are in a state.
@@ -614,25 +615,29 @@ type DeliveryCount struct {
 
 // DeliveryCounts counts the deliveries of a series.
 func (j *Journal) DeliveryCounts(ctx context.Context, series int64) ([]DeliveryCount, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT dest, state, count(*), sum(state='stored' AND status>0), max(detail) FROM delivery WHERE series=? GROUP BY dest, state ORDER BY dest, state`, series)
-	if err != nil {
-		return nil, journalErr("count deliveries", err)
-	}
-	defer rows.Close()
-	var out []DeliveryCount
-	for rows.Next() {
-		var c DeliveryCount
-		if err := rows.Scan(&c.Dest, &c.State, &c.Count, &c.Warnings, &c.Detail); err != nil {
-			return nil, journalErr("count deliveries", err)
-		}
-		out = append(out, c)
-	}
-	return out, rows.Err()
+	return list(ctx, j, "count deliveries", `SELECT dest, state, count(*), sum(state='stored' AND status>0), max(detail) FROM delivery WHERE series=? GROUP BY dest, state ORDER BY dest, state`,
+		[]any{series}, func(scan func(...any) error) (c DeliveryCount, err error) {
+			err = scan(&c.Dest, &c.State, &c.Count, &c.Warnings, &c.Detail)
+			return c, err
+		})
 }
 
 // SeriesInstances lists the rows of a series in order of arrival, at most n.
 func (j *Journal) SeriesInstances(ctx context.Context, series int64, n int) ([]Instance, error) {
 	return j.instances(ctx, `WHERE series=? ORDER BY id LIMIT ?`, series, n)
+}
+
+// Original is the n-th original of a series, from 1, by instance number, then
+// arrival, without those in conflict; nil when there are not so many.
+func (j *Journal) Original(ctx context.Context, series int64, n int) (*Instance, error) {
+	if n < 1 {
+		return nil, nil
+	}
+	l, err := j.instances(ctx, `WHERE series=? AND kind='original' AND variant=0 ORDER BY number, id LIMIT 1 OFFSET ?`, series, n-1)
+	if err != nil || len(l) == 0 {
+		return nil, err
+	}
+	return &l[0], nil
 }
 
 // DeliveryRow is one delivery as recorded.
@@ -648,22 +653,13 @@ type DeliveryRow struct {
 
 // SeriesDeliveries lists the deliveries of a series, at most n.
 func (j *Journal) SeriesDeliveries(ctx context.Context, series int64, n int) ([]DeliveryRow, error) {
-	rows, err := j.db.QueryContext(ctx, `SELECT instance, dest, state, attempts, status, detail, done_at FROM delivery WHERE series=? ORDER BY ord, dest LIMIT ?`, series, n)
-	if err != nil {
-		return nil, journalErr("read deliveries", err)
-	}
-	defer rows.Close()
-	var out []DeliveryRow
-	for rows.Next() {
-		var d DeliveryRow
-		var at int64
-		if err := rows.Scan(&d.Instance, &d.Dest, &d.State, &d.Attempts, &d.Status, &d.Detail, &at); err != nil {
-			return nil, journalErr("read deliveries", err)
-		}
-		d.DoneAt = fromNanos(at)
-		out = append(out, d)
-	}
-	return out, rows.Err()
+	return list(ctx, j, "read deliveries", `SELECT instance, dest, state, attempts, status, detail, done_at FROM delivery WHERE series=? ORDER BY ord, dest LIMIT ?`,
+		[]any{series, n}, func(scan func(...any) error) (d DeliveryRow, err error) {
+			var at int64
+			err = scan(&d.Instance, &d.Dest, &d.State, &d.Attempts, &d.Status, &d.Detail, &at)
+			d.DoneAt = fromNanos(at)
+			return d, err
+		})
 }
 
 // Depth is the length of a queue and since when the oldest image in it waits.
@@ -829,7 +825,8 @@ func (j *Journal) Compact(before time.Time, n int) (int64, error) {
 	return done, err
 }
 
-// Lose marks a row whose file is gone or damaged.
+// Lose marks a row whose file is gone or damaged. The high pass of its series waits
+// for it no longer.
 func (j *Journal) Lose(id int64, detail string) error {
 	return j.change("record lost file", func(t *tx) error {
 		if _, err := t.exec(`UPDATE instance SET stage='lost', detail=? WHERE id=?`, detail, id); err != nil {
@@ -838,24 +835,35 @@ func (j *Journal) Lose(id int64, detail string) error {
 		if _, err := t.exec(`UPDATE high SET stage='failed', reason='lost', detail=?, fill=0 WHERE original=? AND stage='queued'`, detail, id); err != nil {
 			return err
 		}
-		_, err := t.exec(`UPDATE delivery SET state='damaged', detail=? WHERE instance=? AND state='queued'`, detail, id)
-		return err
+		if _, err := t.exec(`UPDATE delivery SET state='damaged', detail=? WHERE instance=? AND state='queued'`, detail, id); err != nil {
+			return err
+		}
+		var series int64
+		if err := t.row(`SELECT series FROM instance WHERE id=?`, []any{id}, &series); err != nil {
+			return err
+		}
+		return t.settleHigh(series)
 	})
 }
 
 // Remake queues an original again whose derived file is gone or damaged, and
-// gives that file up at the given time.
-func (j *Journal) Remake(derived, original int64, at time.Time) error {
+// gives that file up at the given time. What was on record about it goes too, but for
+// why the high pass makes a copy. In the high lane it ends with start's reason, if
+// that has one.
+func (j *Journal) Remake(derived, original int64, start Start, at time.Time) error {
 	return j.change("queue slice again", func(t *tx) error {
-		again := `UPDATE instance SET stage='queued', attempts=0, next_at=0 WHERE id=? AND stage='denoised'`
+		again, args := `UPDATE instance SET stage='queued', reason='', detail='', attempts=0, next_at=0 WHERE id=? AND stage='denoised'`, []any{original}
 		var quality string
 		if err := t.row(`SELECT quality FROM instance WHERE id=?`, []any{derived}, &quality); err != nil {
 			return err
 		}
 		if quality == qualityHigh {
-			again = `UPDATE high SET stage='queued', attempts=0, next_at=0 WHERE original=? AND stage='denoised'`
+			again = `UPDATE high SET stage='queued', reason=CASE WHEN fill=1 THEN reason ELSE '' END, detail=CASE WHEN fill=1 THEN detail ELSE '' END, attempts=0, next_at=0 WHERE original=? AND stage='denoised'`
+			if start.Reason != "" {
+				again, args = `UPDATE high SET stage='failed', reason=?, detail=?, fill=0 WHERE original=? AND stage='denoised'`, []any{start.Reason, clip(start.Detail, maxDetail), original}
+			}
 		}
-		if _, err := t.exec(again, original); err != nil {
+		if _, err := t.exec(again, args...); err != nil {
 			return err
 		}
 		if _, err := t.exec(`UPDATE instance SET gone=? WHERE id=?`, nanos(at), derived); err != nil {
@@ -877,6 +885,15 @@ func (j *Journal) IndexFiles(on bool) error {
 		_, err := t.conn.ExecContext(context.Background(), query)
 		return err
 	})
+}
+
+// Indexed tells whether IndexFiles is on: a recovery has begun and not ended.
+func (j *Journal) Indexed(ctx context.Context) (bool, error) {
+	var n int
+	if err := j.db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE type='index' AND name='instance_file'`).Scan(&n); err != nil {
+		return false, journalErr("read journal schema", err)
+	}
+	return n > 0, nil
 }
 
 // ByFile finds the row that owns a file; nil when none does. See IndexFiles.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -410,6 +411,39 @@ func TestJournalKeeps(t *testing.T) {
 	}
 }
 
+// The n-th original is counted by instance number, then arrival; other kinds and
+// conflicts do not count.
+func TestOriginal(t *testing.T) {
+	j := openJournal(t, filepath.Join(t.TempDir(), "j.db"))
+	var ids []int64
+	for i, number := range []int64{7, 3, 3, 5} {
+		a := arrival("1.2", i+1)
+		a.Instance.Number = number
+		added, err := j.AddOriginal(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, added.Instance)
+	}
+	other := arrival("1.2", 1)
+	other.Variants, other.Instance.Number, other.Instance.Stage = 1, 1, StageConflict
+	if _, err := j.AddOriginal(other); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.AddDerived(ids[0], Instance{SOP: "2.25.1", Class: "1", Syntax: "1", File: "derived/00/a.dcm", Received: time.Unix(9, 0), Quality: "fast", Number: 2}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.AddOriginal(arrival("1.3", 9)); err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range map[int]int64{-1: 0, 0: 0, 1: ids[1], 2: ids[2], 3: ids[3], 4: ids[0], 5: 0, math.MaxInt: 0} {
+		in, err := j.Original(t.Context(), 1, n)
+		if err != nil || (in == nil) != (want == 0) || in != nil && in.ID != want {
+			t.Errorf("original %d: %+v, %v, want row %d", n, in, err, want)
+		}
+	}
+}
+
 func TestOtherVersionsAreNotTouched(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "j.db")
 	j := openJournal(t, path)
@@ -576,7 +610,8 @@ func TestQueriesUseIndexes(t *testing.T) {
 	const deliveries = `SELECT d.attempts FROM delivery d `
 	for _, q := range []string{deliveries + oldest, deliveries + newest, deliveries + suspects, `SELECT id FROM instance i WHERE file=?`,
 		`SELECT 1 FROM instance i INDEXED BY instance_kept WHERE i.id>? AND ` + settled,
-		`SELECT id FROM instance i WHERE source>0 AND source=? AND quality=? AND gone=0 ORDER BY id DESC LIMIT 1`} {
+		`SELECT id FROM instance i WHERE source>0 AND source=? AND quality=? AND gone=0 ORDER BY id DESC LIMIT 1`,
+		`SELECT id FROM instance i WHERE series=? AND kind='original' AND variant=0 ORDER BY number, id LIMIT 1 OFFSET ?`} {
 		args := make([]any, strings.Count(q, "?"))
 		rows, err := j.db.Query("EXPLAIN QUERY PLAN "+q, args...)
 		if err != nil {

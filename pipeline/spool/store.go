@@ -48,6 +48,8 @@ var (
 	ErrEmpty = errors.New("empty data set")
 	// ErrDamaged: a file's data set is not the one that was written.
 	ErrDamaged = errors.New("stored data set is damaged")
+	// ErrLocked means that another process holds the lock.
+	ErrLocked = errors.New("another process uses this folder")
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -173,7 +175,8 @@ const conflictSuffix = ".conflict" + suffix
 func InConflict(name string) bool { return strings.HasSuffix(name, conflictSuffix) }
 
 // MarkConflict renames a published file so that recovery knows that it is in
-// conflict. The new name is durable.
+// conflict. The new name is durable. On error it has the old name, if that can be
+// given back.
 func (s *Store) MarkConflict(name string) (string, error) {
 	if InConflict(name) {
 		return name, nil
@@ -183,7 +186,7 @@ func (s *Store) MarkConflict(name string) (string, error) {
 		return "", fmt.Errorf("mark file in conflict: %w", err)
 	}
 	if err := s.SyncName(to); err != nil {
-		return "", errors.Join(err, s.Remove(to))
+		return "", errors.Join(err, s.fs.Rename(to, name))
 	}
 	return to, nil
 }

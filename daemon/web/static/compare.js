@@ -30,7 +30,7 @@ async function load(which, image, frame) {
   for (let i = 0; i < values.length; i++) {
     values[i] = signed ? view.getInt16(2 * i, true) : view.getUint16(2 * i, true);
   }
-  const picture = { columns: Number(head("Columns")), rows: Number(head("Rows")), inverse: head("Inverse") === "true", window: head("Window"), values };
+  const picture = { columns: Number(head("Columns")), rows: Number(head("Rows")), inverse: head("Inverse") === "true", window: head("Window"), remark: decodeURIComponent(head("Remark") ?? ""), values };
   kept.set(address, picture);
   if (kept.size > mostKept) kept.delete(kept.keys().next().value);
   return picture;
@@ -81,6 +81,13 @@ function paint() {
   el("window").textContent = `${Math.round(center)} / ${Math.round(width)}`;
 }
 
+// What there is to say about the picture, and why the image is not the plain result
+// of its method, if it is not.
+function say(text) {
+  const remark = after?.remark ? `${el("which").value} is not the plain result: ${after.remark}` : "";
+  el("said").textContent = [text, remark].filter(Boolean).join(" · ");
+}
+
 async function show() {
   const turn = ++asked;
   const image = Number(el("image").value);
@@ -103,7 +110,7 @@ async function show() {
     if (width === 0) firstWindow(left);
     before = left;
     after = right;
-    el("said").textContent = trouble;
+    say(trouble);
     paint();
   } catch (error) {
     if (turn === asked) el("said").textContent = error.message;
@@ -135,7 +142,7 @@ canvas.addEventListener("pointermove", (event) => {
   const y = Math.floor((event.offsetY * before.rows) / canvas.clientHeight);
   const i = y * before.columns + x;
   if (x >= 0 && x < before.columns && i >= 0 && i < before.values.length) {
-    el("said").textContent = `${x}, ${y}: ${before.values[i]}${after ? ` → ${after.values[i]}` : ""}`;
+    say(`${x}, ${y}: ${before.values[i]}${after ? ` → ${after.values[i]}` : ""}`);
   }
 });
 document.addEventListener("keydown", (event) => {

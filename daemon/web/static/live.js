@@ -1,5 +1,6 @@
 // Keeps the changing part of the page as it is on the server: each event asks
-// for it anew, at most twice a second; without events, every ten seconds.
+// for it anew, at most once a second, though steps of the full method come more
+// often; without events, every ten seconds.
 const live = document.getElementById("live");
 const link = document.getElementById("link");
 let wanted = false;
@@ -24,7 +25,7 @@ async function refresh() {
       // The part is made by the server's template, which escapes all text.
       live.innerHTML = await answer.text();
       connected(true);
-      await new Promise((done) => setTimeout(done, 500));
+      await new Promise((done) => setTimeout(done, 1000));
     }
   } catch {
     connected(false);

@@ -1,0 +1,5 @@
+//go:build cuda && linux && emulated && !race
+
+package cuda
+
+const raceEnabled = false
