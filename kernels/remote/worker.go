@@ -19,7 +19,7 @@ type State string
 const (
 	Starting State = "starting" // its process is, and has not said yet that it is ready
 	Ready    State = "ready"
-	BackOff  State = "back-off" // between the end of a process and the start of the next
+	BackOff  State = "back-off" // between the loss of a process and the start of the next
 	Off      State = "off"      // not started, stopped, or given up
 )
 
@@ -378,7 +378,7 @@ func (w *Worker) life() (ready bool, err error) {
 				w.mu.Unlock()
 			}
 		case <-s.gone:
-			w.set(func() { w.session = nil })
+			w.set(func() { w.session, w.status.State = nil, BackOff })
 			return true, errors.Unwrap(s.lost()) // that it is lost the caller knows
 		}
 	}

@@ -452,17 +452,22 @@ func TestGrowth(t *testing.T) {
 	list := slicesOf(t, near, [2]int{16, 16})
 	waitReady(t, w)
 	work := func(requests, kills int) {
+		killed := 0
 		for i := range requests {
 			if err := list[0].forward(far); err != nil {
 				t.Fatal(err)
 			}
 			if kills > 0 && i%(requests/kills) == 0 {
-				if pid := waitReady(t, w).PID; pid > 0 {
-					_ = syscall.Kill(pid, syscall.SIGKILL) // it may be gone
-				}
+				killed = waitReady(t, w).PID
+				_ = syscall.Kill(killed, syscall.SIGKILL) // it may be gone
 			}
 		}
-		waitReady(t, w)
+		eventually(t, "another worker is ready", func() error {
+			if s := w.Status(); s.State != Ready || s.PID == killed {
+				return fmt.Errorf("%+v", s)
+			}
+			return nil
+		})
 	}
 	use := func() (descriptors, goroutines int, heap uint64) {
 		runtime.GC()
