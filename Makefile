@@ -7,10 +7,10 @@ ARCH    ?= $(shell $(GO) env GOARCH)
 FUZZTIME ?= 10s
 
 # Packages with concurrency of their own: what the race detector is for.
-RACE := ./dicomnet/... ./pipeline ./pipeline/spool ./models ./kernels/... ./daemon ./daemon/web ./cmd/...
+RACE := ./dicomnet/... ./pipeline ./pipeline/spool ./kernels/... ./daemon ./daemon/web ./cmd/...
 
 .DEFAULT_GOAL := build
-.PHONY: build build-cuda gpu-kit emulator test test-emulated test-sanitized race interop kernels fuzz bench bench-receive package lint train-default ablation clean
+.PHONY: build build-cuda gpu-kit emulator test test-emulated emulated-forward emulated-reversed emulated-programs test-sanitized race interop kernels fuzz bench bench-receive package lint train-default ablation clean
 
 build: ## bin/denoised: static, CPU
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/denoised ./cmd/denoised
@@ -45,12 +45,19 @@ test: ## everything that runs with Go alone; the rest skips and says why
 	$(GO) test ./...
 
 # Threads, blocks and streams in either order: what is right only in one of them lacks a barrier or
-# a wait. (Two long tests of one goroutine run without the race detector.) Then once without any
-# driver, and what is built on it.
-test-emulated: emulator ## the CUDA backend without a GPU (needs a C compiler)
-	$(EMULATED) DENOISED_EMU=order=forward $(GO) test -race -count=1 -timeout 15m -skip 'TrainGraphs|TrainSizes' -tags cuda,emulated ./kernels/cuda/...
-	$(EMULATED) DENOISED_EMU=order=forward $(GO) test -count=1 -run 'TrainGraphs|TrainSizes' -tags cuda,emulated ./kernels/cuda
+# a wait. (Long tests of one goroutine run without the race detector.) Then once without any driver,
+# and what is built on it. An emulated device keeps one core busy: make -j helps.
+LONG := TrainGraphs|TrainSizes|^TestTrain$$/^[^s]|^TestChannels
+test-emulated: emulated-forward emulated-reversed emulated-programs ## the CUDA backend without a GPU (needs a C compiler)
+
+emulated-forward: emulator
+	$(EMULATED) DENOISED_EMU=order=forward $(GO) test -race -count=1 -timeout 15m -skip '$(LONG)' -tags cuda,emulated ./kernels/cuda/...
+
+emulated-reversed: emulator
 	$(EMULATED) DENOISED_EMU=order=reversed $(GO) test -count=1 -timeout 15m -tags cuda,emulated ./kernels/cuda/...
+
+emulated-programs: emulator
+	$(EMULATED) DENOISED_EMU=order=forward $(GO) test -count=1 -run '$(LONG)' -tags cuda,emulated ./kernels/cuda
 	$(CUDA) $(GO) test -count=1 -tags cuda ./kernels/cuda/driver
 	$(EMULATED) $(GO) test -count=1 -tags cuda,emulated -run 'GPU|CUDA' ./cmd/denoised ./models ./models/train
 
@@ -64,7 +71,7 @@ test-sanitized: $(EMULATOR:.so=-asan.so) emulator ## as test-emulated, with the 
 # The crash tests kill children of their own, whose races nobody would hear of; others are long
 # computations. They run in "test".
 race: ## the race detector over what is concurrent (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -timeout 10m -skip '^Test(Killed|PowerCuts|MemoryIsFlat|DiskFaults|RealObjects|Rebuild|Eval$$|FaintObjects|DarkTissue|Denoise$$|AMX$$|Train|Script)' $(RACE)
+	CGO_ENABLED=1 $(GO) test -race -p 3 -timeout 10m -skip '^Test(Killed|PowerCuts|MemoryIsFlat|DiskFaults|RealObjects|Rebuild|Eval$$|FaintObjects|DarkTissue|Denoise$$|AMX$$|AssemblyAgrees|Train|Script|ModelInstall|ModelVerify)|^TestGraphs/./training/[^s]|^TestBackend/go$$' $(RACE)
 
 interop: ## against DCMTK, Orthanc and dciodvfy; a missing one fails
 	DENOISED_REQUIRE=peers$(if $(wildcard ../shared/data),$(comma)data) $(GO) test -count=1 -timeout 15m ./daemon/interop
@@ -87,16 +94,12 @@ bench-receive: build ## images per second against other receivers in the same ru
 package: ## dist/: .deb and .rpm for ARCH, same bytes for the same commit
 	GO="$(GO)" packaging/build.sh $(ARCH) dist
 
-# What has files of its own for builds with CUDA.
-CUDA_PACKAGES := ./kernels/cuda/... ./cmd/denoised ./models ./models/train
-
+# With CUDA, which leaves out some lines of files for builds without it.
 lint: ## gofmt, go vet, staticcheck (needs a C compiler)
 	@out=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
 		test -z "$$out" || { echo "gofmt these files:"; echo "$$out"; exit 1; }
-	$(GO) vet ./...
-	$(TOOLS) staticcheck ./...
-	$(CUDA) $(GO) vet -tags cuda,emulated $(CUDA_PACKAGES)
-	$(CUDA) $(TOOLS) staticcheck -tags cuda,emulated $(CUDA_PACKAGES)
+	$(CUDA) $(GO) vet -tags cuda,emulated ./...
+	$(CUDA) $(TOOLS) staticcheck -tags cuda,emulated ./...
 
 # The recipe of the embedded networks: some hours on two cores, resumable. The Philips
 # volumes are of the volunteer whose repetitions are scored.

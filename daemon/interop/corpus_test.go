@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,12 +32,19 @@ func TestCorpus(t *testing.T) {
 			files = append(files, file)
 		}
 	}
+	var mu sync.Mutex
 	total := tally{}
-	for i, round := range rounds(t, files) {
-		t.Run(fmt.Sprintf("round %d", i+1), func(t *testing.T) {
-			total.add(corpusRound(t, dir, round))
-		})
-	}
+	t.Run("rounds", func(t *testing.T) {
+		for i, round := range rounds(t, files) {
+			t.Run(fmt.Sprint(i+1), func(t *testing.T) {
+				t.Parallel()
+				n := corpusRound(t, dir, round)
+				mu.Lock()
+				defer mu.Unlock()
+				total.add(n)
+			})
+		}
+	})
 	t.Logf("%d files: %d sent by DCMTK, %d pushed raw; %d acknowledged, %d refused; in Orthanc %d, refused by it %d; derived %d",
 		len(files), total.dcmtk, total.raw, total.acknowledged, total.refused, total.archived, total.unarchived, total.derived)
 	if got := total.acknowledged + total.refused; got != len(files) {

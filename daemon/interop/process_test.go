@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -31,6 +35,11 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		buildDir = dir
+		// Most of the time is spent waiting for other programs.
+		if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		return m.Run()
 	}())
 }
@@ -199,15 +208,24 @@ func eventuallyEvery(t testing.TB, every, limit time.Duration, what string, chec
 	}
 }
 
-// freePort returns a loopback TCP port that nobody used a moment ago.
+// lastPort is the last port that freePort looked at.
+var lastPort atomic.Int32
+
+func init() { lastPort.Store(15000 + rand.Int32N(10000)) }
+
+// freePort returns a loopback TCP port that nobody used a moment ago, never the same twice. It is below
+// those that systems give to clients, of which there are many here at the same time.
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 5000 {
+		port := int(lastPort.Add(1))
+		if l, err := net.Listen("tcp", loopback(port)); err == nil {
+			_ = l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port")
+	return 0
 }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
