@@ -64,6 +64,7 @@ func (c *serverConn) serve() {
 
 	rq, err := c.request()
 	if err != nil {
+		c.s.unreserve(c)
 		c.s.stats.probes.Add(1)
 		c.s.noise.log(c.s.Logger, "connection without an association request", c.addr, err)
 		c.t.fail(err)
