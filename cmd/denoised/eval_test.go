@@ -175,7 +175,7 @@ func TestEvalRefuses(t *testing.T) {
 		want  string
 		usage bool
 	}{
-		{nil, "no images", true},
+		{[]string{}, "no images", true}, // nil would be those of the test
 		{[]string{"--data", dir}, "nothing to evaluate", false},
 		{[]string{"--data", filepath.Join(dir, "missing")}, "missing", false},
 		{[]string{"--data", full, "--rows", "Gaussian 99"}, `"Gaussian 99"`, true},
