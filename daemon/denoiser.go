@@ -46,7 +46,7 @@ func (d denoiser) Denoise(ctx context.Context, f *derive.Frame, strength float64
 func (d denoiser) HasHigh() bool { return d.high }
 
 // DenoiseHigh implements pipeline.HighDenoiser. The noise that sampling starts
-// from is the same for every image, so that the same image gives the same result.
+// from is the same for every image, so that the same image gives the same result on one backend.
 func (d denoiser) DenoiseHigh(ctx context.Context, f *derive.Frame, strength float64, progress func(done, total int)) (*pipeline.Denoised, error) {
 	return denoised(d.m.High(ctx, frameImage(f), models.HighOptions{Strength: strength, Progress: progress}))
 }

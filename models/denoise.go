@@ -91,7 +91,7 @@ type forwarder interface {
 //
 // Skipped pixels and blanked air (noise.Outside) are returned bit for bit, all
 // others stay between the least and the greatest measured value of the slice.
-// The result is finite and the same at every call. A pixel that is not finite
+// The result is finite and, on one backend, the same at every call. A pixel that is not finite
 // and not skipped is an error, as are sizes that do not fit and a strength
 // outside 0 to 1. The image is not changed. Safe for concurrent use.
 func (m *Model) Denoise(ctx context.Context, img Image, o Options) (*Result, error) {

@@ -3,7 +3,9 @@ package models
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -262,5 +264,42 @@ func runGolden(weights, golden *safetensors.File, on kernels.Backend) (out []flo
 	h, w := g.Output().Size(b.Height, b.Width)
 	shape = []int{h, w, g.Output().Channels}
 	out = make([]float32, h*w*g.Output().Channels)
-	return out, shape, program.Run(out, b)
+	if err := program.Run(out, b); err != nil {
+		return nil, nil, err
+	}
+	if s, ok := program.(kernels.Sampler); ok {
+		err = checkPair(s, g, b, out)
+	}
+	return out, shape, err
+}
+
+// checkPair holds a pair of samples of one step, from input 0 of b and its negative, to the output for b and
+// to that for the negative. Graphs that cannot be sampled pass.
+func checkPair(s kernels.Sampler, g *kernels.Graph, b *kernels.Batch, out []float32) error {
+	vector, err := g.SamplingVector()
+	if err != nil {
+		return nil
+	}
+	one, negative := *b, *b
+	one.Inputs, negative.Inputs = slices.Clone(b.Inputs), slices.Clone(b.Inputs)
+	one.Inputs[0], one.Inputs[vector] = nil, nil
+	negative.Inputs[0] = make([]float32, len(b.Inputs[0]))
+	for i, v := range b.Inputs[0] {
+		negative.Inputs[0][i] = -v
+	}
+	other := make([]float32, len(out))
+	if err := s.Run(other, &negative); err != nil {
+		return err
+	}
+	mean, spread := make([]float32, len(out)), make([]float32, len(out))
+	if err := s.SamplePair(mean, spread, b.Inputs[0], &one, []kernels.SampleStep{{State: 1, Vector: b.Inputs[vector], Add: 1}}, nil); err != nil {
+		return err
+	}
+	for i, v := range out {
+		out, other := float64(v), float64(other[i])
+		if far := 1e-5 * (math.Abs(out) + math.Abs(other)); !(math.Abs((out+other)/2-float64(mean[i])) <= far) || !(math.Abs(math.Abs(out-other)/2-float64(spread[i])) <= far) {
+			return fmt.Errorf("a pair of samples of one step has mean %g and spread %g at number %d; the two have %g and %g", mean[i], spread[i], i, out, other)
+		}
+	}
+	return nil
 }

@@ -30,6 +30,9 @@ type backend struct {
 	kernels.GraphBackend
 	info  remote.Info
 	close func() error
+	// shapes calls a function so that it runs every kernel that the sizes of images choose among; nil on
+	// the CPU.
+	shapes func(func() error) error
 }
 
 // onGPU tells whether b is not the CPU.
@@ -49,11 +52,12 @@ func checkBackend(verb, name string) error {
 	return usagef("%s: --backend %q; choose auto, cpu or cuda", verb, name)
 }
 
-// openBackend opens what --backend names; local chooses among the CPU's instruction sets. In a build that
-// can use a GPU, why says what was chosen, and for auto for what reason.
-func openBackend(name string, local func() (*cpu.Backend, error)) (b *backend, why string, err error) {
+// openBackend opens what --backend names; local chooses among the CPU's instruction sets, and with block the
+// processor rests while it waits for a card. In a build that can use a GPU, why says what was chosen, and for
+// auto for what reason.
+func openBackend(name string, block bool, local func() (*cpu.Backend, error)) (b *backend, why string, err error) {
 	if name == backendCUDA || name == backendAuto && hasCUDA {
-		b, err := openTried()
+		b, err := openTried(block)
 		switch {
 		case err == nil:
 			return b, "computing on " + b.info.String(), nil
@@ -69,16 +73,20 @@ func openBackend(name string, local func() (*cpu.Backend, error)) (b *backend, w
 	return &backend{GraphBackend: c, close: func() error { return nil }}, why, nil
 }
 
-// openTried opens a GPU and lets it compute the golden vectors of the embedded networks: a card, a
-// driver or a compiler that computes something else must never get an image.
-func openTried() (*backend, error) {
-	b, err := openCUDA()
+// openTried opens a GPU and lets it compute the golden vectors of the embedded networks, with the kernels for
+// large images and with those for small ones: a card, a driver or a compiler that computes something else must
+// never get an image.
+func openTried(block bool) (*backend, error) {
+	b, err := openCUDA(block)
 	if err != nil {
 		return nil, err
 	}
 	m, err := models.OpenOn(b.GraphBackend, models.DefaultName)
 	if err == nil {
-		_, err = m.Verify()
+		err = b.shapes(func() error {
+			_, err := m.Verify()
+			return err
+		})
 	}
 	if err != nil {
 		_ = b.close() // its errors follow from the first one
@@ -96,7 +104,7 @@ func openTried() (*backend, error) {
 
 // useBackend is openBackend for a command, which says there what was chosen.
 func useBackend(cmd *cobra.Command, name string, local func() (*cpu.Backend, error)) (*backend, error) {
-	b, why, err := openBackend(name, local)
+	b, why, err := openBackend(name, false, local)
 	if err != nil {
 		return nil, fmt.Errorf("--backend %s: %w", name, err)
 	}
@@ -107,7 +115,7 @@ func useBackend(cmd *cobra.Command, name string, local func() (*cpu.Backend, err
 }
 
 // workerProgram is what the daemon starts to compute on a GPU: this program if it was built for it,
-// else the other build if it lies beside, in a folder that not everybody may put programs into.
+// else the other build if it lies beside, and not everybody may change it or put another in its place.
 func workerProgram() daemon.WorkerProgram {
 	self, err := os.Executable()
 	if err != nil {
@@ -119,7 +127,7 @@ func workerProgram() daemon.WorkerProgram {
 			return daemon.WorkerProgram{}
 		}
 		self = filepath.Join(dir, cudaProgram)
-		if info, err := os.Stat(self); err != nil || !info.Mode().IsRegular() {
+		if info, err := os.Stat(self); err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o002 != 0 {
 			return daemon.WorkerProgram{}
 		}
 	}

@@ -16,16 +16,16 @@ const hasCUDA = true
 // which one is the first. Nothing before this call loads NVIDIA's driver: package driver links none,
 // and what the init function of gorgonia.org/cu calls is a function of package driver that does
 // nothing. So the daemon, which never calls this, can be this build too.
-func openCUDA() (*backend, error) {
+func openCUDA(block bool) (*backend, error) {
 	if err := driver.Available(); err != nil {
 		return nil, err
 	}
-	b, err := cuda.Open(0, cuda.Options{})
+	b, err := cuda.Open(0, cuda.Options{Block: block})
 	if err != nil {
 		return nil, err
 	}
 	i := b.Info()
-	return &backend{GraphBackend: b, close: b.Close, info: remote.Info{
+	return &backend{GraphBackend: b, close: b.Close, shapes: b.Shapes, info: remote.Info{
 		Backend: b.Name(), Device: i.Name, Compute: fmt.Sprintf("%d.%d", i.Major, i.Minor),
 		Driver: fmt.Sprintf("%d.%d", i.Driver/1000, i.Driver%1000/10), Memory: i.Memory, Kernels: b.Kernels(),
 	}}, nil

@@ -6,6 +6,6 @@ import "errors"
 
 const hasCUDA = false
 
-func openCUDA() (*backend, error) {
+func openCUDA(bool) (*backend, error) {
 	return nil, errors.New("this program was built without CUDA: use " + cudaProgram + ", or use --backend auto")
 }

@@ -110,7 +110,7 @@ func TestBackendCUDA(t *testing.T) {
 	if os.Getenv("DENOISED_CUDA_LIB") == "" {
 		t.Skip("DENOISED_CUDA_LIB names no emulated driver; make test-emulated makes one")
 	}
-	b, why, err := openBackend(backendAuto, nil)
+	b, why, err := openBackend(backendAuto, false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

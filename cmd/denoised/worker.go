@@ -39,7 +39,7 @@ can be used: denoised check.`,
 			defer conn.Close()
 			// If memory runs out the kernel is to end this process before the daemon.
 			_ = os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0) // where there is such a thing
-			b, _, err := openBackend(name, cpu.SelectInference)
+			b, _, err := openBackend(name, true, cpu.SelectInference)
 			if err != nil {
 				if told := remote.Refuse(conn, err); told != nil {
 					return fmt.Errorf("worker: %w", errors.Join(err, told))

@@ -19,6 +19,9 @@ type Options struct {
 	// they run and are kept ready to run again; weights come on top. 0: nine tenths of what is free at
 	// Open.
 	Memory int64
+	// Block lets the processor rest while it waits for the device, at the cost of some microseconds each
+	// time; else it spins.
+	Block bool
 }
 
 // Backend computes on one device. It is a kernels.GraphBackend; its methods are safe for concurrent
@@ -42,7 +45,7 @@ var _ kernels.GraphBackend = (*Backend)(nil)
 // Open makes the device of an ordinal ready, 0 to one below driver.Count. driver.Available says why
 // there is none.
 func Open(ordinal int, o Options) (*Backend, error) {
-	d, err := driver.Open(ordinal)
+	d, err := driver.Open(ordinal, o.Block)
 	if err != nil {
 		return nil, err
 	}
@@ -107,9 +110,27 @@ func (b *Backend) Memory() (free, total int64, err error) { return b.device.Memo
 // ones make anew what they need.
 func (b *Backend) Trim() error { return b.pool.close() }
 
+// Shapes calls f as if the device had one multiprocessor, then very many, then as it is. So f runs the
+// kernels for large images and those for small ones, of which layouts choose by what the device has. Nothing
+// else may use b meanwhile.
+func (b *Backend) Shapes(f func() error) error {
+	own := b.info.SMs
+	defer func() { b.info.SMs = own }()
+	for _, n := range []int{1, 1000, own} {
+		b.info.SMs = n
+		if err := b.Trim(); err != nil { // plans stay what they are
+			return err
+		}
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Tolerance is how far an output of a network may be off that of exact arithmetic, as a relative error:
 // the norm of the difference by the norm of the output, which is the noise predicted and not what is
-// left of the image.
+// left of the image. Of noise fainter than some hundredths of the range it is more: see docs/gpu.md.
 func (b *Backend) Tolerance() float64 { return 2e-3 }
 
 // GraphTolerance is the same of the output of a graph.

@@ -68,6 +68,38 @@ func eachSize(t *testing.T, test func(t *testing.T, b *Backend)) {
 	}
 }
 
+// TestShapes: a function that runs the same three times runs both kinds of kernels, and nothing stays changed.
+func TestShapes(t *testing.T) {
+	b := open(t, Options{})
+	own := b.info.SMs
+	n := load(t, b, kernelstest.RandomNet(5, 32, 1))
+	img := newImage(1, 64, 64)
+	seen := map[string]bool{}
+	var results [][]float32
+	err := b.Shapes(func() error {
+		out, err := img.forward(n)
+		results = append(results, out)
+		for _, p := range b.pool.idle {
+			for _, s := range p.steps {
+				seen[s.kernel] = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !seen["net_block_tall_2"] || !seen["net_block_flat_2"] || !seen["net_head_1"] || !seen["net_head_2"] {
+		t.Errorf("ran %v", seen)
+	}
+	if len(results) != 3 || !slices.Equal(results[0], results[1]) || !slices.Equal(results[0], results[2]) {
+		t.Error("the results differ")
+	}
+	if b.info.SMs != own {
+		t.Errorf("%d SMs, has %d", b.info.SMs, own)
+	}
+}
+
 func TestBackend(t *testing.T) {
 	eachSize(t, func(t *testing.T, b *Backend) { kernelstest.Run(t, b, kernelstest.Half) })
 }

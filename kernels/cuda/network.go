@@ -45,10 +45,15 @@ func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
 	var s store
 	for i := range net.Layers {
 		l := &net.Layers[i]
-		w, err := s.conv(l.Weights, l.Bias, l.Out, [2]int{l.In, 0}, 3)
+		given, in := l.Weights, l.In
+		if i == 0 {
+			given, in = withRests(&l.Conv), inputRest+inputPixels
+		}
+		w, err := s.conv(given, l.Bias, l.Out, [2]int{in, 0}, 3)
 		if err != nil {
 			return nil, fmt.Errorf("%s: layer %d: %w", op, i, err)
 		}
+		w.in = l.In
 		slope := kernels.Linear.Slope()
 		if l.ReLU {
 			slope = kernels.ReLU.Slope()
@@ -69,6 +74,27 @@ func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
 	}
 	runtime.AddCleanup(n, func(r *resident) { r.release() }, n.res)
 	return n, nil
+}
+
+// The channels that the first layer sees, as network.cu makes them: pixels, their noise, constants up to
+// inputRest, and what rounding has taken from the pixels.
+const (
+	inputPixels = 4
+	inputRest   = kernels.NetIn + kernels.MaxConstants
+)
+
+// withRests returns the weights of a first layer, [out, inputRest + inputPixels, 3, 3], with those of the
+// pixels for their rests, too.
+func withRests(l *kernels.Conv) []float32 {
+	const taps = 9
+	const in = inputRest + inputPixels
+	w := make([]float32, l.Out*in*taps)
+	for o := range l.Out {
+		from, to := l.Weights[o*l.In*taps:][:l.In*taps], w[o*in*taps:][:in*taps]
+		copy(to, from)
+		copy(to[inputRest*taps:], from[:inputPixels*taps])
+	}
+	return w
 }
 
 // The inputs of a plan, as numbers in layout.inputs: images, their noise at half resolution as the
@@ -137,7 +163,7 @@ func (n *network) residual(i int, values []tensor) span {
 // netInput makes what the first layer reads.
 func (l *layout) netInput(height, width int) tensor {
 	h, w := (height+1)/2, (width+1)/2
-	t := l.tensor(h, w, kernels.NetIn+kernels.MaxConstants)
+	t := l.tensor(h, w, inputRest+inputPixels)
 	l.add(moves("net_input", l.inputs[inputImage], l.inputs[inputNoise], t.span), func(on *driver.Stream) error {
 		return l.b.kernels.NetInput(on, [3]int{(h*w + 255) / 256, l.count, 1}, [3]int{256, 1, 1}, 0,
 			l.address(l.inputs[inputImage]), l.address(l.inputs[inputNoise]), l.address(l.inputs[inputConstants]), l.address(t.span), height, width)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/diffdenoise/denoised/kernels/cuda/driver"
 )
@@ -136,11 +137,12 @@ type pool struct {
 	device *driver.Device
 	budget int64
 
-	mu    sync.Mutex
-	freed sync.Cond // a plan has been given back
-	used  int64     // bytes of all plans
-	busy  int       // plans in use
-	idle  []*plan   // the one that was used last comes last
+	mu     sync.Mutex
+	freed  sync.Cond // a plan has been given back, or its holder pauses
+	used   int64     // bytes of all plans
+	busy   int       // plans in use
+	paused int       // of these, those whose holders wait for somebody else
+	idle   []*plan   // the one that was used last comes last
 }
 
 func newPool(d *driver.Device, budget int64) *pool {
@@ -150,8 +152,8 @@ func newPool(d *driver.Device, budget int64) *pool {
 }
 
 // get returns a plan that is idle or makes one of what build returns. Where memory is short, plans that
-// are idle make room, and plans that are in use are waited for. The error is driver.ErrOutOfMemory if
-// all that is not enough.
+// are idle make room, and plans that are in use are waited for, but for those in a pause. The error is
+// driver.ErrOutOfMemory if all that is not enough.
 func (p *pool) get(k key, build func() *layout) (*plan, error) {
 	var l *layout
 	p.mu.Lock()
@@ -179,7 +181,7 @@ func (p *pool) get(k key, build func() *layout) (*plan, error) {
 				continue
 			}
 		}
-		if p.busy == 0 || bytes > p.budget {
+		if p.busy == p.paused || bytes > p.budget {
 			return nil, fmt.Errorf("%d samples of %d×%d need %d bytes of %d: %w", k.count, k.width, k.height, bytes, p.budget, driver.ErrOutOfMemory)
 		}
 		p.freed.Wait()
@@ -196,7 +198,7 @@ func (p *pool) make(k key, l *layout, record bool) (*plan, error) {
 	if err != nil {
 		p.used -= int64(l.free.End())
 		// While others are busy, to wake those that wait would make them try in turn, without end.
-		if p.busy--; p.busy == 0 {
+		if p.busy--; p.busy == p.paused {
 			p.freed.Broadcast()
 		}
 	}
@@ -220,6 +222,31 @@ func (p *pool) put(c *plan) {
 		p.evict()
 	}
 	p.freed.Broadcast()
+}
+
+// shortPause is what others wait for as if it were work.
+const shortPause = 200 * time.Millisecond
+
+// pause calls f, in which the holder of a plan waits for somebody, who may be waiting for memory.
+func (p *pool) pause(f func() error) error {
+	var long, over bool
+	timer := time.AfterFunc(shortPause, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if long = !over; long {
+			p.paused++
+			p.freed.Broadcast()
+		}
+	})
+	defer func() {
+		timer.Stop()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if over = true; long {
+			p.paused--
+		}
+	}()
+	return f()
 }
 
 // pinned returns the bytes of pinned memory of idle plans.

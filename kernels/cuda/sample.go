@@ -13,8 +13,8 @@ import (
 
 var _ kernels.Sampler = (*program)(nil)
 
-// SamplePair implements kernels.Sampler. done may not call the backend. Of numbers beyond the largest
-// half it says what Run says.
+// SamplePair implements kernels.Sampler. While done waits, for whom it may, others that lack the memory
+// of this pair are told so. Of numbers beyond the largest half it says what Run says.
 func (p *program) SamplePair(mean, spread, eps []float32, b *kernels.Batch, steps []kernels.SampleStep, done func(step int) error) error {
 	const op = "sample"
 	vector, err := p.CheckSampling(mean, spread, eps, b, steps)
@@ -38,6 +38,7 @@ func (p *program) SamplePair(mean, spread, eps []float32, b *kernels.Batch, step
 	if err != nil {
 		return p.b.explained(op, err)
 	}
+	defer runtime.KeepAlive(p) // until the plan is idle
 	defer p.b.pool.put(c)
 	state := c.given(c.inputs[0])
 	n := copy(state, eps)
@@ -60,7 +61,7 @@ func (p *program) SamplePair(mean, spread, eps []float32, b *kernels.Batch, step
 		if done == nil {
 			continue
 		}
-		if err := done(i + 1); err != nil {
+		if err := p.b.pool.pause(func() error { return done(i + 1) }); err != nil {
 			return err
 		}
 	}
@@ -80,7 +81,6 @@ func (p *program) SamplePair(mean, spread, eps []float32, b *kernels.Batch, step
 	}
 	copy(mean, c.result())
 	copy(spread, c.result()[n:2*n])
-	runtime.KeepAlive(p)
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/kernels/kernelstest"
 )
 
 // sampled is a small graph that can sample, with a batch for it: a state, a condition and a vector that
@@ -128,6 +129,42 @@ func distance(got, want []float32) float64 {
 		norm += float64(w) * float64(w)
 	}
 	return math.Sqrt(diff / norm)
+}
+
+// TestPausedSampling: who samples may wait for somebody who lacks the memory of the samples.
+func TestPausedSampling(t *testing.T) {
+	const h, w = 12, 20
+	g, batch := sampled(h, w)
+	b := open(t, Options{})
+	compiled, err := b.Compile(g, g.Init(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := load(t, b, kernelstest.RandomNet(5, 16, 1))
+	p := compiled.(*program)
+	b.pool.budget = int64(p.samplingLayout(2, h, w, 2).free.End())
+	img := newImage(1, 30, 30)
+	mean, spread, eps := make([]float32, h*w), make([]float32, h*w), numbers(rand.New(rand.NewPCG(1, 2)), h*w)
+	forward := make(chan error)
+	err = p.SamplePair(mean, spread, eps, batch, sampleSteps(2), func(step int) error {
+		go func() {
+			_, err := img.forward(n)
+			forward <- err
+		}()
+		if err := <-forward; !errors.Is(err, kernels.ErrMemory) {
+			t.Errorf("step %d: %v", step, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if b.pool.paused != 0 || b.pool.busy != 0 {
+		t.Errorf("%d paused, %d busy", b.pool.paused, b.pool.busy)
+	}
+	if _, err := img.forward(n); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
 }
 
 func TestSampleRefusals(t *testing.T) {

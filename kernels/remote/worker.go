@@ -378,7 +378,8 @@ func (w *Worker) life() (ready bool, err error) {
 				w.mu.Unlock()
 			}
 		case <-s.gone:
-			w.set(func() { w.session, w.status.State = nil, BackOff })
+			// Whether the next one is soon is known when this one has ended.
+			w.set(func() { w.session, w.status.State, w.status.PID, w.next = nil, BackOff, 0, time.Now() })
 			return true, errors.Unwrap(s.lost()) // that it is lost the caller knows
 		}
 	}

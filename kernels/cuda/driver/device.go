@@ -80,13 +80,14 @@ type Device struct {
 }
 
 // Open makes ready the device with an ordinal below Count. All that open the same
-// device in one process share its memory and its fate.
-func Open(ordinal int) (*Device, error) {
+// device in one process share its memory and its fate, and how they wait: with block
+// the processor rests while it waits for the device, else it spins.
+func Open(ordinal int, block bool) (*Device, error) {
 	if err := Available(); err != nil {
 		return nil, err
 	}
 	d := &Device{allocs: make(map[Ptr]int)}
-	err := d.open(ordinal)
+	err := d.open(ordinal, block)
 	if err != nil {
 		return nil, fmt.Errorf("open GPU %d: %w", ordinal, err)
 	}
@@ -94,12 +95,19 @@ func Open(ordinal int) (*Device, error) {
 	return d, nil
 }
 
-func (d *Device) open(ordinal int) (err error) {
+func (d *Device) open(ordinal int, block bool) (err error) {
 	if d.device, err = cu.GetDevice(ordinal); err != nil {
 		return wrap("cuDeviceGet", err)
 	}
 	if d.info, err = info(d.device, ordinal); err != nil {
 		return err
+	}
+	flags := cu.SchedAuto
+	if block {
+		flags = cu.SchedBlockingSync
+	}
+	if err = d.device.SetPrimaryCtxFlags(flags); err != nil {
+		return wrap("cuDevicePrimaryCtxSetFlags", err)
 	}
 	d.ctx, err = d.device.RetainPrimaryCtx()
 	return wrap("cuDevicePrimaryCtxRetain", err)

@@ -37,7 +37,7 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	d, err := Open(0)
+	d, err := Open(0, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestInfo(t *testing.T) {
 	n, err := Count()
 	l.check(err)
 	l.same("devices", n, 1)
-	if _, err := Open(1); err == nil {
+	if _, err := Open(1, false); err == nil {
 		t.Error("opened a device that is not there")
 	} else {
 		l.code(err, 101)
@@ -553,7 +553,7 @@ func TestReleasedTwice(t *testing.T) {
 }
 
 func TestCloseNamesWhatIsLeft(t *testing.T) {
-	d, err := Open(0)
+	d, err := Open(0, false)
 	if err != nil {
 		t.Fatal(err)
 	}

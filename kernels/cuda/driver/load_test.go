@@ -23,7 +23,7 @@ func TestAvailable(t *testing.T) {
 		if n < 1 || countErr != nil {
 			t.Fatalf("Count is %d, error %v", n, countErr)
 		}
-		d, err := Open(0)
+		d, err := Open(0, false)
 		if err != nil {
 			t.Fatal(err)
 		}

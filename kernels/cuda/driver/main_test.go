@@ -43,7 +43,7 @@ var tasks = map[string]func(){
 		if n, again := Count(); again != err || (n > 0) != (err == nil) {
 			fmt.Println("Count says otherwise:", n, again)
 		}
-		if _, again := Open(0); err != nil && again != err {
+		if _, again := Open(0, false); err != nil && again != err {
 			fmt.Println("Open says otherwise:", again)
 		}
 	},

@@ -26,7 +26,7 @@ func init() {
 func listDevices() {
 	n, _ := Count()
 	for i := range n {
-		d, err := Open(i)
+		d, err := Open(i, false)
 		if err != nil {
 			fmt.Println(err)
 			return
@@ -38,7 +38,7 @@ func listDevices() {
 
 // work launches three times and says what fails.
 func work() {
-	d, err := Open(0)
+	d, err := Open(0, false)
 	say("open", err)
 	m, err := d.Load(image("sm_80"))
 	say("load", err)
@@ -61,7 +61,7 @@ func work() {
 
 // overrun has a kernel write beyond the end of its memory.
 func overrun() {
-	d, err := Open(0)
+	d, err := Open(0, false)
 	say("open", err)
 	m, err := d.Load(image("sm_80"))
 	say("load", err)

@@ -40,319 +40,319 @@ cuDevicePrimaryCtxRelease_v2:
 cuDevicePrimaryCtxRetain:
 	jmp *cushim_table+48(%rip)
 
+	.globl cuDevicePrimaryCtxSetFlags_v2
+	.type cuDevicePrimaryCtxSetFlags_v2, %function
+cuDevicePrimaryCtxSetFlags_v2:
+	jmp *cushim_table+56(%rip)
+
 	.globl cuDeviceTotalMem_v2
 	.type cuDeviceTotalMem_v2, %function
 cuDeviceTotalMem_v2:
-	jmp *cushim_table+56(%rip)
+	jmp *cushim_table+64(%rip)
 
 	.globl cuDriverGetVersion
 	.type cuDriverGetVersion, %function
 cuDriverGetVersion:
-	jmp *cushim_table+64(%rip)
+	jmp *cushim_table+72(%rip)
 
 	.globl cuEventCreate
 	.type cuEventCreate, %function
 cuEventCreate:
-	jmp *cushim_table+72(%rip)
+	jmp *cushim_table+80(%rip)
 
 	.globl cuEventDestroy_v2
 	.type cuEventDestroy_v2, %function
 cuEventDestroy_v2:
-	jmp *cushim_table+80(%rip)
+	jmp *cushim_table+88(%rip)
 
 	.globl cuEventElapsedTime
 	.type cuEventElapsedTime, %function
 cuEventElapsedTime:
-	jmp *cushim_table+88(%rip)
+	jmp *cushim_table+96(%rip)
 
 	.globl cuEventRecord
 	.type cuEventRecord, %function
 cuEventRecord:
-	jmp *cushim_table+96(%rip)
+	jmp *cushim_table+104(%rip)
 
 	.globl cuEventSynchronize
 	.type cuEventSynchronize, %function
 cuEventSynchronize:
-	jmp *cushim_table+104(%rip)
+	jmp *cushim_table+112(%rip)
 
 	.globl cuFuncSetAttribute
 	.type cuFuncSetAttribute, %function
 cuFuncSetAttribute:
-	jmp *cushim_table+112(%rip)
+	jmp *cushim_table+120(%rip)
 
 	.globl cuGetErrorString
 	.type cuGetErrorString, %function
 cuGetErrorString:
-	jmp *cushim_table+120(%rip)
+	jmp *cushim_table+128(%rip)
 
 	.globl cuGraphDestroy
 	.type cuGraphDestroy, %function
 cuGraphDestroy:
-	jmp *cushim_table+128(%rip)
+	jmp *cushim_table+136(%rip)
 
 	.globl cuGraphExecDestroy
 	.type cuGraphExecDestroy, %function
 cuGraphExecDestroy:
-	jmp *cushim_table+136(%rip)
+	jmp *cushim_table+144(%rip)
 
 	.globl cuGraphInstantiateWithFlags
 	.type cuGraphInstantiateWithFlags, %function
 cuGraphInstantiateWithFlags:
-	jmp *cushim_table+144(%rip)
+	jmp *cushim_table+152(%rip)
 
 	.globl cuGraphLaunch
 	.type cuGraphLaunch, %function
 cuGraphLaunch:
-	jmp *cushim_table+152(%rip)
+	jmp *cushim_table+160(%rip)
 
 	.globl cuLaunchKernel
 	.type cuLaunchKernel, %function
 cuLaunchKernel:
-	jmp *cushim_table+160(%rip)
+	jmp *cushim_table+168(%rip)
 
 	.globl cuMemAlloc_v2
 	.type cuMemAlloc_v2, %function
 cuMemAlloc_v2:
-	jmp *cushim_table+168(%rip)
+	jmp *cushim_table+176(%rip)
 
 	.globl cuMemFreeHost
 	.type cuMemFreeHost, %function
 cuMemFreeHost:
-	jmp *cushim_table+176(%rip)
+	jmp *cushim_table+184(%rip)
 
 	.globl cuMemFree_v2
 	.type cuMemFree_v2, %function
 cuMemFree_v2:
-	jmp *cushim_table+184(%rip)
+	jmp *cushim_table+192(%rip)
 
 	.globl cuMemGetInfo_v2
 	.type cuMemGetInfo_v2, %function
 cuMemGetInfo_v2:
-	jmp *cushim_table+192(%rip)
+	jmp *cushim_table+200(%rip)
 
 	.globl cuMemHostAlloc
 	.type cuMemHostAlloc, %function
 cuMemHostAlloc:
-	jmp *cushim_table+200(%rip)
+	jmp *cushim_table+208(%rip)
 
 	.globl cuMemcpyDtoDAsync_v2
 	.type cuMemcpyDtoDAsync_v2, %function
 cuMemcpyDtoDAsync_v2:
-	jmp *cushim_table+208(%rip)
+	jmp *cushim_table+216(%rip)
 
 	.globl cuMemcpyDtoHAsync_v2
 	.type cuMemcpyDtoHAsync_v2, %function
 cuMemcpyDtoHAsync_v2:
-	jmp *cushim_table+216(%rip)
+	jmp *cushim_table+224(%rip)
 
 	.globl cuMemcpyHtoDAsync_v2
 	.type cuMemcpyHtoDAsync_v2, %function
 cuMemcpyHtoDAsync_v2:
-	jmp *cushim_table+224(%rip)
+	jmp *cushim_table+232(%rip)
 
 	.globl cuMemsetD32Async
 	.type cuMemsetD32Async, %function
 cuMemsetD32Async:
-	jmp *cushim_table+232(%rip)
+	jmp *cushim_table+240(%rip)
 
 	.globl cuModuleGetFunction
 	.type cuModuleGetFunction, %function
 cuModuleGetFunction:
-	jmp *cushim_table+240(%rip)
+	jmp *cushim_table+248(%rip)
 
 	.globl cuModuleLoadData
 	.type cuModuleLoadData, %function
 cuModuleLoadData:
-	jmp *cushim_table+248(%rip)
+	jmp *cushim_table+256(%rip)
 
 	.globl cuModuleLoadDataEx
 	.type cuModuleLoadDataEx, %function
 cuModuleLoadDataEx:
-	jmp *cushim_table+256(%rip)
+	jmp *cushim_table+264(%rip)
 
 	.globl cuModuleUnload
 	.type cuModuleUnload, %function
 cuModuleUnload:
-	jmp *cushim_table+264(%rip)
+	jmp *cushim_table+272(%rip)
 
 	.globl cuStreamBeginCapture_v2
 	.type cuStreamBeginCapture_v2, %function
 cuStreamBeginCapture_v2:
-	jmp *cushim_table+272(%rip)
+	jmp *cushim_table+280(%rip)
 
 	.globl cuStreamCreate
 	.type cuStreamCreate, %function
 cuStreamCreate:
-	jmp *cushim_table+280(%rip)
+	jmp *cushim_table+288(%rip)
 
 	.globl cuStreamDestroy_v2
 	.type cuStreamDestroy_v2, %function
 cuStreamDestroy_v2:
-	jmp *cushim_table+288(%rip)
+	jmp *cushim_table+296(%rip)
 
 	.globl cuStreamEndCapture
 	.type cuStreamEndCapture, %function
 cuStreamEndCapture:
-	jmp *cushim_table+296(%rip)
+	jmp *cushim_table+304(%rip)
 
 	.globl cuStreamSynchronize
 	.type cuStreamSynchronize, %function
 cuStreamSynchronize:
-	jmp *cushim_table+304(%rip)
+	jmp *cushim_table+312(%rip)
 
 	.globl cuStreamWaitEvent
 	.type cuStreamWaitEvent, %function
 cuStreamWaitEvent:
-	jmp *cushim_table+312(%rip)
+	jmp *cushim_table+320(%rip)
 
 	.globl cuArray3DCreate_v2
 	.type cuArray3DCreate_v2, %function
 cuArray3DCreate_v2:
-	jmp *cushim_table+320(%rip)
+	jmp *cushim_table+328(%rip)
 
 	.globl cuArray3DGetDescriptor_v2
 	.type cuArray3DGetDescriptor_v2, %function
 cuArray3DGetDescriptor_v2:
-	jmp *cushim_table+328(%rip)
+	jmp *cushim_table+336(%rip)
 
 	.globl cuArrayCreate_v2
 	.type cuArrayCreate_v2, %function
 cuArrayCreate_v2:
-	jmp *cushim_table+336(%rip)
+	jmp *cushim_table+344(%rip)
 
 	.globl cuArrayDestroy
 	.type cuArrayDestroy, %function
 cuArrayDestroy:
-	jmp *cushim_table+344(%rip)
+	jmp *cushim_table+352(%rip)
 
 	.globl cuArrayGetDescriptor_v2
 	.type cuArrayGetDescriptor_v2, %function
 cuArrayGetDescriptor_v2:
-	jmp *cushim_table+352(%rip)
+	jmp *cushim_table+360(%rip)
 
 	.globl cuCtxCreate_v2
 	.type cuCtxCreate_v2, %function
 cuCtxCreate_v2:
-	jmp *cushim_table+360(%rip)
+	jmp *cushim_table+368(%rip)
 
 	.globl cuCtxDestroy_v2
 	.type cuCtxDestroy_v2, %function
 cuCtxDestroy_v2:
-	jmp *cushim_table+368(%rip)
+	jmp *cushim_table+376(%rip)
 
 	.globl cuCtxDisablePeerAccess
 	.type cuCtxDisablePeerAccess, %function
 cuCtxDisablePeerAccess:
-	jmp *cushim_table+376(%rip)
+	jmp *cushim_table+384(%rip)
 
 	.globl cuCtxEnablePeerAccess
 	.type cuCtxEnablePeerAccess, %function
 cuCtxEnablePeerAccess:
-	jmp *cushim_table+384(%rip)
+	jmp *cushim_table+392(%rip)
 
 	.globl cuCtxGetApiVersion
 	.type cuCtxGetApiVersion, %function
 cuCtxGetApiVersion:
-	jmp *cushim_table+392(%rip)
+	jmp *cushim_table+400(%rip)
 
 	.globl cuCtxGetCacheConfig
 	.type cuCtxGetCacheConfig, %function
 cuCtxGetCacheConfig:
-	jmp *cushim_table+400(%rip)
+	jmp *cushim_table+408(%rip)
 
 	.globl cuCtxGetCurrent
 	.type cuCtxGetCurrent, %function
 cuCtxGetCurrent:
-	jmp *cushim_table+408(%rip)
+	jmp *cushim_table+416(%rip)
 
 	.globl cuCtxGetDevice
 	.type cuCtxGetDevice, %function
 cuCtxGetDevice:
-	jmp *cushim_table+416(%rip)
+	jmp *cushim_table+424(%rip)
 
 	.globl cuCtxGetFlags
 	.type cuCtxGetFlags, %function
 cuCtxGetFlags:
-	jmp *cushim_table+424(%rip)
+	jmp *cushim_table+432(%rip)
 
 	.globl cuCtxGetLimit
 	.type cuCtxGetLimit, %function
 cuCtxGetLimit:
-	jmp *cushim_table+432(%rip)
+	jmp *cushim_table+440(%rip)
 
 	.globl cuCtxGetSharedMemConfig
 	.type cuCtxGetSharedMemConfig, %function
 cuCtxGetSharedMemConfig:
-	jmp *cushim_table+440(%rip)
+	jmp *cushim_table+448(%rip)
 
 	.globl cuCtxGetStreamPriorityRange
 	.type cuCtxGetStreamPriorityRange, %function
 cuCtxGetStreamPriorityRange:
-	jmp *cushim_table+448(%rip)
+	jmp *cushim_table+456(%rip)
 
 	.globl cuCtxPopCurrent_v2
 	.type cuCtxPopCurrent_v2, %function
 cuCtxPopCurrent_v2:
-	jmp *cushim_table+456(%rip)
+	jmp *cushim_table+464(%rip)
 
 	.globl cuCtxPushCurrent_v2
 	.type cuCtxPushCurrent_v2, %function
 cuCtxPushCurrent_v2:
-	jmp *cushim_table+464(%rip)
+	jmp *cushim_table+472(%rip)
 
 	.globl cuCtxResetPersistingL2Cache
 	.type cuCtxResetPersistingL2Cache, %function
 cuCtxResetPersistingL2Cache:
-	jmp *cushim_table+472(%rip)
+	jmp *cushim_table+480(%rip)
 
 	.globl cuCtxSetCacheConfig
 	.type cuCtxSetCacheConfig, %function
 cuCtxSetCacheConfig:
-	jmp *cushim_table+480(%rip)
+	jmp *cushim_table+488(%rip)
 
 	.globl cuCtxSetLimit
 	.type cuCtxSetLimit, %function
 cuCtxSetLimit:
-	jmp *cushim_table+488(%rip)
+	jmp *cushim_table+496(%rip)
 
 	.globl cuCtxSetSharedMemConfig
 	.type cuCtxSetSharedMemConfig, %function
 cuCtxSetSharedMemConfig:
-	jmp *cushim_table+496(%rip)
+	jmp *cushim_table+504(%rip)
 
 	.globl cuCtxSynchronize
 	.type cuCtxSynchronize, %function
 cuCtxSynchronize:
-	jmp *cushim_table+504(%rip)
+	jmp *cushim_table+512(%rip)
 
 	.globl cuDeviceCanAccessPeer
 	.type cuDeviceCanAccessPeer, %function
 cuDeviceCanAccessPeer:
-	jmp *cushim_table+512(%rip)
+	jmp *cushim_table+520(%rip)
 
 	.globl cuDeviceGetP2PAttribute
 	.type cuDeviceGetP2PAttribute, %function
 cuDeviceGetP2PAttribute:
-	jmp *cushim_table+520(%rip)
+	jmp *cushim_table+528(%rip)
 
 	.globl cuDeviceGetUuid
 	.type cuDeviceGetUuid, %function
 cuDeviceGetUuid:
-	jmp *cushim_table+528(%rip)
+	jmp *cushim_table+536(%rip)
 
 	.globl cuDevicePrimaryCtxGetState
 	.type cuDevicePrimaryCtxGetState, %function
 cuDevicePrimaryCtxGetState:
-	jmp *cushim_table+536(%rip)
+	jmp *cushim_table+544(%rip)
 
 	.globl cuDevicePrimaryCtxReset_v2
 	.type cuDevicePrimaryCtxReset_v2, %function
 cuDevicePrimaryCtxReset_v2:
-	jmp *cushim_table+544(%rip)
-
-	.globl cuDevicePrimaryCtxSetFlags_v2
-	.type cuDevicePrimaryCtxSetFlags_v2, %function
-cuDevicePrimaryCtxSetFlags_v2:
 	jmp *cushim_table+552(%rip)
 
 	.globl cuEventQuery

@@ -54,443 +54,443 @@ cuDevicePrimaryCtxRetain:
 	ldr x16, [x16, #:lo12:cushim_table+48]
 	br x16
 
+	.globl cuDevicePrimaryCtxSetFlags_v2
+	.type cuDevicePrimaryCtxSetFlags_v2, %function
+cuDevicePrimaryCtxSetFlags_v2:
+	adrp x16, cushim_table+56
+	ldr x16, [x16, #:lo12:cushim_table+56]
+	br x16
+
 	.globl cuDeviceTotalMem_v2
 	.type cuDeviceTotalMem_v2, %function
 cuDeviceTotalMem_v2:
-	adrp x16, cushim_table+56
-	ldr x16, [x16, #:lo12:cushim_table+56]
+	adrp x16, cushim_table+64
+	ldr x16, [x16, #:lo12:cushim_table+64]
 	br x16
 
 	.globl cuDriverGetVersion
 	.type cuDriverGetVersion, %function
 cuDriverGetVersion:
-	adrp x16, cushim_table+64
-	ldr x16, [x16, #:lo12:cushim_table+64]
+	adrp x16, cushim_table+72
+	ldr x16, [x16, #:lo12:cushim_table+72]
 	br x16
 
 	.globl cuEventCreate
 	.type cuEventCreate, %function
 cuEventCreate:
-	adrp x16, cushim_table+72
-	ldr x16, [x16, #:lo12:cushim_table+72]
+	adrp x16, cushim_table+80
+	ldr x16, [x16, #:lo12:cushim_table+80]
 	br x16
 
 	.globl cuEventDestroy_v2
 	.type cuEventDestroy_v2, %function
 cuEventDestroy_v2:
-	adrp x16, cushim_table+80
-	ldr x16, [x16, #:lo12:cushim_table+80]
+	adrp x16, cushim_table+88
+	ldr x16, [x16, #:lo12:cushim_table+88]
 	br x16
 
 	.globl cuEventElapsedTime
 	.type cuEventElapsedTime, %function
 cuEventElapsedTime:
-	adrp x16, cushim_table+88
-	ldr x16, [x16, #:lo12:cushim_table+88]
+	adrp x16, cushim_table+96
+	ldr x16, [x16, #:lo12:cushim_table+96]
 	br x16
 
 	.globl cuEventRecord
 	.type cuEventRecord, %function
 cuEventRecord:
-	adrp x16, cushim_table+96
-	ldr x16, [x16, #:lo12:cushim_table+96]
+	adrp x16, cushim_table+104
+	ldr x16, [x16, #:lo12:cushim_table+104]
 	br x16
 
 	.globl cuEventSynchronize
 	.type cuEventSynchronize, %function
 cuEventSynchronize:
-	adrp x16, cushim_table+104
-	ldr x16, [x16, #:lo12:cushim_table+104]
+	adrp x16, cushim_table+112
+	ldr x16, [x16, #:lo12:cushim_table+112]
 	br x16
 
 	.globl cuFuncSetAttribute
 	.type cuFuncSetAttribute, %function
 cuFuncSetAttribute:
-	adrp x16, cushim_table+112
-	ldr x16, [x16, #:lo12:cushim_table+112]
+	adrp x16, cushim_table+120
+	ldr x16, [x16, #:lo12:cushim_table+120]
 	br x16
 
 	.globl cuGetErrorString
 	.type cuGetErrorString, %function
 cuGetErrorString:
-	adrp x16, cushim_table+120
-	ldr x16, [x16, #:lo12:cushim_table+120]
+	adrp x16, cushim_table+128
+	ldr x16, [x16, #:lo12:cushim_table+128]
 	br x16
 
 	.globl cuGraphDestroy
 	.type cuGraphDestroy, %function
 cuGraphDestroy:
-	adrp x16, cushim_table+128
-	ldr x16, [x16, #:lo12:cushim_table+128]
+	adrp x16, cushim_table+136
+	ldr x16, [x16, #:lo12:cushim_table+136]
 	br x16
 
 	.globl cuGraphExecDestroy
 	.type cuGraphExecDestroy, %function
 cuGraphExecDestroy:
-	adrp x16, cushim_table+136
-	ldr x16, [x16, #:lo12:cushim_table+136]
+	adrp x16, cushim_table+144
+	ldr x16, [x16, #:lo12:cushim_table+144]
 	br x16
 
 	.globl cuGraphInstantiateWithFlags
 	.type cuGraphInstantiateWithFlags, %function
 cuGraphInstantiateWithFlags:
-	adrp x16, cushim_table+144
-	ldr x16, [x16, #:lo12:cushim_table+144]
+	adrp x16, cushim_table+152
+	ldr x16, [x16, #:lo12:cushim_table+152]
 	br x16
 
 	.globl cuGraphLaunch
 	.type cuGraphLaunch, %function
 cuGraphLaunch:
-	adrp x16, cushim_table+152
-	ldr x16, [x16, #:lo12:cushim_table+152]
+	adrp x16, cushim_table+160
+	ldr x16, [x16, #:lo12:cushim_table+160]
 	br x16
 
 	.globl cuLaunchKernel
 	.type cuLaunchKernel, %function
 cuLaunchKernel:
-	adrp x16, cushim_table+160
-	ldr x16, [x16, #:lo12:cushim_table+160]
+	adrp x16, cushim_table+168
+	ldr x16, [x16, #:lo12:cushim_table+168]
 	br x16
 
 	.globl cuMemAlloc_v2
 	.type cuMemAlloc_v2, %function
 cuMemAlloc_v2:
-	adrp x16, cushim_table+168
-	ldr x16, [x16, #:lo12:cushim_table+168]
+	adrp x16, cushim_table+176
+	ldr x16, [x16, #:lo12:cushim_table+176]
 	br x16
 
 	.globl cuMemFreeHost
 	.type cuMemFreeHost, %function
 cuMemFreeHost:
-	adrp x16, cushim_table+176
-	ldr x16, [x16, #:lo12:cushim_table+176]
+	adrp x16, cushim_table+184
+	ldr x16, [x16, #:lo12:cushim_table+184]
 	br x16
 
 	.globl cuMemFree_v2
 	.type cuMemFree_v2, %function
 cuMemFree_v2:
-	adrp x16, cushim_table+184
-	ldr x16, [x16, #:lo12:cushim_table+184]
+	adrp x16, cushim_table+192
+	ldr x16, [x16, #:lo12:cushim_table+192]
 	br x16
 
 	.globl cuMemGetInfo_v2
 	.type cuMemGetInfo_v2, %function
 cuMemGetInfo_v2:
-	adrp x16, cushim_table+192
-	ldr x16, [x16, #:lo12:cushim_table+192]
+	adrp x16, cushim_table+200
+	ldr x16, [x16, #:lo12:cushim_table+200]
 	br x16
 
 	.globl cuMemHostAlloc
 	.type cuMemHostAlloc, %function
 cuMemHostAlloc:
-	adrp x16, cushim_table+200
-	ldr x16, [x16, #:lo12:cushim_table+200]
+	adrp x16, cushim_table+208
+	ldr x16, [x16, #:lo12:cushim_table+208]
 	br x16
 
 	.globl cuMemcpyDtoDAsync_v2
 	.type cuMemcpyDtoDAsync_v2, %function
 cuMemcpyDtoDAsync_v2:
-	adrp x16, cushim_table+208
-	ldr x16, [x16, #:lo12:cushim_table+208]
+	adrp x16, cushim_table+216
+	ldr x16, [x16, #:lo12:cushim_table+216]
 	br x16
 
 	.globl cuMemcpyDtoHAsync_v2
 	.type cuMemcpyDtoHAsync_v2, %function
 cuMemcpyDtoHAsync_v2:
-	adrp x16, cushim_table+216
-	ldr x16, [x16, #:lo12:cushim_table+216]
+	adrp x16, cushim_table+224
+	ldr x16, [x16, #:lo12:cushim_table+224]
 	br x16
 
 	.globl cuMemcpyHtoDAsync_v2
 	.type cuMemcpyHtoDAsync_v2, %function
 cuMemcpyHtoDAsync_v2:
-	adrp x16, cushim_table+224
-	ldr x16, [x16, #:lo12:cushim_table+224]
+	adrp x16, cushim_table+232
+	ldr x16, [x16, #:lo12:cushim_table+232]
 	br x16
 
 	.globl cuMemsetD32Async
 	.type cuMemsetD32Async, %function
 cuMemsetD32Async:
-	adrp x16, cushim_table+232
-	ldr x16, [x16, #:lo12:cushim_table+232]
+	adrp x16, cushim_table+240
+	ldr x16, [x16, #:lo12:cushim_table+240]
 	br x16
 
 	.globl cuModuleGetFunction
 	.type cuModuleGetFunction, %function
 cuModuleGetFunction:
-	adrp x16, cushim_table+240
-	ldr x16, [x16, #:lo12:cushim_table+240]
+	adrp x16, cushim_table+248
+	ldr x16, [x16, #:lo12:cushim_table+248]
 	br x16
 
 	.globl cuModuleLoadData
 	.type cuModuleLoadData, %function
 cuModuleLoadData:
-	adrp x16, cushim_table+248
-	ldr x16, [x16, #:lo12:cushim_table+248]
+	adrp x16, cushim_table+256
+	ldr x16, [x16, #:lo12:cushim_table+256]
 	br x16
 
 	.globl cuModuleLoadDataEx
 	.type cuModuleLoadDataEx, %function
 cuModuleLoadDataEx:
-	adrp x16, cushim_table+256
-	ldr x16, [x16, #:lo12:cushim_table+256]
+	adrp x16, cushim_table+264
+	ldr x16, [x16, #:lo12:cushim_table+264]
 	br x16
 
 	.globl cuModuleUnload
 	.type cuModuleUnload, %function
 cuModuleUnload:
-	adrp x16, cushim_table+264
-	ldr x16, [x16, #:lo12:cushim_table+264]
+	adrp x16, cushim_table+272
+	ldr x16, [x16, #:lo12:cushim_table+272]
 	br x16
 
 	.globl cuStreamBeginCapture_v2
 	.type cuStreamBeginCapture_v2, %function
 cuStreamBeginCapture_v2:
-	adrp x16, cushim_table+272
-	ldr x16, [x16, #:lo12:cushim_table+272]
+	adrp x16, cushim_table+280
+	ldr x16, [x16, #:lo12:cushim_table+280]
 	br x16
 
 	.globl cuStreamCreate
 	.type cuStreamCreate, %function
 cuStreamCreate:
-	adrp x16, cushim_table+280
-	ldr x16, [x16, #:lo12:cushim_table+280]
+	adrp x16, cushim_table+288
+	ldr x16, [x16, #:lo12:cushim_table+288]
 	br x16
 
 	.globl cuStreamDestroy_v2
 	.type cuStreamDestroy_v2, %function
 cuStreamDestroy_v2:
-	adrp x16, cushim_table+288
-	ldr x16, [x16, #:lo12:cushim_table+288]
+	adrp x16, cushim_table+296
+	ldr x16, [x16, #:lo12:cushim_table+296]
 	br x16
 
 	.globl cuStreamEndCapture
 	.type cuStreamEndCapture, %function
 cuStreamEndCapture:
-	adrp x16, cushim_table+296
-	ldr x16, [x16, #:lo12:cushim_table+296]
+	adrp x16, cushim_table+304
+	ldr x16, [x16, #:lo12:cushim_table+304]
 	br x16
 
 	.globl cuStreamSynchronize
 	.type cuStreamSynchronize, %function
 cuStreamSynchronize:
-	adrp x16, cushim_table+304
-	ldr x16, [x16, #:lo12:cushim_table+304]
+	adrp x16, cushim_table+312
+	ldr x16, [x16, #:lo12:cushim_table+312]
 	br x16
 
 	.globl cuStreamWaitEvent
 	.type cuStreamWaitEvent, %function
 cuStreamWaitEvent:
-	adrp x16, cushim_table+312
-	ldr x16, [x16, #:lo12:cushim_table+312]
+	adrp x16, cushim_table+320
+	ldr x16, [x16, #:lo12:cushim_table+320]
 	br x16
 
 	.globl cuArray3DCreate_v2
 	.type cuArray3DCreate_v2, %function
 cuArray3DCreate_v2:
-	adrp x16, cushim_table+320
-	ldr x16, [x16, #:lo12:cushim_table+320]
+	adrp x16, cushim_table+328
+	ldr x16, [x16, #:lo12:cushim_table+328]
 	br x16
 
 	.globl cuArray3DGetDescriptor_v2
 	.type cuArray3DGetDescriptor_v2, %function
 cuArray3DGetDescriptor_v2:
-	adrp x16, cushim_table+328
-	ldr x16, [x16, #:lo12:cushim_table+328]
+	adrp x16, cushim_table+336
+	ldr x16, [x16, #:lo12:cushim_table+336]
 	br x16
 
 	.globl cuArrayCreate_v2
 	.type cuArrayCreate_v2, %function
 cuArrayCreate_v2:
-	adrp x16, cushim_table+336
-	ldr x16, [x16, #:lo12:cushim_table+336]
+	adrp x16, cushim_table+344
+	ldr x16, [x16, #:lo12:cushim_table+344]
 	br x16
 
 	.globl cuArrayDestroy
 	.type cuArrayDestroy, %function
 cuArrayDestroy:
-	adrp x16, cushim_table+344
-	ldr x16, [x16, #:lo12:cushim_table+344]
+	adrp x16, cushim_table+352
+	ldr x16, [x16, #:lo12:cushim_table+352]
 	br x16
 
 	.globl cuArrayGetDescriptor_v2
 	.type cuArrayGetDescriptor_v2, %function
 cuArrayGetDescriptor_v2:
-	adrp x16, cushim_table+352
-	ldr x16, [x16, #:lo12:cushim_table+352]
+	adrp x16, cushim_table+360
+	ldr x16, [x16, #:lo12:cushim_table+360]
 	br x16
 
 	.globl cuCtxCreate_v2
 	.type cuCtxCreate_v2, %function
 cuCtxCreate_v2:
-	adrp x16, cushim_table+360
-	ldr x16, [x16, #:lo12:cushim_table+360]
+	adrp x16, cushim_table+368
+	ldr x16, [x16, #:lo12:cushim_table+368]
 	br x16
 
 	.globl cuCtxDestroy_v2
 	.type cuCtxDestroy_v2, %function
 cuCtxDestroy_v2:
-	adrp x16, cushim_table+368
-	ldr x16, [x16, #:lo12:cushim_table+368]
+	adrp x16, cushim_table+376
+	ldr x16, [x16, #:lo12:cushim_table+376]
 	br x16
 
 	.globl cuCtxDisablePeerAccess
 	.type cuCtxDisablePeerAccess, %function
 cuCtxDisablePeerAccess:
-	adrp x16, cushim_table+376
-	ldr x16, [x16, #:lo12:cushim_table+376]
+	adrp x16, cushim_table+384
+	ldr x16, [x16, #:lo12:cushim_table+384]
 	br x16
 
 	.globl cuCtxEnablePeerAccess
 	.type cuCtxEnablePeerAccess, %function
 cuCtxEnablePeerAccess:
-	adrp x16, cushim_table+384
-	ldr x16, [x16, #:lo12:cushim_table+384]
+	adrp x16, cushim_table+392
+	ldr x16, [x16, #:lo12:cushim_table+392]
 	br x16
 
 	.globl cuCtxGetApiVersion
 	.type cuCtxGetApiVersion, %function
 cuCtxGetApiVersion:
-	adrp x16, cushim_table+392
-	ldr x16, [x16, #:lo12:cushim_table+392]
+	adrp x16, cushim_table+400
+	ldr x16, [x16, #:lo12:cushim_table+400]
 	br x16
 
 	.globl cuCtxGetCacheConfig
 	.type cuCtxGetCacheConfig, %function
 cuCtxGetCacheConfig:
-	adrp x16, cushim_table+400
-	ldr x16, [x16, #:lo12:cushim_table+400]
+	adrp x16, cushim_table+408
+	ldr x16, [x16, #:lo12:cushim_table+408]
 	br x16
 
 	.globl cuCtxGetCurrent
 	.type cuCtxGetCurrent, %function
 cuCtxGetCurrent:
-	adrp x16, cushim_table+408
-	ldr x16, [x16, #:lo12:cushim_table+408]
+	adrp x16, cushim_table+416
+	ldr x16, [x16, #:lo12:cushim_table+416]
 	br x16
 
 	.globl cuCtxGetDevice
 	.type cuCtxGetDevice, %function
 cuCtxGetDevice:
-	adrp x16, cushim_table+416
-	ldr x16, [x16, #:lo12:cushim_table+416]
+	adrp x16, cushim_table+424
+	ldr x16, [x16, #:lo12:cushim_table+424]
 	br x16
 
 	.globl cuCtxGetFlags
 	.type cuCtxGetFlags, %function
 cuCtxGetFlags:
-	adrp x16, cushim_table+424
-	ldr x16, [x16, #:lo12:cushim_table+424]
+	adrp x16, cushim_table+432
+	ldr x16, [x16, #:lo12:cushim_table+432]
 	br x16
 
 	.globl cuCtxGetLimit
 	.type cuCtxGetLimit, %function
 cuCtxGetLimit:
-	adrp x16, cushim_table+432
-	ldr x16, [x16, #:lo12:cushim_table+432]
+	adrp x16, cushim_table+440
+	ldr x16, [x16, #:lo12:cushim_table+440]
 	br x16
 
 	.globl cuCtxGetSharedMemConfig
 	.type cuCtxGetSharedMemConfig, %function
 cuCtxGetSharedMemConfig:
-	adrp x16, cushim_table+440
-	ldr x16, [x16, #:lo12:cushim_table+440]
+	adrp x16, cushim_table+448
+	ldr x16, [x16, #:lo12:cushim_table+448]
 	br x16
 
 	.globl cuCtxGetStreamPriorityRange
 	.type cuCtxGetStreamPriorityRange, %function
 cuCtxGetStreamPriorityRange:
-	adrp x16, cushim_table+448
-	ldr x16, [x16, #:lo12:cushim_table+448]
+	adrp x16, cushim_table+456
+	ldr x16, [x16, #:lo12:cushim_table+456]
 	br x16
 
 	.globl cuCtxPopCurrent_v2
 	.type cuCtxPopCurrent_v2, %function
 cuCtxPopCurrent_v2:
-	adrp x16, cushim_table+456
-	ldr x16, [x16, #:lo12:cushim_table+456]
+	adrp x16, cushim_table+464
+	ldr x16, [x16, #:lo12:cushim_table+464]
 	br x16
 
 	.globl cuCtxPushCurrent_v2
 	.type cuCtxPushCurrent_v2, %function
 cuCtxPushCurrent_v2:
-	adrp x16, cushim_table+464
-	ldr x16, [x16, #:lo12:cushim_table+464]
+	adrp x16, cushim_table+472
+	ldr x16, [x16, #:lo12:cushim_table+472]
 	br x16
 
 	.globl cuCtxResetPersistingL2Cache
 	.type cuCtxResetPersistingL2Cache, %function
 cuCtxResetPersistingL2Cache:
-	adrp x16, cushim_table+472
-	ldr x16, [x16, #:lo12:cushim_table+472]
+	adrp x16, cushim_table+480
+	ldr x16, [x16, #:lo12:cushim_table+480]
 	br x16
 
 	.globl cuCtxSetCacheConfig
 	.type cuCtxSetCacheConfig, %function
 cuCtxSetCacheConfig:
-	adrp x16, cushim_table+480
-	ldr x16, [x16, #:lo12:cushim_table+480]
+	adrp x16, cushim_table+488
+	ldr x16, [x16, #:lo12:cushim_table+488]
 	br x16
 
 	.globl cuCtxSetLimit
 	.type cuCtxSetLimit, %function
 cuCtxSetLimit:
-	adrp x16, cushim_table+488
-	ldr x16, [x16, #:lo12:cushim_table+488]
+	adrp x16, cushim_table+496
+	ldr x16, [x16, #:lo12:cushim_table+496]
 	br x16
 
 	.globl cuCtxSetSharedMemConfig
 	.type cuCtxSetSharedMemConfig, %function
 cuCtxSetSharedMemConfig:
-	adrp x16, cushim_table+496
-	ldr x16, [x16, #:lo12:cushim_table+496]
+	adrp x16, cushim_table+504
+	ldr x16, [x16, #:lo12:cushim_table+504]
 	br x16
 
 	.globl cuCtxSynchronize
 	.type cuCtxSynchronize, %function
 cuCtxSynchronize:
-	adrp x16, cushim_table+504
-	ldr x16, [x16, #:lo12:cushim_table+504]
+	adrp x16, cushim_table+512
+	ldr x16, [x16, #:lo12:cushim_table+512]
 	br x16
 
 	.globl cuDeviceCanAccessPeer
 	.type cuDeviceCanAccessPeer, %function
 cuDeviceCanAccessPeer:
-	adrp x16, cushim_table+512
-	ldr x16, [x16, #:lo12:cushim_table+512]
+	adrp x16, cushim_table+520
+	ldr x16, [x16, #:lo12:cushim_table+520]
 	br x16
 
 	.globl cuDeviceGetP2PAttribute
 	.type cuDeviceGetP2PAttribute, %function
 cuDeviceGetP2PAttribute:
-	adrp x16, cushim_table+520
-	ldr x16, [x16, #:lo12:cushim_table+520]
+	adrp x16, cushim_table+528
+	ldr x16, [x16, #:lo12:cushim_table+528]
 	br x16
 
 	.globl cuDeviceGetUuid
 	.type cuDeviceGetUuid, %function
 cuDeviceGetUuid:
-	adrp x16, cushim_table+528
-	ldr x16, [x16, #:lo12:cushim_table+528]
+	adrp x16, cushim_table+536
+	ldr x16, [x16, #:lo12:cushim_table+536]
 	br x16
 
 	.globl cuDevicePrimaryCtxGetState
 	.type cuDevicePrimaryCtxGetState, %function
 cuDevicePrimaryCtxGetState:
-	adrp x16, cushim_table+536
-	ldr x16, [x16, #:lo12:cushim_table+536]
+	adrp x16, cushim_table+544
+	ldr x16, [x16, #:lo12:cushim_table+544]
 	br x16
 
 	.globl cuDevicePrimaryCtxReset_v2
 	.type cuDevicePrimaryCtxReset_v2, %function
 cuDevicePrimaryCtxReset_v2:
-	adrp x16, cushim_table+544
-	ldr x16, [x16, #:lo12:cushim_table+544]
-	br x16
-
-	.globl cuDevicePrimaryCtxSetFlags_v2
-	.type cuDevicePrimaryCtxSetFlags_v2, %function
-cuDevicePrimaryCtxSetFlags_v2:
 	adrp x16, cushim_table+552
 	ldr x16, [x16, #:lo12:cushim_table+552]
 	br x16

@@ -15,13 +15,22 @@ constexpr int FlatShared = 11520; // exported
 
 namespace network {
 
+// rest is what rounding to halves takes from y; nothing of what becomes an infinity.
+DEV float rest(float y) {
+	float h = dk_h2f(dk_f2h(y));
+	return h - h == 0 ? y - h : 0;
+}
+
 // cell makes the 16 channels that the first layer sees of a pixel (py, px) at half resolution: four
-// pixels of y, the noise, and constants, of which there are three in memory for each sample.
+// pixels of y, the noise, and constants, of which there are three in memory for each sample; then the
+// rests of the four pixels, which have the weights of the pixels: faint noise is less than what rounding
+// would take.
 DEV void cell(u32x4 *part, const float *y, float noise, const float *constants, int py, int px, int H, int W) {
 	size_t row0 = (size_t)(2 * py) * W, row1 = (size_t)dk_min(2 * py + 1, H - 1) * W;
 	int a = 2 * px, b = dk_min(2 * px + 1, W - 1);
-	part[0] = {dk_pack(y[row0 + a], y[row0 + b]), dk_pack(y[row1 + a], y[row1 + b]), dk_pack(noise, constants[0]), dk_pack(constants[1], constants[2])};
-	part[1] = {0, 0, 0, 0};
+	float y00 = y[row0 + a], y01 = y[row0 + b], y10 = y[row1 + a], y11 = y[row1 + b];
+	part[0] = {dk_pack(y00, y01), dk_pack(y10, y11), dk_pack(noise, constants[0]), dk_pack(constants[1], constants[2])};
+	part[1] = {dk_pack(rest(y00), rest(y01)), dk_pack(rest(y10), rest(y11)), 0, 0};
 }
 
 // head is the first layer, from the image on.

@@ -499,6 +499,13 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice device) {
 	return CUDA_SUCCESS;
 }
 
+CUresult cuDevicePrimaryCtxSetFlags(CUdevice device, unsigned int flags) {
+	CHECK(check);
+	if (device < 0 || device >= config().devices)
+		return CUDA_ERROR_INVALID_DEVICE;
+	return flags & ~7u ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS; // it never waits
+}
+
 CUresult cuDeviceTotalMem(size_t *bytes, CUdevice device) {
 	CHECK(check);
 	if (device < 0 || device >= config().devices)
