@@ -95,7 +95,7 @@ func (w *worker) told(log *zap.Logger) func(remote.Event) {
 		case remote.EventFailed:
 			log.Log(missed, "no GPU, images are denoised on the CPU; it is tried again", zap.String("why", e.Text))
 		case remote.EventLost:
-			log.Warn("the worker process is lost, images are denoised on the CPU until the next one is ready", zap.String("why", e.Text))
+			log.Warn("the worker process is lost; what it had in hand waits a moment for the next one, or is done on the CPU", zap.String("why", e.Text))
 		case remote.EventOff:
 			log.Log(missed, "no GPU, images are denoised on the CPU until the next start of the service", zap.String("why", e.Text))
 		case remote.EventLine:

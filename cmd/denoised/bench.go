@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -158,7 +159,7 @@ measured first. Kernels are timed one by one.`,
 			if asJSON {
 				progress = io.Discard
 			}
-			report, err := runBench(model, isas, sizes, rounds, cores, progress)
+			report, err := runBench(cmd.Context(), model, isas, sizes, rounds, cores, progress)
 			if err != nil {
 				return fmt.Errorf("bench: %w", err)
 			}
@@ -185,7 +186,7 @@ measured first. Kernels are timed one by one.`,
 }
 
 // runBench measures and reports.
-func runBench(model string, isas []string, sizes []int, rounds, cores int, progress io.Writer) (*benchReport, error) {
+func runBench(ctx context.Context, model string, isas []string, sizes []int, rounds, cores int, progress io.Writer) (*benchReport, error) {
 	report := &benchReport{CPU: benchCPU(), Cores: cores, Rounds: rounds}
 	var (
 		cases    []*benchCase
@@ -252,6 +253,9 @@ func runBench(model string, isas []string, sizes []int, rounds, cores int, progr
 			peaks[i] = append(peaks[i], flop/time.Since(start).Seconds()/1e9)
 		}
 		for _, c := range cases {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
 			one, err := c.time(1, outputs, y, sigma)
 			if err != nil {
 				return nil, err

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,7 +43,7 @@ func (o *gpuBench) run(cmd *cobra.Command, on *backend) error {
 	}
 	r.Ceilings = gpuCeilings{c.Tensor / 1e12, c.Single / 1e12, c.Copy / 1e9}
 	for _, size := range o.sizes {
-		if err := o.size(r, b, m, &c, size); err != nil {
+		if err := o.size(cmd.Context(), r, b, m, &c, size); err != nil {
 			return fmt.Errorf("bench: %d×%d: %w", size, size, err)
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "%d×%d done\n", size, size)
@@ -56,7 +57,7 @@ func (o *gpuBench) run(cmd *cobra.Command, on *backend) error {
 }
 
 // size measures everything at one size.
-func (o *gpuBench) size(r *gpuReport, b *cuda.Backend, m *models.Model, c *cuda.Ceilings, size int) error {
+func (o *gpuBench) size(ctx context.Context, r *gpuReport, b *cuda.Backend, m *models.Model, c *cuda.Ceilings, size int) error {
 	student, err := b.Load(m.Student().Net())
 	if err != nil {
 		return err
@@ -67,18 +68,21 @@ func (o *gpuBench) size(r *gpuReport, b *cuda.Backend, m *models.Model, c *cuda.
 	}
 	forward := func(dst []float32) error { return student.Forward(dst, y, sigma, size, size) }
 	for _, batch := range o.batches {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		t, err := b.Measure(student, size, size, batch, o.rounds)
 		if err != nil {
 			return err
 		}
-		rate, err := throughput(2*batch, size*size, forward)
+		rate, err := throughput(ctx, 2*batch, size*size, forward)
 		if err != nil {
 			return err
 		}
 		r.Results = append(r.Results, result("student", size, batch, t, c, 1e3/rate))
 	}
 	for _, n := range []int{1, 4, 16} {
-		rate, err := throughput(n, size*size, forward)
+		rate, err := throughput(ctx, n, size*size, forward)
 		if err != nil {
 			return err
 		}
@@ -96,12 +100,15 @@ func (o *gpuBench) size(r *gpuReport, b *cuda.Backend, m *models.Model, c *cuda.
 			return err
 		}
 		for _, batch := range o.batches {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			t, err := b.Measure(p, size, size, batch, o.rounds)
 			if err != nil {
 				return err
 			}
 			in := benchBatch(g, batch, size)
-			rate, err := throughput(2, batch*size*size, func(dst []float32) error { return p.Run(dst, in) })
+			rate, err := throughput(ctx, 2, batch*size*size, func(dst []float32) error { return p.Run(dst, in) })
 			if err != nil {
 				return err
 			}
@@ -110,7 +117,7 @@ func (o *gpuBench) size(r *gpuReport, b *cuda.Backend, m *models.Model, c *cuda.
 		if name != models.NetworkDiffusion {
 			continue
 		}
-		took, err := o.sample(g, p, size)
+		took, err := o.sample(ctx, g, p, size)
 		if err != nil {
 			return err
 		}
@@ -153,7 +160,7 @@ func benchBatch(g *kernels.Graph, count, size int) *kernels.Batch {
 
 // throughput returns how many calls of run a second n goroutines make that call it again and again, each
 // with memory of its own for the result.
-func throughput(n, length int, run func(dst []float32) error) (float64, error) {
+func throughput(ctx context.Context, n, length int, run func(dst []float32) error) (float64, error) {
 	const warmUp, lasts = 100 * time.Millisecond, 500 * time.Millisecond
 	var counted, counting atomic.Int64
 	stop := make(chan struct{})
@@ -178,13 +185,13 @@ func throughput(n, length int, run func(dst []float32) error) (float64, error) {
 	time.Sleep(warmUp)
 	counting.Store(1)
 	began := time.Now()
-	for time.Since(began) < lasts || counted.Load() < 3 && time.Since(began) < 20*lasts {
+	for ctx.Err() == nil && (time.Since(began) < lasts || counted.Load() < 3 && time.Since(began) < 20*lasts) {
 		time.Sleep(lasts / 100)
 	}
 	calls, took := counted.Load(), time.Since(began)
 	close(stop)
 	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(append(errs, ctx.Err())...); err != nil {
 		return 0, err
 	}
 	if calls == 0 {
@@ -194,7 +201,7 @@ func throughput(n, length int, run func(dst []float32) error) (float64, error) {
 }
 
 // sample returns the median time of the sampling of a slice.
-func (o *gpuBench) sample(g *kernels.Graph, p kernels.Program, size int) (time.Duration, error) {
+func (o *gpuBench) sample(ctx context.Context, g *kernels.Graph, p kernels.Program, size int) (time.Duration, error) {
 	s, ok := p.(kernels.Sampler)
 	if !ok {
 		return 0, errors.New("the network cannot sample on the device")
@@ -217,7 +224,7 @@ func (o *gpuBench) sample(g *kernels.Graph, p kernels.Program, size int) (time.D
 	var times []time.Duration
 	for range max(o.rounds, 2) {
 		began := time.Now()
-		if err := s.SamplePair(mean, spread, eps, b, steps, nil); err != nil {
+		if err := s.SamplePair(mean, spread, eps, b, steps, func(int) error { return ctx.Err() }); err != nil {
 			return 0, err
 		}
 		times = append(times, time.Since(began))
@@ -243,6 +250,9 @@ func (o *gpuBench) endure(cmd *cobra.Command, b *cuda.Backend, m *models.Model) 
 			wg.Go(func() {
 				dst := make([]float32, size*size)
 				for k := i; k < slices && errs[i] == nil; k += atOnce {
+					if errs[i] = cmd.Context().Err(); errs[i] != nil {
+						return
+					}
 					errs[i] = m.Student().Forward(dst, y, sigma, [2]float32{}, size, size)
 				}
 			})

@@ -47,7 +47,11 @@ can be used: denoised check.`,
 				return &reportedError{err.Error()}
 			}
 			b.info.Version = thisBuild().Version
-			return errors.Join(remote.Serve(cmd.Context(), conn, b.GraphBackend, b.info), b.close())
+			if err := remote.Serve(cmd.Context(), conn, b.GraphBackend, b.info); err != nil {
+				_ = b.close() // its errors follow from the first one
+				return err
+			}
+			return b.close()
 		},
 	}
 	cmd.Flags().StringVar(&name, "backend", backendCUDA, "cuda or cpu")

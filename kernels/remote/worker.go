@@ -93,7 +93,7 @@ type EventKind int
 // Kinds of events.
 const (
 	EventReady  EventKind = iota // a worker is ready
-	EventFailed                  // no worker could be started; told once for each reason in a row
+	EventFailed                  // no worker could be started; told once for each reason, of three at most in a row
 	EventLost                    // a worker that was ready is gone
 	EventOff                     // given up
 	EventLine                    // a line that a worker wrote on its standard error
@@ -245,10 +245,13 @@ func (w *Worker) soon(lost *session) *session {
 	}
 }
 
+// maxReasons is how many different reasons for failures in a row are told.
+const maxReasons = 3
+
 // supervise starts one process after the other.
 func (w *Worker) supervise() {
 	defer close(w.ended)
-	failures, told := 0, ""
+	failures, told := 0, map[string]bool{}
 	for {
 		began := time.Now()
 		ready, err := w.life()
@@ -275,10 +278,10 @@ func (w *Worker) supervise() {
 			w.tell(EventOff, "given up after %d failures in a row, the last one: %v", failures, err)
 			return
 		case ready:
-			told = ""
+			clear(told)
 			w.tell(EventLost, "%v; the next start is in %v", err, pause.Round(time.Millisecond))
-		case told != err.Error():
-			told = err.Error()
+		case !told[err.Error()] && len(told) < maxReasons:
+			told[err.Error()] = true
 			w.tell(EventFailed, "%v", err)
 		}
 		select {

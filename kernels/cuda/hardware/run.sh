@@ -7,7 +7,11 @@
 #	./run.sh [OUT]
 #
 # Results go to OUT (default ./out), one file each; the last lines say what passed. Python with
-# PyTorch and compute-sanitizer are used if they are there; each is reported if it is not.
+# PyTorch and compute-sanitizer are used if they are there; each is reported if it is not. What takes
+# longer than LIMIT (default 10m) is ended: a card that hangs fails a step and not the run.
+#
+# To try the script without a card: put a link libcuda.so.1 to the emulation (make emulator) into an
+# empty folder and name that in LD_LIBRARY_PATH. The emulation is far too slow for bench and soak.
 set -uo pipefail
 cd "$(dirname "$0")"
 out=$(mkdir -p "${1:-out}" && cd "${1:-out}" && pwd)
@@ -15,10 +19,11 @@ out=$(mkdir -p "${1:-out}" && cd "${1:-out}" && pwd)
 export DENOISED_CUDA_LIB=libcuda.so.1
 unset DENOISED_EMU
 failed=0
+limit=${LIMIT:-10m}
 step() { # step NAME COMMAND...
 	local name=$1
 	shift
-	if "$@" >"$out/$name.txt" 2>&1; then
+	if timeout -k 10 "$limit" "$@" >"$out/$name.txt" 2>&1; then
 		echo "ok      $name"
 	else
 		echo "FAILED  $name (exit $?): $out/$name.txt"
@@ -40,7 +45,7 @@ if command -v compute-sanitizer >/dev/null; then
 else
 	echo "no compute-sanitizer here"
 fi
-./denoised-cuda bench --backend cuda --size 256,320,512,1024 --batch 1,16 --json >"$out/bench.json" 2>"$out/bench.log" \
+timeout -k 10 "$limit" ./denoised-cuda bench --backend cuda --size 256,320,512,1024 --batch 1,16 --json >"$out/bench.json" 2>"$out/bench.log" \
 	&& echo "ok      bench" || { echo "FAILED  bench: $out/bench.log"; failed=1; }
 if python3 -c 'import torch' 2>/dev/null; then
 	step compare python3 compare.py weights.safetensors "$out/bench.json"

@@ -22,7 +22,7 @@
 //	fail_alloc_after=N  after N allocations of device memory there is none left
 //	fail_launch_after=N:CODE  the launch after N launches fails with this error. If that is one that
 //	                    loses the context (700 and higher, but 701), the launch itself succeeds and
-//	                    every later call fails
+//	                    every later call fails. Launches of a graph count, and cannot fail otherwise
 //	hang_launch=N:S     the launch after N launches takes S seconds more
 #define DK_EMU
 #include "../dk.h"
