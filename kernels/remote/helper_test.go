@@ -226,15 +226,16 @@ func eventually(t *testing.T, what string, check func() error) {
 	}
 }
 
-func waitReady(t *testing.T, w *Worker) Status {
+// waitReady returns the status in which the worker was ready, with the number of a process.
+func waitReady(t *testing.T, w *Worker) (s Status) {
 	t.Helper()
 	eventually(t, "the worker is ready", func() error {
-		if s := w.Status(); s.State != Ready {
+		if s = w.Status(); s.State != Ready {
 			return fmt.Errorf("%+v", s)
 		}
 		return nil
 	})
-	return w.Status()
+	return s
 }
 
 func fallback(t testing.TB) *cpu.Backend {

@@ -79,13 +79,13 @@ func TestKillPair(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitReady(t, w)
+	pid := waitReady(t, w).PID
 	var told []int
 	mean, spread := make([]float32, len(in.eps)), make([]float32, len(in.eps))
 	err = program.(kernels.Sampler).SamplePair(mean, spread, in.eps, in.batch, in.steps, func(step int) error {
 		told = append(told, step)
 		if len(told) == 3 {
-			return syscall.Kill(w.Status().PID, syscall.SIGKILL)
+			return syscall.Kill(pid, syscall.SIGKILL)
 		}
 		return nil
 	})

@@ -102,12 +102,9 @@ func (d *Device) open(ordinal int, block bool) (err error) {
 	if d.info, err = info(d.device, ordinal); err != nil {
 		return err
 	}
-	flags := cu.SchedAuto
 	if block {
-		flags = cu.SchedBlockingSync
-	}
-	if err = d.device.SetPrimaryCtxFlags(flags); err != nil {
-		return wrap("cuDevicePrimaryCtxSetFlags", err)
+		// A wish: a driver that refuses it, as some do once the context exists, spins.
+		_ = d.device.SetPrimaryCtxFlags(cu.SchedBlockingSync)
 	}
 	d.ctx, err = d.device.RetainPrimaryCtx()
 	return wrap("cuDevicePrimaryCtxRetain", err)
