@@ -165,6 +165,7 @@ const (
 	RescaleType                          Tag = 0x00281054
 	RedPaletteColorLookupTableDescriptor Tag = 0x00281101
 	LossyImageCompression                Tag = 0x00282110
+	PixelValueTransformationSequence     Tag = 0x00289145
 	RequestedProcedureDescription        Tag = 0x00321060
 	PerformedProcedureStepDescription    Tag = 0x00400254
 	PurposeOfReferenceCodeSequence       Tag = 0x0040A170
@@ -307,6 +308,7 @@ var dictionary = func() map[Tag]VR {
 	add(OW, PixelData)
 	add(SQ, ReferencedSeriesSequence, ReferencedImageSequence, ReferencedInstanceSequence, ReferencedSOPSequence, SourceImageSequence, DerivationImageSequence,
 		SourceImageEvidenceSequence, DerivationCodeSequence, MRImageFrameTypeSequence, ContributingEquipmentSequence,
+		PixelValueTransformationSequence,
 		PurposeOfReferenceCodeSequence, IconImageSequence, MACParametersSequence, SharedFunctionalGroupsSequence,
 		PerFrameFunctionalGroupsSequence, DigitalSignaturesSequence)
 	return d

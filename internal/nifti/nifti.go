@@ -2,9 +2,10 @@
 // compressed (.nii.gz). A [Volume] keeps the file's bytes: header, extensions
 // and whatever follows the voxels are written back byte for byte, and so is
 // every voxel that nobody changed. [Volume.Slice] and [Volume.SetSlice] convert
-// one slice between stored values and float32.
+// one slice between stored voxels and real values: scl_slope × stored + scl_inter.
 //
-// Field offsets and codes are those of nifti1.h (NIfTI-1.1, nifti.nimh.nih.gov).
+// Field offsets and codes are those of nifti1.h (NIfTI-1.1, nifti.nimh.nih.gov); what
+// that leaves open about scaling is as NiBabel has it.
 package nifti
 
 import (
@@ -49,15 +50,15 @@ const (
 var types = map[Datatype]struct {
 	name     string
 	size     int
-	min, max float64 // integers only
+	min, max float64 // finite values
 }{
 	Uint8:   {"uint8", 1, 0, math.MaxUint8},
 	Int8:    {"int8", 1, math.MinInt8, math.MaxInt8},
 	Int16:   {"int16", 2, math.MinInt16, math.MaxInt16},
 	Uint16:  {"uint16", 2, 0, math.MaxUint16},
 	Int32:   {"int32", 4, math.MinInt32, math.MaxInt32},
-	Float32: {"float32", 4, 0, 0},
-	Float64: {"float64", 8, 0, 0},
+	Float32: {"float32", 4, -math.MaxFloat32, math.MaxFloat32},
+	Float64: {"float64", 8, -math.MaxFloat64, math.MaxFloat64},
 }
 
 // others names the codes of nifti1.h that are refused.
@@ -106,8 +107,9 @@ type Volume struct {
 	Width, Height, Depth, Repeats int
 	// Type is the type of the stored voxels.
 	Type Datatype
-	// Slope and Intercept turn stored values into real ones: slope*v+intercept.
-	// A stored slope of 0, NaN or infinity means none: 1 and 0.
+	// Slope and Intercept turn stored values into real ones: Slope×v + Intercept. A
+	// scl_slope of 0, NaN or infinity in the file means none, whatever scl_inter is: 1
+	// and 0.
 	Slope, Intercept float64
 
 	order  binary.ByteOrder
@@ -304,14 +306,20 @@ func parse(h []byte) (*Volume, int64, error) {
 		return nil, 0, bad("voxels start at byte %g", offset)
 	}
 	v.Slope, v.Intercept = float(112), float(116)
-	if v.Slope == 0 || math.IsNaN(v.Slope) || math.IsInf(v.Slope, 0) {
+	switch {
+	case v.Slope == 0 || v.Slope-v.Slope != 0:
 		v.Slope, v.Intercept = 1, 0
-	}
-	if math.IsNaN(v.Intercept) || math.IsInf(v.Intercept, 0) {
-		v.Intercept = 0
+	case v.Intercept-v.Intercept != 0:
+		return nil, 0, bad("scl_slope is %g, but scl_inter is %g", v.Slope, v.Intercept)
+	case v.Type.Integer() && math.Abs(v.Intercept) > farthestZero*(t.max-t.min)*math.Abs(v.Slope):
+		return nil, 0, bad("scl_slope %g and scl_inter %g: all values of type %v are nearly the same", v.Slope, v.Intercept, v.Type)
 	}
 	return v, int64(offset), nil
 }
+
+// farthestZero is how many times the range of an integer type the real zero may be
+// away: float32 then still tells a thousand values in it apart.
+const farthestZero = 1 << 13
 
 // Slices returns the number of slices: Depth × Repeats. Slice k lies at depth
 // k mod Depth of volume k / Depth.
@@ -328,41 +336,48 @@ func (v *Volume) slice(k, n int) ([]byte, int, error) {
 	return v.voxels[k*n*size:][:n*size], size, nil
 }
 
-// Slice fills dst, Width×Height row major, with the stored values of slice k:
-// not scaled by Slope and Intercept.
+// Slice fills dst, Width×Height row major, with the real values of slice k.
 func (v *Volume) Slice(dst []float32, k int) error {
 	b, size, err := v.slice(k, len(dst))
 	if err != nil {
 		return err
 	}
 	for i := range dst {
-		dst[i] = v.get(b[i*size:])
+		dst[i] = v.real(b[i*size:])
 	}
 	return nil
 }
 
-// SetSlice stores src as slice k. Integer types are rounded to the nearest and
-// held inside their range. A voxel whose value equals the stored one as float32
-// keeps its bytes, so what was not changed is not rounded. NaN is refused for
-// integer types.
-func (v *Volume) SetSlice(k int, src []float32) error {
+// SetSlice stores src, real values, as slice k. Integer types are rounded to the
+// nearest. What the type cannot hold becomes the nearest that it can, and is counted. A
+// voxel whose value equals the stored one as float32 keeps its bytes, so what was not
+// changed is not rounded. NaN is refused for integer types.
+func (v *Volume) SetSlice(k int, src []float32) (clamped int, err error) {
 	b, size, err := v.slice(k, len(src))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	t := types[v.Type]
 	for i, s := range src {
 		cell := b[i*size:]
-		old := v.get(cell)
+		old := v.real(cell)
 		if s == old || math.Float32bits(s) == math.Float32bits(old) {
 			continue
 		}
 		f := float64(s)
+		if v.Slope != 1 || v.Intercept != 0 {
+			f = (f - v.Intercept) / v.Slope
+		}
 		if v.Type.Integer() {
 			if math.IsNaN(f) {
-				return fmt.Errorf("slice %d, voxel (%d, %d): NaN cannot be stored as %v", k, i%v.Width, i/v.Width, v.Type)
+				return clamped, fmt.Errorf("slice %d, voxel (%d, %d): NaN cannot be stored as %v", k, i%v.Width, i/v.Width, v.Type)
 			}
-			f = min(max(math.RoundToEven(f), t.min), t.max)
+			f = math.RoundToEven(f)
+		}
+		// Infinity is a value of the types that are no integers.
+		if c := min(max(f, t.min), t.max); c != f && (v.Type.Integer() || s-s == 0) {
+			f = c
+			clamped++
 		}
 		switch v.Type {
 		case Uint8, Int8:
@@ -372,30 +387,38 @@ func (v *Volume) SetSlice(k int, src []float32) error {
 		case Int32:
 			v.order.PutUint32(cell, uint32(int64(f)))
 		case Float32:
-			v.order.PutUint32(cell, math.Float32bits(s))
+			v.order.PutUint32(cell, math.Float32bits(float32(f)))
 		case Float64:
 			v.order.PutUint64(cell, math.Float64bits(f))
 		}
 	}
-	return nil
+	return clamped, nil
 }
 
-func (v *Volume) get(cell []byte) float32 {
+// real is the real value of a voxel. One that is not scaled is as it is, to the bit.
+func (v *Volume) real(cell []byte) float32 {
+	if v.Type == Float32 && v.Slope == 1 && v.Intercept == 0 {
+		return math.Float32frombits(v.order.Uint32(cell))
+	}
+	return float32(v.Slope*v.stored(cell) + v.Intercept)
+}
+
+func (v *Volume) stored(cell []byte) float64 {
 	switch v.Type {
 	case Uint8:
-		return float32(cell[0])
+		return float64(cell[0])
 	case Int8:
-		return float32(int8(cell[0]))
+		return float64(int8(cell[0]))
 	case Int16:
-		return float32(int16(v.order.Uint16(cell)))
+		return float64(int16(v.order.Uint16(cell)))
 	case Uint16:
-		return float32(v.order.Uint16(cell))
+		return float64(v.order.Uint16(cell))
 	case Int32:
-		return float32(int32(v.order.Uint32(cell)))
+		return float64(int32(v.order.Uint32(cell)))
 	case Float32:
-		return math.Float32frombits(v.order.Uint32(cell))
+		return float64(math.Float32frombits(v.order.Uint32(cell)))
 	default:
-		return float32(math.Float64frombits(v.order.Uint64(cell)))
+		return math.Float64frombits(v.order.Uint64(cell))
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/diffdenoise/denoised/internal/nifti"
@@ -72,12 +74,12 @@ func TestRoundTrip(t *testing.T) {
 					t.Fatal(err)
 				}
 				for i, p := range buf {
-					if p != float32(6*k+i) {
+					if p != float32(2*(6*k+i)-1) {
 						t.Fatalf("%v %v: voxel %d of slice %d is %g", order, typ, i, k, p)
 					}
 				}
-				if err := v.SetSlice(k, buf); err != nil {
-					t.Fatal(err)
+				if n, err := v.SetSlice(k, buf); err != nil || n != 0 {
+					t.Fatal(n, err)
 				}
 			}
 			var out bytes.Buffer
@@ -88,7 +90,7 @@ func TestRoundTrip(t *testing.T) {
 				t.Fatalf("%v %v: bytes change", order, typ)
 			}
 			buf[4] = 101
-			if err := v.SetSlice(3, buf); err != nil {
+			if _, err := v.SetSlice(3, buf); err != nil {
 				t.Fatal(err)
 			}
 			if err := v.Slice(buf, 3); err != nil || buf[4] != 101 {
@@ -106,16 +108,16 @@ func TestLimitsOfTypes(t *testing.T) {
 		t.Fatal(err)
 	}
 	buf := make([]float32, 4)
-	if err := v.SetSlice(0, []float32{-3, 2.6, 1e9, 254.4}); err != nil {
-		t.Fatal(err)
+	if n, err := v.SetSlice(0, []float32{-3, 2.6, 1e9, 254.4}); err != nil || n != 2 {
+		t.Fatalf("%d clamped, %v", n, err)
 	}
 	if err := v.Slice(buf, 0); err != nil || buf[0] != 0 || buf[1] != 3 || buf[2] != 255 || buf[3] != 254 {
 		t.Errorf("stored %v (%v)", buf, err)
 	}
-	if err := v.SetSlice(0, []float32{float32(math.NaN()), 0, 0, 0}); err == nil {
+	if _, err := v.SetSlice(0, []float32{float32(math.NaN()), 0, 0, 0}); err == nil {
 		t.Error("NaN stored as uint8")
 	}
-	if err := v.SetSlice(1, buf); !errors.Is(err, nifti.ErrSlice) {
+	if _, err := v.SetSlice(1, buf); !errors.Is(err, nifti.ErrSlice) {
 		t.Errorf("slice 1 of 1: %v", err)
 	}
 	f := file(binary.LittleEndian, nifti.Int32, 4)
@@ -128,12 +130,95 @@ func TestLimitsOfTypes(t *testing.T) {
 	if err := w.Slice(six, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.SetSlice(0, six); err != nil {
+	if _, err := w.SetSlice(0, six); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
 	if err := w.Encode(&out); err != nil || !bytes.Equal(out.Bytes(), f) {
 		t.Error("an unchanged voxel of 31 bits is rounded")
+	}
+}
+
+// scaled is a file of 4×1 voxels of a type with the given scaling.
+func scaled(t *testing.T, typ nifti.Datatype, slope, intercept float32) *nifti.Volume {
+	t.Helper()
+	v, err := decodeScaled(t, typ, slope, intercept)
+	if err != nil {
+		t.Fatalf("%v, slope %g, intercept %g: %v", typ, slope, intercept, err)
+	}
+	return v
+}
+
+func decodeScaled(t *testing.T, typ nifti.Datatype, slope, intercept float32) (*nifti.Volume, error) {
+	t.Helper()
+	v, err := nifti.New(4, 1, 1, 1, typ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := v.Encode(&b); err != nil {
+		t.Fatal(err)
+	}
+	binary.LittleEndian.PutUint32(b.Bytes()[112:], math.Float32bits(slope))
+	binary.LittleEndian.PutUint32(b.Bytes()[116:], math.Float32bits(intercept))
+	return nifti.Decode(&b)
+}
+
+// TestScaling: values are real ones on the way out and in; a slope of 0 and one that is
+// no number mean none, whatever the intercept is; an intercept that is no number is
+// refused, as are steps that float32 does not tell apart.
+func TestScaling(t *testing.T) {
+	inf, nan := float32(math.Inf(1)), float32(math.NaN())
+	for _, c := range []struct {
+		typ              nifti.Datatype
+		slope, intercept float32
+		in, out          []float32 // what is stored, and what is read again
+		clamped          int
+	}{
+		{nifti.Int16, 0.5, 100, []float32{0, 100, 100.2, -1e9}, []float32{0, 100, 100, 100 - 16384}, 1},
+		{nifti.Int16, -2, 7, []float32{7, 9, 65543, 65545}, []float32{7, 9, 65543, 65543}, 1},
+		{nifti.Uint16, 0.25, -1024, []float32{-1024, -1024.25, 0, 16000}, []float32{-1024, -1024, 0, 15359.75}, 2},
+		{nifti.Uint8, 10, 5, []float32{5, 2555, 2556, 11}, []float32{5, 2555, 2555, 15}, 0},
+		{nifti.Int8, 1, 0, []float32{127, 128, -128, -129}, []float32{127, 127, -128, -128}, 2},
+		{nifti.Int32, 1000, 0, []float32{1e12, 3e12, -1, 700}, []float32{1e12, 2147483647000, 0, 1000}, 1},
+		{nifti.Int16, 0, 55, []float32{1, 2, 3, 4}, []float32{1, 2, 3, 4}, 0},
+		{nifti.Int16, inf, 55, []float32{1, 2, 3, 4}, []float32{1, 2, 3, 4}, 0},
+		{nifti.Int16, nan, nan, []float32{1, 2, 3, 4}, []float32{1, 2, 3, 4}, 0},
+		{nifti.Float32, 0, nan, []float32{1, 2, inf, 4.5}, []float32{1, 2, inf, 4.5}, 0},
+		{nifti.Float32, 1e-10, 5, []float32{1e30, 5, -inf, 6}, []float32{float32(math.MaxFloat32*float64(float32(1e-10)) + 5), 5, -inf, 6}, 1},
+		{nifti.Float64, 2, 1, []float32{1e30, 5, -inf, 6}, []float32{1e30, 5, -inf, 6}, 0},
+	} {
+		v := scaled(t, c.typ, c.slope, c.intercept)
+		clamped, err := v.SetSlice(0, c.in)
+		got := make([]float32, 4)
+		if err := v.Slice(got, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err != nil || clamped != c.clamped || !slices.Equal(got, c.out) {
+			t.Errorf("%v, slope %g, intercept %g: %v became %v with %d clamped, %v; want %v with %d", c.typ, c.slope, c.intercept, c.in, got, clamped, err, c.out, c.clamped)
+		}
+		if again, err := v.SetSlice(0, got); err != nil || again != 0 {
+			t.Errorf("%v: stored again with %d clamped, %v", c.typ, again, err)
+		}
+	}
+	for _, c := range []struct {
+		typ              nifti.Datatype
+		slope, intercept float32
+		want             string
+	}{
+		{nifti.Int16, 1, nan, "scl_inter is NaN"},
+		{nifti.Float32, 2, inf, "scl_inter is +Inf"},
+		{nifti.Int16, 1e-3, 1e9, "nearly the same"},
+		{nifti.Int8, 1e-40, 1, "nearly the same"},
+	} {
+		_, err := decodeScaled(t, c.typ, c.slope, c.intercept)
+		if format := (*nifti.FormatError)(nil); !errors.As(err, &format) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v, slope %g, intercept %g: %v, want %q", c.typ, c.slope, c.intercept, err, c.want)
+		}
+	}
+	// The common scalings of 16 bits, and a zero that lies far out.
+	for _, c := range [][2]float32{{0.011, 363}, {1e-6, 1e-3}, {1e-3, 32768}} {
+		scaled(t, nifti.Int16, c[0], c[1])
 	}
 }
 
@@ -224,8 +309,8 @@ func FuzzDecode(f *testing.F) {
 			if err := v.Slice(buf, k); err != nil {
 				t.Fatal(err)
 			}
-			if err := v.SetSlice(k, buf); err != nil {
-				t.Fatal(err)
+			if n, err := v.SetSlice(k, buf); err != nil || n != 0 {
+				t.Fatal(n, err)
 			}
 		}
 		var out bytes.Buffer

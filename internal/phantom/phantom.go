@@ -491,7 +491,7 @@ func (v *Volume) NIfTI(truth bool) (*nifti.Volume, error) {
 		for i, p := range src {
 			buf[i] = float32(stored(p))
 		}
-		if err := out.SetSlice(k, buf); err != nil {
+		if _, err := out.SetSlice(k, buf); err != nil {
 			return nil, err
 		}
 	}
