@@ -74,7 +74,7 @@ const (
 	NetOut     = 4
 	SigmaScale = 10
 	// MaxConstants is the most input channels that are the same at every pixel.
-	MaxConstants = 3
+	MaxConstants = 12
 )
 
 // Backend computes on one device. Its methods are safe for concurrent use.

@@ -26,8 +26,10 @@ import (
 // memory that it was given, is an error.
 type machine struct {
 	registers [16]uint64
-	zero      bool // the flag
+	zero      bool // the flags
+	carry     bool
 	memory    []memory
+	vectors   [16][32]byte
 	tiles     [8]tile
 	ready     bool // tiles are configured
 }
@@ -125,8 +127,11 @@ func (m *machine) run(code []byte) error {
 
 // step runs one instruction and returns how far the next one is; 0 after RET.
 func (m *machine) step(code []byte) (int, error) {
-	if code[0] == 0xc4 {
+	switch {
+	case code[0] == 0xc4 && code[1]&31 == 2 && code[2]&4 == 0: // 128 bits are those of AMX
 		return m.vex(code)
+	case code[0] == 0xc4 || code[0] == 0xc5:
+		return m.vector(code)
 	}
 	n, r, x, b, wide := 0, 0, 0, 0, false
 	if code[0]&0xf0 == 0x40 {
@@ -138,18 +143,20 @@ func (m *machine) step(code []byte) (int, error) {
 	switch {
 	case op == 0xc3 && n == 1: // RET
 		return 0, nil
-	case op == 0x75: // JNZ
+	case op == 0x75 || op == 0x74 || op == 0x72 || op == 0xeb: // JNZ, JZ, JB, JMP
 		n++
-		if !m.zero {
+		if m.jumps(op & 15) {
 			n += int(int8(code[n-1]))
 		}
 		return n, nil
-	case op == 0x0f && code[n] == 0x85:
+	case op == 0x0f && (code[n] == 0x85 || code[n] == 0x84 || code[n] == 0x82):
 		n += 5
-		if !m.zero {
+		if m.jumps(code[n-5] & 15) {
 			n += int(int32(binary.LittleEndian.Uint32(code[n-4:])))
 		}
 		return n, nil
+	case op == 0xe9:
+		return n + 4 + int(int32(binary.LittleEndian.Uint32(code[n:]))), nil
 	case op >= 0xb8 && op <= 0xbf && !wide: // MOV of a number without sign
 		m.registers[int(op&7)|b<<3] = uint64(binary.LittleEndian.Uint32(code[n:]))
 		return n + 4, nil
@@ -165,6 +172,16 @@ func (m *machine) step(code []byte) (int, error) {
 	}
 	to := &m.registers[o.rm]
 	switch {
+	case op == 0x8d && !o.direct: // LEA
+		m.registers[o.reg] = o.address
+		return n, nil
+	case op == 0x85 && o.direct: // TEST
+		m.zero, m.carry = *to&m.registers[o.reg] == 0, false
+		return n, nil
+	case (op == 0x83) && o.direct && o.reg&7 == 7: // CMP with a number
+		v := uint64(int8(code[n]))
+		m.zero, m.carry = *to == v, *to < v
+		return n + 1, nil
 	case op == 0x8b && !o.direct: // MOV from memory
 		v, err := m.at(o.address, 8, false)
 		if err != nil {
@@ -185,6 +202,9 @@ func (m *machine) step(code []byte) (int, error) {
 	case op == 0x83 && o.reg&7 == 0: // ADD of a number
 		*to += uint64(int8(code[n]))
 		n++
+	case op == 0x83 && o.reg&7 == 5: // SUB of a number
+		*to -= uint64(int8(code[n]))
+		n++
 	case op == 0x81 && o.reg&7 == 0:
 		*to += uint64(int32(binary.LittleEndian.Uint32(code[n:])))
 		n += 4
@@ -197,6 +217,81 @@ func (m *machine) step(code []byte) (int, error) {
 		return 0, fmt.Errorf("unknown instruction")
 	}
 	m.zero = *to == 0
+	return n, nil
+}
+
+// jumps tells whether a jump with this condition is one.
+func (m *machine) jumps(condition byte) bool {
+	switch condition {
+	case 2:
+		return m.carry
+	case 4:
+		return m.zero
+	case 5:
+		return !m.zero
+	}
+	return true
+}
+
+// vector runs one of the instructions on whole registers of 256 bits that AVX-VNNI
+// needs (SDM volume 2, section 2.3).
+func (m *machine) vector(code []byte) (int, error) {
+	r, x, b, table, last, n := int(^code[1]>>7), 0, 0, byte(1), code[1], 2
+	if code[0] == 0xc4 {
+		x, b, table, last, n = int(^code[1]>>6&1), int(^code[1]>>5&1), code[1]&31, code[2], 3
+		if last&0x80 != 0 {
+			return 0, fmt.Errorf("W")
+		}
+	}
+	r &= 1
+	v, long, kind := int(^last>>3&15), last&4 != 0, [3]byte{table, last & 3, code[n]}
+	n++
+	if kind == [3]byte{1, 0, 0x77} && !long && v == 0 { // VZEROUPPER
+		for i := range m.vectors {
+			clear(m.vectors[i][16:])
+		}
+		return n, nil
+	}
+	if !long {
+		return 0, fmt.Errorf("vector of 128 bits")
+	}
+	o := m.modRM(code[n:], r, x, b)
+	n += o.length
+	to := &m.vectors[o.reg]
+	switch {
+	case kind == [3]byte{1, 2, 0x6f} && !o.direct && v == 0: // VMOVDQU
+		from, err := m.at(o.address, 32, false)
+		if err != nil {
+			return 0, err
+		}
+		copy(to[:], from)
+	case kind == [3]byte{1, 2, 0x7f} && !o.direct && v == 0:
+		mem, err := m.at(o.address, 32, true)
+		if err != nil {
+			return 0, err
+		}
+		copy(mem, to[:])
+	case kind == [3]byte{1, 1, 0x7f} && o.direct && v == 0: // VMOVDQA
+		m.vectors[o.rm] = *to
+	case kind == [3]byte{2, 1, 0x58} && !o.direct && v == 0: // VPBROADCASTD
+		from, err := m.at(o.address, 4, false)
+		if err != nil {
+			return 0, err
+		}
+		for i := range 8 {
+			copy(to[4*i:], from)
+		}
+	case kind == [3]byte{2, 1, 0x50} && o.direct: // VPDPBUSD
+		for i := range 8 {
+			sum := binary.LittleEndian.Uint32(to[4*i:])
+			for k := 4 * i; k < 4*i+4; k++ {
+				sum += uint32(int32(m.vectors[v][k]) * int32(int8(m.vectors[o.rm][k])))
+			}
+			binary.LittleEndian.PutUint32(to[4*i:], sum)
+		}
+	default:
+		return 0, fmt.Errorf("unknown instruction on vectors")
+	}
 	return n, nil
 }
 
@@ -308,6 +403,16 @@ func bf16At(b []byte) float32 {
 	return math.Float32frombits(uint32(b[0])<<16 | uint32(b[1])<<24)
 }
 
+// call runs a kernel with its arguments, pointers and numbers of 8 bytes each.
+func (m *machine) call(code []byte, arguments ...uint64) error {
+	stack := append(make([]uint64, 1), arguments...) // a return address
+	give(m, &stack[0], 8*len(stack), false)
+	m.registers[stackPointer] = uint64(uintptr(unsafe.Pointer(&stack[0])))
+	return m.run(code)
+}
+
+func address[T any](p *T) uint64 { return uint64(uintptr(unsafe.Pointer(p))) }
+
 // interpreted returns kernels that run the code of the AMX kernels, by outputs and
 // pixels, within exactly the memory that their contract names.
 func interpreted() (list [4]tileKernel) {
@@ -331,24 +436,7 @@ func interpreted() (list [4]tileKernel) {
 			give(m, w, int(rows*chunks*chunk)*outputs, false)
 			give(m, sums, 4*n*outputs, true)
 
-			stack := make([]uint64, 10) // a return address, the arguments
-			for i, v := range []any{config, x, w, sums, tiles, rows, chunks, chunk, xs} {
-				switch v := v.(type) {
-				case uintptr:
-					stack[i+1] = uint64(v)
-				case *[64]byte:
-					stack[i+1] = uint64(uintptr(unsafe.Pointer(v)))
-				case *[3]*uint32:
-					stack[i+1] = uint64(uintptr(unsafe.Pointer(v)))
-				case *uint32:
-					stack[i+1] = uint64(uintptr(unsafe.Pointer(v)))
-				case *float32:
-					stack[i+1] = uint64(uintptr(unsafe.Pointer(v)))
-				}
-			}
-			give(m, &stack[0], 8*len(stack), false)
-			m.registers[stackPointer] = uint64(uintptr(unsafe.Pointer(&stack[0])))
-			if err := m.run(code); err != nil {
+			if err := m.call(code, address(config), address(x), address(w), address(sums), uint64(tiles), uint64(rows), uint64(chunks), uint64(chunk), uint64(xs)); err != nil {
 				panic(fmt.Errorf("AMX kernel of %d outputs and %d pixels: %w", outputs, pixels, err))
 			}
 		}
@@ -471,7 +559,9 @@ func TestMachine(t *testing.T) {
 		{0x90},                         // NOP: unknown
 		{0x48, 0x8b, 0x44, 0x24, 0x08}, // MOV from memory that was not given
 		{0xc4, 0xe2, 0x7b, 0x49, 0xc0}, // TILEZERO without a configuration
-		{0xeb, 0x00},                   // JMP
+		{0x7f, 0x00},                   // JG
+		{0xc5, 0xfd, 0xef, 0xc0},       // VPXOR
+		{0xc5, 0xf9, 0x7f, 0xc1},       // VMOVDQA of 128 bits
 	} {
 		if new(machine).run(append(code, make([]byte, 16)...)) == nil {
 			t.Errorf("% x: passed", code)

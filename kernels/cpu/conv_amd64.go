@@ -17,6 +17,19 @@ func convRow8AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*fl
 //go:noescape
 func gradRows8AVX2(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
 
+// winogradProducts8AVX2 multiplies 36 matrices: m [36][6][8] = v [36][6][channels] · u [36][channels][8]. channels is a
+// multiple of 4. A cache line follows each matrix of m and v.
+//
+//go:noescape
+func winogradProducts8AVX2(m *float32, v *float32, u *float32, channels uintptr)
+
+// winogradOutput8AVX2 makes n tiles of 4 rows of 4 pixels of 8 output channels of m as winogradProducts makes it. ys is the stride of
+// a pixel of y and res in bytes: y = max(floor, bias + z) + res, and res may be nil.
+// tmp is 768 bytes.
+//
+//go:noescape
+func winogradOutput8AVX2(y *[4]*float32, res *[4]*float32, m *float32, tmp *float32, bias *float32, n uintptr, ys uintptr, floor float32)
+
 // y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
 // may be nil and has the stride of y.
 //
@@ -29,6 +42,26 @@ func convRow16AVX2(y *float32, res *float32, w *float32, bias *float32, x *[3]*f
 //
 //go:noescape
 func gradRows16AVX2(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
+
+// winogradProducts16AVX2 multiplies 36 matrices: m [36][6][16] = v [36][6][channels] · u [36][channels][16]. channels is a
+// multiple of 4. A cache line follows each matrix of m and v.
+//
+//go:noescape
+func winogradProducts16AVX2(m *float32, v *float32, u *float32, channels uintptr)
+
+// winogradOutput16AVX2 makes n tiles of 4 rows of 4 pixels of 16 output channels of m as winogradProducts makes it. ys is the stride of
+// a pixel of y and res in bytes: y = max(floor, bias + z) + res, and res may be nil.
+// tmp is 768 bytes.
+//
+//go:noescape
+func winogradOutput16AVX2(y *[4]*float32, res *[4]*float32, m *float32, tmp *float32, bias *float32, n uintptr, ys uintptr, floor float32)
+
+// winogradInputAVX2 transforms n tiles of 6 rows of 6 pixels of channels floats (a multiple of 8); x is the rows at
+// the first pixel of the first tile, and the next tile is 4 pixels further. v is [36][vs/4], of which a tile
+// takes channels; vs is in bytes. tmp is 1152 bytes.
+//
+//go:noescape
+func winogradInputAVX2(v *float32, tmp *float32, x *[6]*float32, n uintptr, channels uintptr, vs uintptr)
 
 // peakAVX2 runs n times 12 independent multiply-adds of 8 floats.
 func peakAVX2(n uintptr)
@@ -46,6 +79,19 @@ func convRow16AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]
 //go:noescape
 func gradRows16AVX512(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
 
+// winogradProducts16AVX512 multiplies 36 matrices: m [36][8][16] = v [36][8][channels] · u [36][channels][16]. channels is a
+// multiple of 4. A cache line follows each matrix of m and v.
+//
+//go:noescape
+func winogradProducts16AVX512(m *float32, v *float32, u *float32, channels uintptr)
+
+// winogradOutput16AVX512 makes n tiles of 4 rows of 4 pixels of 16 output channels of m as winogradProducts makes it. ys is the stride of
+// a pixel of y and res in bytes: y = max(floor, bias + z) + res, and res may be nil.
+// tmp is 1536 bytes.
+//
+//go:noescape
+func winogradOutput16AVX512(y *[4]*float32, res *[4]*float32, m *float32, tmp *float32, bias *float32, n uintptr, ys uintptr, floor float32)
+
 // y = max(floor, slope*z, z) + res with z = bias + sum, without slope*z for a slope of 0; res
 // may be nil and has the stride of y.
 //
@@ -58,6 +104,26 @@ func convRow32AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]
 //
 //go:noescape
 func gradRows32AVX512(dw *float32, x *float32, dy *float32, n uintptr, h uintptr, taps uintptr, xs uintptr, xrow uintptr, ys uintptr, yrow uintptr, dws uintptr)
+
+// winogradProducts32AVX512 multiplies 36 matrices: m [36][8][32] = v [36][8][channels] · u [36][channels][32]. channels is a
+// multiple of 4. A cache line follows each matrix of m and v.
+//
+//go:noescape
+func winogradProducts32AVX512(m *float32, v *float32, u *float32, channels uintptr)
+
+// winogradOutput32AVX512 makes n tiles of 4 rows of 4 pixels of 32 output channels of m as winogradProducts makes it. ys is the stride of
+// a pixel of y and res in bytes: y = max(floor, bias + z) + res, and res may be nil.
+// tmp is 1536 bytes.
+//
+//go:noescape
+func winogradOutput32AVX512(y *[4]*float32, res *[4]*float32, m *float32, tmp *float32, bias *float32, n uintptr, ys uintptr, floor float32)
+
+// winogradInputAVX512 transforms n tiles of 6 rows of 6 pixels of channels floats (a multiple of 16); x is the rows at
+// the first pixel of the first tile, and the next tile is 4 pixels further. v is [36][vs/4], of which a tile
+// takes channels; vs is in bytes. tmp is 2304 bytes.
+//
+//go:noescape
+func winogradInputAVX512(v *float32, tmp *float32, x *[6]*float32, n uintptr, channels uintptr, vs uintptr)
 
 // peakAVX512 runs n times 12 independent multiply-adds of 16 floats.
 func peakAVX512(n uintptr)
@@ -76,6 +142,64 @@ func convRow32BF16(y *float32, res *float32, w *uint32, bias *float32, x *[3]*ui
 
 // peakBF16 runs n times 12 independent multiply-adds of 16 pairs of bf16 numbers.
 func peakBF16(n uintptr)
+
+// peakVNNI runs n times 12 independent multiply-adds of 16 fours of bytes.
+func peakVNNI(n uintptr)
+
+// intRow32VNNI computes tiles of 7 pixels of 32 output channels. Of each of three rows, x is the first group and
+// scales the numbers that one step is worth in each tile. A group is 16 pixels of xs bytes, for two tiles.
+// w is [3][taps/4][32][4], taps (a multiple of 16) the contiguous bytes per row and pixel; ys is the stride of
+// a pixel of y and res in bytes. offsets is [2][3][16] and channels [2][32], scale and bias:
+// y = max(floor, scale*z + bias) + res, where z is the sum over rows of the row's scale times
+// (offset + sum of w*x); multiplications and additions that follow each other round once. res may be nil.
+//
+//go:noescape
+func intRow32VNNI(y *float32, res *float32, w *int8, offsets *int32, channels *float32, x *[3]*uint8, scales *[3]*float32, tiles uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32)
+
+// intRow16VNNI computes tiles of 7 pixels of 16 output channels. Of each of three rows, x is the first group and
+// scales the numbers that one step is worth in each tile. A group is 16 pixels of xs bytes, for two tiles.
+// w is [3][taps/4][16][4], taps (a multiple of 16) the contiguous bytes per row and pixel; ys is the stride of
+// a pixel of y and res in bytes. offsets is [1][3][16] and channels [2][16], scale and bias:
+// y = max(floor, scale*z + bias) + res, where z is the sum over rows of the row's scale times
+// (offset + sum of w*x); multiplications and additions that follow each other round once. res may be nil.
+//
+//go:noescape
+func intRow16VNNI(y *float32, res *float32, w *int8, offsets *int32, channels *float32, x *[3]*uint8, scales *[3]*float32, tiles uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32)
+
+// quantizeRowAVX512 makes bytes of groups of 16 pixels of channels (a multiple of 16) floats, the last two of which
+// are the first two of the next group. The largest of a group becomes top; zero is 1.5*2^23 plus the byte
+// of a 0. It writes what a step is worth twice for each group.
+//
+//go:noescape
+func quantizeRowAVX512(dst *uint8, scales *float32, src *float32, groups uintptr, channels uintptr, top float32, zero float32)
+
+// quantizeRowAVX2 makes bytes of groups of 16 pixels of channels (a multiple of 8) floats, the last two of which
+// are the first two of the next group. The largest of a group becomes top; zero is 1.5*2^23 plus the byte
+// of a 0. It writes what a step is worth twice for each group.
+//
+//go:noescape
+func quantizeRowAVX2(dst *uint8, scales *float32, src *float32, groups uintptr, channels uintptr, top float32, zero float32)
+
+// intSums8AVXVNNI sums tiles of 7 pixels of 8 output channels: [3][14][8] for each group of 16 pixels of xs bytes,
+// [3][7][8] for one tile that is left. Of each of three rows, x is the first group. w is [3][taps/4][8][4],
+// taps (a multiple of 8) the contiguous bytes per row and pixel. offsets, [3][8], are added.
+//
+//go:noescape
+func intSums8AVXVNNI(sums *int32, w *int8, offsets *int32, x *[3]*uint8, tiles uintptr, taps uintptr, xs uintptr)
+
+// sumsCode returns the address of intSums8AVXVNNI, for the test that runs its bytes.
+func sumsCode() *byte
+
+// intFinish8AVX2 makes tiles of outputs of the sums of intSums8AVXVNNI, as intRow16VNNI does.
+//
+//go:noescape
+func intFinish8AVX2(y *float32, res *float32, sums *int32, channels *float32, scales *[3]*float32, tiles uintptr, ys uintptr, floor float32)
+
+// dotRow4AVX512 is convRow32AVX512 for 4 output channels, without a slope. taps is a multiple of 16 and w is
+// [rows*taps/16][4][16].
+//
+//go:noescape
+func dotRow4AVX512(y *float32, res *float32, w *float32, bias *float32, x *[3]*float32, n uintptr, rows uintptr, taps uintptr, xs uintptr, ys uintptr, floor float32, slope float32)
 
 // roundRowBF16 makes n*16 pairs of bf16 numbers of n*32 floats. n is at least 1.
 //
@@ -140,5 +264,5 @@ func finishRow32(y *float32, res *float32, sums *float32, bias *float32, n uintp
 //go:noescape
 func tileCode(code *[4]*byte)
 
-// processorMaker returns leaf 0 of CPUID: twelve letters, in this order.
-func processorMaker() (b uint32, d uint32, c uint32)
+// processorMaker returns leaf 0 of CPUID, twelve letters in this order, and EAX of leaf 1.
+func processorMaker() (b uint32, d uint32, c uint32, model uint32)

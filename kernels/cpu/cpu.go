@@ -37,6 +37,16 @@ const (
 	// predicts noise, which may be off by 0.4 %, but a graph may predict an image.
 	AVX512BF16 ISA = "avx512bf16"
 	AMX        ISA = "amx" // matrix registers; Linux only
+
+	// These are AVX512 and AVX2 but for the inner layers of networks that Load has
+	// made, which multiply weights of 8 bits with activations of 8 bits.
+	AVX512VNNI ISA = "avx512vnni" // AVX512_VNNI and AVX512VL
+	AVXVNNI    ISA = "avxvnni"    // AVX-VNNI
+
+	// And these compute such layers by Winograd's algorithm, in float32. What it
+	// subtracts is larger than the results, so more is lost by rounding.
+	AVX512Winograd ISA = "avx512winograd"
+	AVX2Winograd   ISA = "avx2winograd"
 )
 
 // EnvISA is the environment variable that overrides the choice of Select.
@@ -53,6 +63,10 @@ type isa struct {
 	peak func(rounds int) float64
 	// bf16 is nil where the kernels read float32.
 	bf16 *bf16
+	// ints, if not nil, are for the inner layers of networks that Load makes.
+	ints *integers
+	// wino, if not nil, is for these layers, too.
+	wino *winograd
 }
 
 // block is a pair of kernels for width output channels: a row of a convolution,
@@ -61,9 +75,12 @@ type block struct {
 	width int
 	run   func(*row)
 	grad  func(*gradRows)
+	// lanes, if not 0, is how many taps of one output lie together: such a kernel
+	// wants taps in multiples of that, and knows no slope.
+	lanes int
 }
 
-var plainGo = isa{name: Go, blocks: []block{{goBlock, convRowGo, gradRowsGo}}}
+var plainGo = isa{name: Go, blocks: []block{{width: goBlock, run: convRowGo, grad: gradRowsGo}}}
 
 // available lists what this machine can run, fastest first.
 func available() []isa { return append(native(), plainGo) }
@@ -95,7 +112,7 @@ func New(name ISA) (*Backend, error) {
 	for _, n := range ISAs() {
 		have = append(have, string(n))
 	}
-	if slices.Contains([]ISA{AVX2, AVX512, AVX512BF16, AMX}, name) {
+	if slices.Contains([]ISA{AVX2, AVX512, AVX512BF16, AMX, AVX512VNNI, AVXVNNI, AVX512Winograd, AVX2Winograd}, name) {
 		return nil, fmt.Errorf("instruction set %q is not available on this machine or in this build; there is %s", name, strings.Join(have, ", "))
 	}
 	return nil, fmt.Errorf("unknown instruction set %q; there is %s", name, strings.Join(have, ", "))
@@ -104,11 +121,11 @@ func New(name ISA) (*Backend, error) {
 // Select returns the backend that the environment variable DENOISED_ISA names, or
 // the fastest one with float32 throughout if it is not set.
 func Select() (*Backend, error) {
-	return choose(func(s *isa) bool { return s.bf16 == nil })
+	return choose(func(s *isa) bool { return s.bf16 == nil && s.ints == nil && s.wino == nil })
 }
 
-// SelectInference is Select for networks that are only run: it takes a set with bf16
-// where that is faster.
+// SelectInference is Select for networks that are only run: it takes a set with
+// integers or bf16 where that is faster.
 func SelectInference() (*Backend, error) {
 	return choose(func(s *isa) bool { return s.name != AVX512BF16 || fastBF16() })
 }
@@ -147,7 +164,10 @@ func (b *Backend) ISA() ISA { return b.isa.name }
 // as a relative error: the norm of the difference by the norm of the output, which
 // is the noise predicted and not what is left of the image.
 func (b *Backend) Tolerance() float64 {
-	if b.isa.bf16 != nil {
+	switch {
+	case b.isa.ints != nil:
+		return 5e-2
+	case b.isa.bf16 != nil:
 		return 2e-2
 	}
 	return 1e-5

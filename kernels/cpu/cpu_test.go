@@ -30,7 +30,10 @@ func TestBackend(t *testing.T) {
 
 // tolerance is what the op list allows an instruction set.
 func tolerance(b *Backend) kernelstest.Tolerance {
-	if b.isa.bf16 != nil {
+	switch {
+	case b.isa.ints != nil:
+		return kernelstest.Int8
+	case b.isa.bf16 != nil:
 		return kernelstest.BF16
 	}
 	return kernelstest.Single
@@ -59,7 +62,7 @@ func testStrips(t *testing.T, b *Backend) {
 	}
 	n := loaded.(*network)
 	const height = 9
-	for _, width := range []int{1, 14, 47, 64, 100, 131} {
+	for _, width := range []int{1, 14, 47, 64, 100, 131, 430} {
 		y, sigma := noise(uint64(width), width*height)
 		want, got := make([]float32, len(y)), make([]float32, len(y))
 		n.forward(want, y, sigma, width, height, nil, 1<<20, nil)
@@ -104,7 +107,7 @@ func TestAssemblyAgrees(t *testing.T) {
 	}
 	for name, got := range results {
 		limit := 1e-6
-		if b, err := New(name); err == nil && b.isa.bf16 != nil {
+		if b, err := New(name); err == nil && (b.isa.bf16 != nil || b.isa.ints != nil) {
 			limit = b.Tolerance()
 		}
 		e := kernelstest.RelativeError(got, want)
@@ -119,6 +122,9 @@ func TestAssemblyAgrees(t *testing.T) {
 // between guard words, at every width around the tiles.
 func TestRowGuards(t *testing.T) {
 	each(t, testRowGuards)
+	for _, b := range intBackends() {
+		t.Run(string(b.ISA())+" tail", func(t *testing.T) { testRowGuards(t, &Backend{b.isa.ints.tail()}) })
+	}
 }
 
 func testRowGuards(t *testing.T, b *Backend) {
@@ -126,7 +132,10 @@ func testRowGuards(t *testing.T, b *Backend) {
 	const words = 64
 	for _, blk := range b.isa.blocks {
 		for n := 1; n <= 20; n++ {
-			for _, stride := range []int{4, 12, 32} {
+			for _, stride := range []int{4, 12, 16, 32} {
+				if blk.lanes != 0 && 3*stride%blk.lanes != 0 {
+					continue
+				}
 				taps, ys := 3*stride, blk.width+3
 				surround := func(length int, fill float32) (inner, all []float32) {
 					all = slices.Repeat([]float32{guard}, length+2*words)
@@ -251,15 +260,14 @@ func TestAllocations(t *testing.T) {
 func TestSelect(t *testing.T) {
 	t.Setenv(EnvISA, "")
 	b, err := Select()
-	if err != nil || b.isa.bf16 != nil || b.ISA() == Go && len(ISAs()) > 1 {
+	if err != nil || b.isa.bf16 != nil || b.isa.ints != nil || b.isa.wino != nil || b.ISA() == Go && len(ISAs()) > 1 {
 		t.Errorf("Select() = %v, %v, want the fastest without bf16 of %v", b, err, ISAs())
 	}
 	want := b.ISA()
-	if fastBF16() && slices.Contains(ISAs(), AVX512BF16) {
-		want = AVX512BF16
-	}
-	if slices.Contains(ISAs(), AMX) {
-		want = AMX
+	for _, faster := range []ISA{AVX2Winograd, AVX512Winograd, AVX512BF16, AVXVNNI, AVX512VNNI, AMX} {
+		if slices.Contains(ISAs(), faster) && (faster != AVX512BF16 || fastBF16()) {
+			want = faster
+		}
 	}
 	if b, err := SelectInference(); err != nil || b.ISA() != want {
 		t.Errorf("SelectInference() = %v, %v, want %s of %v", b, err, want, ISAs())
@@ -274,7 +282,7 @@ func TestSelect(t *testing.T) {
 			t.Errorf("choice with nonsense = %v", err)
 		}
 	}
-	for _, known := range []ISA{AVX2, AVX512, AVX512BF16, AMX} {
+	for _, known := range []ISA{AVX2, AVX512, AVX512BF16, AMX, AVX512VNNI, AVXVNNI, AVX512Winograd, AVX2Winograd} {
 		_, err := New(known)
 		if has := slices.Contains(ISAs(), known); has != (err == nil) {
 			t.Errorf("New(%s) = %v, available: %v", known, err, has)

@@ -35,7 +35,7 @@ func TestEncoding(t *testing.T) {
 		}
 		want = append(want, m[2])
 	}
-	for _, opcode := range []string{"VDPBF16PS", "VCVTNE2PS2BF16", "VCVTNEPS2BF16", "LDTILECFG", "TILERELEASE", "TILEZERO", "TILELOADD", "TILESTORED", "TDPBF16PS"} {
+	for _, opcode := range []string{"VDPBF16PS", "VPDPBUSD.VEX", "VCVTNE2PS2BF16", "VCVTNEPS2BF16", "LDTILECFG", "TILERELEASE", "TILEZERO", "TILELOADD", "TILESTORED", "TDPBF16PS"} {
 		if !strings.Contains(strings.Join(want, "\n"), opcode) {
 			t.Errorf("no %s among the bytes", opcode)
 		}
@@ -70,6 +70,9 @@ func TestEncoding(t *testing.T) {
 // unixSyntax writes an instruction of Go's assembler as objdump does.
 func unixSyntax(s string) string {
 	opcode, operands, _ := strings.Cut(s, " ")
+	if plain, ok := strings.CutSuffix(opcode, ".VEX"); ok {
+		opcode = "{vex} " + plain
+	}
 	operands = regexp.MustCompile(`(-?\d+)\(`).ReplaceAllStringFunc(operands, func(m string) string {
 		var v int
 		fmt.Sscanf(m, "%d(", &v)

@@ -518,7 +518,7 @@ func (s *sweep) convolve(i int) {
 		if residual != nil && residual.stride == y.stride {
 			res = s.mem[residual.pixel(r, 0):]
 		}
-		w.strided(&s.row, out, res, s.window(s.mem, x, c.Size, c.Top, r), y.w, xs, y.stride)
+		w.strided(&s.row, out, res, s.window(s.mem, x, c.Size, c.Top, r), nil, y.w, xs, y.stride)
 		if residual != nil && res == nil {
 			for q := range y.w {
 				from := s.mem[residual.pixel(r, q):][:y.channels]

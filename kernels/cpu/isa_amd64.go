@@ -14,11 +14,23 @@ func native() []isa {
 	if hasAMX() {
 		list = append(list, amx(tileRow16x16, tileRow16x32, tileRow32x16, tileRow32x32))
 	}
+	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512VL && cpu.X86.HasAVX512VNNI && cpu.X86.HasAVX2 && cpu.X86.HasFMA {
+		s := setAVX512()
+		s.name, s.ints = AVX512VNNI, &intsAVX512
+		if halfVectors() {
+			s.blocks[1].run = assembly(convRow16AVX2) // the same bits
+		}
+		s.peak = func(rounds int) float64 {
+			peakVNNI(uintptr(rounds))
+			return float64(rounds) * peakChains * 64 * 2
+		}
+		list = append(list, s)
+	}
 	grad32, grad16 := gradAssembly(gradRows32AVX512), gradAssembly(gradRows16AVX512)
 	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512BF16 {
 		list = append(list, isa{
 			name:   AVX512BF16,
-			blocks: []block{{32, pairAssembly(convRow32BF16), grad32}, {16, pairAssembly(convRow16BF16), grad16}},
+			blocks: []block{{width: 32, run: pairAssembly(convRow32BF16), grad: grad32}, {width: 16, run: pairAssembly(convRow16BF16), grad: grad16}},
 			peak: func(rounds int) float64 {
 				peakBF16(uintptr(rounds))
 				return float64(rounds) * peakChains * 32 * 2
@@ -27,26 +39,46 @@ func native() []isa {
 		})
 	}
 	if cpu.X86.HasAVX512F {
-		list = append(list, isa{
-			name:   AVX512,
-			blocks: []block{{32, assembly(convRow32AVX512), grad32}, {16, assembly(convRow16AVX512), grad16}},
-			peak: func(rounds int) float64 {
-				peakAVX512(uintptr(rounds))
-				return float64(rounds) * peakChains * 16 * 2
-			},
-		})
+		s := setAVX512()
+		s.name, s.wino = AVX512Winograd, winogradAVX512()
+		list = append(list, s, setAVX512())
 	}
 	if cpu.X86.HasAVX2 && cpu.X86.HasFMA {
-		list = append(list, isa{
-			name:   AVX2,
-			blocks: []block{{16, assembly(convRow16AVX2), gradAssembly(gradRows16AVX2)}, {8, assembly(convRow8AVX2), gradAssembly(gradRows8AVX2)}},
-			peak: func(rounds int) float64 {
-				peakAVX2(uintptr(rounds))
-				return float64(rounds) * peakChains * 8 * 2
-			},
-		})
+		if cpu.X86.HasAVXVNNI {
+			s := setAVX2()
+			s.name, s.ints = AVXVNNI, intsAVXVNNI(intSums8AVXVNNI)
+			list = append(list, s)
+		}
+		s := setAVX2()
+		s.name, s.wino = AVX2Winograd, winogradAVX2()
+		list = append(list, s, setAVX2())
 	}
 	return list
+}
+
+func setAVX512() isa {
+	return isa{
+		name: AVX512,
+		blocks: []block{
+			{width: 32, run: assembly(convRow32AVX512), grad: gradAssembly(gradRows32AVX512)},
+			{width: 16, run: assembly(convRow16AVX512), grad: gradAssembly(gradRows16AVX512)},
+		},
+		peak: func(rounds int) float64 {
+			peakAVX512(uintptr(rounds))
+			return float64(rounds) * peakChains * 16 * 2
+		},
+	}
+}
+
+func setAVX2() isa {
+	return isa{
+		name:   AVX2,
+		blocks: []block{{width: 16, run: assembly(convRow16AVX2), grad: gradAssembly(gradRows16AVX2)}, {width: 8, run: assembly(convRow8AVX2), grad: gradAssembly(gradRows8AVX2)}},
+		peak: func(rounds int) float64 {
+			peakAVX2(uintptr(rounds))
+			return float64(rounds) * peakChains * 8 * 2
+		},
+	}
 }
 
 // amx returns the instruction set made of the four AMX kernels, by outputs and
@@ -56,8 +88,8 @@ func amx(k16x16, k16x32, k32x16, k32x32 tileKernel) isa {
 	return isa{
 		name: AMX,
 		blocks: []block{
-			{32, tileBlock(32, k32x16, k32x32, finishRow32), gradAssembly(gradRows32AVX512)},
-			{16, tileBlock(16, k16x16, k16x32, finishRow16), gradAssembly(gradRows16AVX512)},
+			{width: 32, run: tileBlock(32, k32x16, k32x32, finishRow32), grad: gradAssembly(gradRows32AVX512)},
+			{width: 16, run: tileBlock(16, k16x16, k16x32, finishRow16), grad: gradAssembly(gradRows16AVX512)},
 		},
 		bf16: &bf16AVX512,
 	}

@@ -121,8 +121,18 @@ func (p *packed) set(weights, bias, scale, offset []float32) {
 	}
 }
 
-// finish rounds weights that set has laid out, where the kernels want them so.
+// finish rounds or moves weights that set has laid out, where the kernels want them so.
 func (p *packed) finish() {
+	for k := range p.blocks {
+		if b := &p.blocks[k]; b.lanes != 0 {
+			from := b.weights
+			b.weights = aligned[float32](len(from))
+			for i, v := range from {
+				tap, o := i/b.width, i%b.width
+				b.weights[(tap/b.lanes*b.width+o)*b.lanes+tap%b.lanes] = v
+			}
+		}
+	}
 	if p.isa.bf16 == nil {
 		return
 	}
@@ -171,11 +181,12 @@ type window struct {
 // row computes n pixels of output. x are the rows under the window, at the first
 // tap of y[0]; res, if not nil, is laid out as y.
 func (p *packed) row(r *row, y, res []float32, x window, n int) {
-	p.strided(r, y, res, x, n, p.inStride, p.outStride)
+	p.strided(r, y, res, x, nil, n, p.inStride, p.outStride)
 }
 
-// strided is row with other distances from one pixel to the next, in numbers.
-func (p *packed) strided(r *row, y, res []float32, x window, n, xs, ys int) {
+// strided is row with other distances from one pixel to the next, in numbers, and, if
+// it is not nil, another bias, [outStride].
+func (p *packed) strided(r *row, y, res []float32, x window, bias []float32, n, xs, ys int) {
 	if n == 0 {
 		return
 	}
@@ -189,6 +200,9 @@ func (p *packed) strided(r *row, y, res []float32, x window, n, xs, ys int) {
 			r.res = res[b.at:]
 		}
 		r.w, r.pairs, r.bias = b.weights, b.pairs, b.bias
+		if bias != nil {
+			r.bias = bias[b.at:]
+		}
 		r.check(b.width)
 		b.run(r)
 	}
@@ -238,9 +252,10 @@ func roundUp(n, multiple int) int { return (n + multiple - 1) / multiple * multi
 
 // aligned returns n zeros that start at a cache line, so that no vector of weights
 // straddles two.
-func aligned[T float32 | uint32](n int) []T {
-	const line = 16
+func aligned[T float32 | uint32 | int32 | int8 | uint8](n int) []T {
+	size := int(unsafe.Sizeof(T(0)))
+	line := 64 / size
 	s := make([]T, n+line)
-	at := int(uintptr(unsafe.Pointer(unsafe.SliceData(s))) / 4 % line)
+	at := int(uintptr(unsafe.Pointer(unsafe.SliceData(s)))) / size % line
 	return s[(line-at)%line:][:n:n]
 }

@@ -441,7 +441,7 @@ func (s *sweep) convolveBack(i int, l *lane) {
 				if !first {
 					res = to
 				}
-				p.strided(&s.row, to, res, from, dy.w, dy.stride, 2*dx.stride)
+				p.strided(&s.row, to, res, from, nil, dy.w, dy.stride, 2*dx.stride)
 			}
 		}
 	} else {
@@ -451,7 +451,7 @@ func (s *sweep) convolveBack(i int, l *lane) {
 			if !first {
 				res = to
 			}
-			w.backward[0].strided(&s.row, to, res, s.window(s.dmem, dy, c.Size, 2-c.Top, r), dx.w, dy.stride, dx.stride)
+			w.backward[0].strided(&s.row, to, res, s.window(s.dmem, dy, c.Size, 2-c.Top, r), nil, dx.w, dy.stride, dx.stride)
 		}
 	}
 	if s.joins(i) {

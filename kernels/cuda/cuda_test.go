@@ -221,6 +221,50 @@ func TestChannels(t *testing.T) {
 	})
 }
 
+// TestStudent: the default student's shape, with as many constants as go into one chunk beside the pixels,
+// and with one more, fused and layer by layer.
+func TestStudent(t *testing.T) {
+	eachSize(t, func(t *testing.T, b *Backend) {
+		for _, constants := range []int{7, 8} {
+			net := kernelstest.RandomNet(uint64(constants), 16, 16)
+			told := numbers(rand.New(rand.NewPCG(uint64(constants), 5)), constants)
+			net.Constants = constants
+			net.Layers[0].Conv = kernels.Conv{
+				In: kernels.NetIn + constants, Out: 16, Bias: net.Layers[0].Bias,
+				Weights: numbers(rand.New(rand.NewPCG(uint64(constants), 6)), 9*(kernels.NetIn+constants)*16),
+			}
+			n := load(t, b, net)
+			if got, want := n.layers[0].chunks[0], constants-6; got != want {
+				t.Errorf("%d constants: %d chunks, want %d", constants, got, want)
+			}
+			m := newImage(4, 39, 21)
+			want, wantLayers := kernelstest.ReferenceNet(net, m.y, m.sigma, m.width, m.height, told...)
+			got, traced := make([]float32, len(m.y)), make([]float32, len(m.y))
+			if err := n.Forward(got, m.y, m.sigma, m.width, m.height, told...); err != nil {
+				t.Fatal(err)
+			}
+			layers, err := n.Trace(traced, m.y, m.sigma, m.width, m.height, told...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got, traced) {
+				t.Errorf("%d constants: fused and layer by layer differ", constants)
+			}
+			if e := kernelstest.RelativeError(layers[0], wantLayers[0]); !(e <= kernelstest.Half.Output) {
+				t.Errorf("%d constants: first layer: relative error %.3g", constants, e)
+			}
+			for i := range got { // of the noise
+				got[i], want[i] = m.y[i]-got[i], float64(m.y[i])-want[i]
+			}
+			e := kernelstest.RelativeError(got, want)
+			t.Logf("%d constants: relative error %.2g", constants, e)
+			if !(e <= kernelstest.Half.Output) {
+				t.Errorf("%d constants: relative error %.3g", constants, e)
+			}
+		}
+	})
+}
+
 // TestInfinity: an infinity stays one, and near, though its products with the weights of the channels
 // that fill up groups are not zero but NaN.
 func TestInfinity(t *testing.T) {

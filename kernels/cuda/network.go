@@ -47,7 +47,7 @@ func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
 		l := &net.Layers[i]
 		given, in := l.Weights, l.In
 		if i == 0 {
-			given, in = withRests(&l.Conv), inputRest+inputPixels
+			given, in = withRests(&l.Conv), l.In+inputPixels
 		}
 		w, err := s.conv(given, l.Bias, l.Out, [2]int{in, 0}, 3)
 		if err != nil {
@@ -76,29 +76,29 @@ func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
 	return n, nil
 }
 
-// The channels that the first layer sees, as network.cu makes them: pixels, their noise, constants up to
-// inputRest, and what rounding has taken from the pixels.
-const (
-	inputPixels = 4
-	inputRest   = kernels.NetIn + kernels.MaxConstants
-)
+// inputPixels is the pixels that the first layer sees as one. As network.cu makes them, what rounding has
+// taken from them lies between the other kernels.NetIn channels and the constants.
+const inputPixels = 4
 
-// withRests returns the weights of a first layer, [out, inputRest + inputPixels, 3, 3], with those of the
-// pixels for their rests, too.
+// The kernels have room for exactly all constants.
+var _ = [1]struct{}{}[kernel.Constants-kernels.MaxConstants]
+
+// withRests returns the weights of a first layer, [out, in + inputPixels, 3, 3], with those of the pixels
+// for their rests, too.
 func withRests(l *kernels.Conv) []float32 {
 	const taps = 9
-	const in = inputRest + inputPixels
-	w := make([]float32, l.Out*in*taps)
+	var w []float32
 	for o := range l.Out {
-		from, to := l.Weights[o*l.In*taps:][:l.In*taps], w[o*in*taps:][:in*taps]
-		copy(to, from)
-		copy(to[inputRest*taps:], from[:inputPixels*taps])
+		from := l.Weights[o*l.In*taps:][:l.In*taps]
+		w = append(w, from[:kernels.NetIn*taps]...)
+		w = append(w, from[:inputPixels*taps]...)
+		w = append(w, from[kernels.NetIn*taps:]...)
 	}
 	return w
 }
 
 // The inputs of a plan, as numbers in layout.inputs: images, their noise at half resolution as the
-// network sees it, and three constants of each.
+// network sees it, and kernel.Constants of each.
 const (
 	inputImage = iota
 	inputNoise
@@ -111,17 +111,18 @@ func (n *network) layout(height, width, count int) *layout {
 	h, w := (height+1)/2, (width+1)/2
 	l.out = l.input(count * height * width)
 	l.input(count * h * w)
-	l.input(count * kernels.MaxConstants)
+	l.input(count * kernel.Constants)
 	last := len(n.layers) - 1
 	values := make([]tensor, last) // of each layer but the last
 	var x tensor                   // the input of layer i
-	if last == 0 {
-		x = l.netInput(height, width)
+	fused := last > 0 && n.layers[0].chunks[0] == 1
+	if !fused {
+		x = l.netInput(&n.layers[0], height, width)
 	}
 	for i := 0; i < last; i++ {
 		k := &n.layers[i]
 		switch {
-		case i == 0:
+		case i == 0 && fused:
 			x = l.head(k, height, width)
 		case k.block:
 			i++
@@ -131,6 +132,9 @@ func (n *network) layout(height, width, count int) *layout {
 		default:
 			y := l.tensor(h, w, k.out)
 			l.convolve(n.convolution(i, x, values, y))
+			if i == 0 {
+				l.give(x.span)
+			}
 			x = y
 		}
 		values[i] = x
@@ -161,17 +165,18 @@ func (n *network) residual(i int, values []tensor) span {
 }
 
 // netInput makes what the first layer reads.
-func (l *layout) netInput(height, width int) tensor {
+func (l *layout) netInput(k *layer, height, width int) tensor {
 	h, w := (height+1)/2, (width+1)/2
-	t := l.tensor(h, w, inputRest+inputPixels)
+	chunks := k.chunks[0]
+	t := l.tensor(h, w, k.in+inputPixels)
 	l.add(moves("net_input", l.inputs[inputImage], l.inputs[inputNoise], t.span), func(on *driver.Stream) error {
 		return l.b.kernels.NetInput(on, [3]int{(h*w + 255) / 256, l.count, 1}, [3]int{256, 1, 1}, 0,
-			l.address(l.inputs[inputImage]), l.address(l.inputs[inputNoise]), l.address(l.inputs[inputConstants]), l.address(t.span), height, width)
+			l.address(l.inputs[inputImage]), l.address(l.inputs[inputNoise]), l.address(l.inputs[inputConstants]), l.address(t.span), height, width, chunks)
 	})
 	return t
 }
 
-// head is the first layer, from the images on.
+// head is the first layer, from the images on, where what that reads is one chunk.
 func (l *layout) head(k *layer, height, width int) tensor {
 	y := l.tensor((height+1)/2, (width+1)/2, k.out)
 	blocks := tiles(y.height, y.width, kernel.ConvRows, kernel.ConvColumns)
@@ -355,8 +360,8 @@ func (n *network) Trace(dst, y, sigma []float32, width, height int, constants ..
 	l := newLayout(n.b, n.res, 1)
 	l.input(height * width)
 	l.input(h * w)
-	l.input(kernels.MaxConstants)
-	x := l.netInput(height, width)
+	l.input(kernel.Constants)
+	x := l.netInput(&n.layers[0], height, width)
 	total := 0
 	for i := range n.layers {
 		total += h * w * n.layers[i].out

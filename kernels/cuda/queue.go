@@ -8,6 +8,7 @@ import (
 
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cuda/driver"
+	"github.com/diffdenoise/denoised/kernels/cuda/kernel"
 )
 
 // maxBatch is the most images that run at once.
@@ -36,7 +37,7 @@ func (q *queue) init() {
 type call struct {
 	dst, y, sigma []float32
 	width, height int
-	constants     [kernels.MaxConstants]float32
+	constants     [kernel.Constants]float32
 
 	batch *batch     // that somebody else runs, set before turn
 	turn  chan int   // its number in that batch

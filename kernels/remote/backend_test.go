@@ -100,6 +100,7 @@ func TestBackend(t *testing.T) {
 	w := inProcess(t, local)
 	b := NewBackend(w, counted{local, t})
 	tol := kernelstest.Single
+	tol.Network = local.Tolerance()
 	t.Run("Net", func(t *testing.T) { kernelstest.Run(t, b, tol) })
 	if !raceEnabled { // the reference is slow then
 		t.Run("Graph", func(t *testing.T) { kernelstest.RunGraphs(t, b, tol) })

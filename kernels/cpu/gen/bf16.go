@@ -135,8 +135,12 @@ func finishRows(nb int) {
 // processorMaker writes the question who made the processor, which golang.org/x/sys
 // does not answer.
 func processorMaker() {
-	TEXT("processorMaker", NOSPLIT, "func() (b, d, c uint32)")
-	Doc("processorMaker returns leaf 0 of CPUID: twelve letters, in this order.")
+	TEXT("processorMaker", NOSPLIT, "func() (b, d, c, model uint32)")
+	Doc("processorMaker returns leaf 0 of CPUID, twelve letters in this order, and EAX of leaf 1.")
+	MOVL(U32(1), reg.EAX)
+	XORL(reg.ECX, reg.ECX)
+	CPUID()
+	Store(reg.EAX, Return("model"))
 	XORL(reg.EAX, reg.EAX)
 	XORL(reg.ECX, reg.ECX)
 	CPUID()

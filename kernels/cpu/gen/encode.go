@@ -43,6 +43,12 @@ func dot(w, x, acc reg.VecVirtual) {
 	emit("VDPBF16PS", []Op{w, x, acc}, []Op{acc}, w, x, acc)
 }
 
+// dotBytes adds to every integer of acc the product of four bytes of w, with sign, and
+// of x, without, in the encoding of AVX-VNNI: Go's assembler has that of AVX512_VNNI.
+func dotBytes(w, x, acc reg.VecVirtual) {
+	emit("VPDPBUSD.VEX", []Op{w, x, acc}, []Op{acc}, w, x, acc)
+}
+
 // round2 makes bf16 numbers of the floats in low and high.
 func round2(low, high, dst reg.VecVirtual) {
 	emit("VCVTNE2PS2BF16", []Op{low, high}, []Op{dst}, low, high, dst)
@@ -80,6 +86,8 @@ func encode(fn *ir.Function) error {
 			b = evex(3, 0x72, n(2), n(1), n(0))
 		case "VCVTNEPS2BF16":
 			b = evex(2, 0x72, n(1), 0, n(0))
+		case "VPDPBUSD.VEX":
+			b = vexYMM(1, 0x50, n(2), n(1), n(0))
 		case "LDTILECFG":
 			b = vexMem(0, 0x49, 0, i.Operands[0].(Mem))
 		case "TILERELEASE":
@@ -131,6 +139,12 @@ func evex(prefix, opcode byte, dst, src1, src2 int) []byte {
 // vexReg encodes an instruction on registers below 8 in the second opcode map.
 func vexReg(prefix, opcode byte, dst, src1, src2 int) []byte {
 	return []byte{0xc4, 0xe2, (^byte(src1)&15)<<3 | prefix, opcode, 0xc0 | byte(dst)<<3 | byte(src2)}
+}
+
+// vexYMM encodes one on 256-bit registers.
+func vexYMM(prefix, opcode byte, dst, src1, src2 int) []byte {
+	d, m := byte(dst), byte(src2)
+	return []byte{0xc4, (^d>>3&1)<<7 | 1<<6 | (^m>>3&1)<<5 | 2, (^byte(src1)&15)<<3 | 4 | prefix, opcode, 0xc0 | d&7<<3 | m&7}
 }
 
 // vexMem encodes one on memory (SDM volume 2, sections 2.1.5 and 2.3.5).

@@ -23,12 +23,13 @@ type isa struct {
 	taps   int // of the widest tile of a gradient, a multiple of 4
 	vec    func() reg.VecVirtual
 	pairs  bool // input and weights are pairs of bf16 numbers
+	bytes8 bool // they are four bytes, and sums are integers: for the peak alone
 }
 
 var isas = []isa{
-	{"AVX2", 32, 6, 4, func() reg.VecVirtual { return YMM() }, false},
-	{"AVX512", 64, 8, 8, func() reg.VecVirtual { return ZMM() }, false},
-	{"BF16", 64, 8, 0, func() reg.VecVirtual { return ZMM() }, true},
+	{"AVX2", 32, 6, 4, func() reg.VecVirtual { return YMM() }, false, false},
+	{"AVX512", 64, 8, 8, func() reg.VecVirtual { return ZMM() }, false, false},
+	{"BF16", 64, 8, 0, func() reg.VecVirtual { return ZMM() }, true, false},
 }
 
 func main() {
@@ -39,10 +40,24 @@ func main() {
 			convRow(s, nb)
 			if !s.pairs {
 				gradRows(s, nb)
+				winogradProducts(s, nb)
+				winogradOutput(s, nb)
 			}
+		}
+		if !s.pairs {
+			winogradInput(s)
 		}
 		peak(s)
 	}
+	peak(isa{"VNNI", 64, 0, 0, func() reg.VecVirtual { return ZMM() }, false, true})
+	intRow("intRow32VNNI", 2, 64)
+	intRow("intRow16VNNI", 1, 64)
+	quantizeRow("quantizeRowAVX512", 64, func() reg.VecVirtual { return ZMM() })
+	quantizeRow("quantizeRowAVX2", 32, func() reg.VecVirtual { return YMM() })
+	intSums()
+	sumsCode()
+	intFinish()
+	dotRow()
 	roundRow()
 	roundWeights()
 	for _, nb := range []int{1, 2} {
@@ -365,8 +380,11 @@ func peak(s isa) {
 	name := "peak" + s.name
 	TEXT(name, NOSPLIT, "func(n uintptr)")
 	what := "floats"
-	if s.pairs {
+	switch {
+	case s.pairs:
 		what = "pairs of bf16 numbers"
+	case s.bytes8:
+		what = "fours of bytes"
 	}
 	Doc(fmt.Sprintf("%s runs n times %d independent multiply-adds of %d %s.", name, peakChains, s.bytes/4, what))
 	n := Load(Param("n"), GP64())
@@ -380,9 +398,12 @@ func peak(s isa) {
 	VXORPS(a.AsX(), a.AsX(), a.AsX())
 	Label(name + "_loop")
 	for i := range acc {
-		if s.pairs {
+		switch {
+		case s.pairs:
 			dot(a, a, acc[i])
-		} else {
+		case s.bytes8:
+			VPDPBUSD(a, a, acc[i])
+		default:
 			VFMADD231PS(a, a, acc[i])
 		}
 	}

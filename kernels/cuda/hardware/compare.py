@@ -4,7 +4,7 @@
     compare.py WEIGHTS.safetensors BENCH.json [--seconds S]
 
 Both are to be run on one card, one after the other, with nothing else on it. The network is
-the one of models/student.go with the same weights, in fp16: plain (eager), with channels last
+the one of models/net/student.go with the same weights, in fp16: plain (eager), with channels last
 in memory, as a CUDA graph, and compiled (max-autotune). Times are those of the device between
 two events around many runs, inputs and outputs staying on the card, which is what "device"
 means in BENCH.json; they hold pixel-unshuffle, noise map, network, pixel-shuffle and

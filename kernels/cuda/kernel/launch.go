@@ -14,6 +14,7 @@ import (
 const (
 	PointPixels          = 256 // pixels that a block of the pointwise convolutions computes
 	LinearThreads        = 128 // outputs that a block of linear computes
+	Constants            = 12  // numbers that the first layer is told of each image
 	BlockColumns         = 30  // pixels of a residual block's tile, across
 	TallThreads          = 256 // threads of block_tall
 	TallRows             = 14  // pixels of its tile, down
@@ -149,8 +150,8 @@ func (k *Set) Linear(on *driver.Stream, grid, block [3]int, shared int, x0 drive
 }
 
 // NetInput launches net_input of network.cu.
-func (k *Set) NetInput(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr, constants driver.Ptr, out driver.Ptr, H int, W int) error {
-	return on.Launch(k.functions[9], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))))
+func (k *Set) NetInput(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr, constants driver.Ptr, out driver.Ptr, H int, W int, chunks int) error {
+	return on.Launch(k.functions[9], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(chunks))))
 }
 
 // NetHead1 launches net_head_1 of network.cu.

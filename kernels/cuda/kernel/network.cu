@@ -3,6 +3,7 @@
 // height = (H+1)/2 and width = (W+1)/2, also the noise, float, as the network sees it.
 #include "tile.h"
 
+constexpr int Constants = 12;    // exported: numbers that the first layer is told of each image
 constexpr int BlockColumns = 30; // exported: pixels of a residual block's tile, across
 constexpr int TallThreads = 256; // exported: threads of block_tall
 constexpr int TallRows = 14;     // exported: pixels of its tile, down
@@ -21,19 +22,24 @@ DEV float rest(float y) {
 	return h - h == 0 ? y - h : 0;
 }
 
-// cell makes the 16 channels that the first layer sees of a pixel (py, px) at half resolution: four
-// pixels of y, the noise, and constants, of which there are three in memory for each sample; then the
-// rests of the four pixels, which have the weights of the pixels: faint noise is less than what rounding
-// would take.
-DEV void cell(u32x4 *part, const float *y, float noise, const float *constants, int py, int px, int H, int W) {
+// cell makes a chunk of what the first layer sees of a pixel (py, px) at half resolution: four pixels of
+// y, the noise, the rests of the four pixels, which have the weights of the pixels, since faint noise is
+// less than what rounding would take, and Constants of the sample. The first chunk has 7 of those, the
+// second one the others.
+DEV void cell(u32x4 *part, int chunk, const float *y, float noise, const float *constants, int py, int px, int H, int W) {
+	if (chunk) {
+		part[0] = {dk_pack(constants[7], constants[8]), dk_pack(constants[9], constants[10]), dk_pack(constants[11], 0), 0};
+		part[1] = {0, 0, 0, 0};
+		return;
+	}
 	size_t row0 = (size_t)(2 * py) * W, row1 = (size_t)dk_min(2 * py + 1, H - 1) * W;
 	int a = 2 * px, b = dk_min(2 * px + 1, W - 1);
 	float y00 = y[row0 + a], y01 = y[row0 + b], y10 = y[row1 + a], y11 = y[row1 + b];
-	part[0] = {dk_pack(y00, y01), dk_pack(y10, y11), dk_pack(noise, constants[0]), dk_pack(constants[1], constants[2])};
-	part[1] = {dk_pack(rest(y00), rest(y01)), dk_pack(rest(y10), rest(y11)), 0, 0};
+	part[0] = {dk_pack(y00, y01), dk_pack(y10, y11), dk_pack(noise, rest(y00)), dk_pack(rest(y01), rest(y10))};
+	part[1] = {dk_pack(rest(y11), constants[0]), dk_pack(constants[1], constants[2]), dk_pack(constants[3], constants[4]), dk_pack(constants[5], constants[6])};
 }
 
-// head is the first layer, from the image on.
+// head is the first layer, from the image on, where that sees one chunk.
 template <int G>
 DEV void head(const float *y, const float *noise, const float *constants, const u32x4 *weights, const float *bias, f16 *out, int H, int W, int channels, float slope) {
 	SHARED(f16, input, [tile::TileHalves]);
@@ -47,7 +53,7 @@ DEV void head(const float *y, const float *noise, const float *constants, const 
 		int r = i / tile::Columns, c = i % tile::Columns, py = row - 1 + r, px = column - 1 + c;
 		u32x4 part[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 		if ((unsigned)py < (unsigned)height && (unsigned)px < (unsigned)width)
-			cell(part, y + sample * image, noise[sample * pixels + (size_t)py * width + px], constants + sample * 3, py, px, H, W);
+			cell(part, 0, y + sample * image, noise[sample * pixels + (size_t)py * width + px], constants + sample * Constants, py, px, H, W);
 		UNROLL
 		for (int k = 0; k < 2; k++)
 			*(u32x4 *)(input + tile::place(r * tile::Pitch + c, k)) = part[k];
@@ -155,18 +161,19 @@ static_assert(TallRows + 2 == TallThreads / 64 * 4 && FlatRows + 2 == FlatThread
 
 } // namespace network
 
-// net_input makes the tensor that the first layer sees, [sample, height, width, 16]. constants are
-// [sample, 3]. The grid is [256 pixels, samples].
-KERNEL(net_input)(const float *y, const float *noise, const float *constants, u32x4 *out, int H, int W) {
+// net_input makes the tensor that the first layer sees, [sample, height, width, chunk, 16]. constants
+// are [sample, Constants], 0 where there are none. The grid is [256 pixels, samples].
+KERNEL(net_input)(const float *y, const float *noise, const float *constants, u32x4 *out, int H, int W, int chunks) {
 	int height = (H + 1) / 2, width = (W + 1) / 2;
 	int i = blockIdx.x * 256 + threadIdx.x;
 	size_t sample = blockIdx.y, pixel = sample * height * width + i;
 	if (i < height * width)
-		network::cell(out + pixel * 2, y + sample * H * W, noise[pixel], constants + sample * 3, i / width, i % width, H, W);
+		for (int k = 0; k < chunks; k++)
+			network::cell(out + (pixel * chunks + k) * 2, k, y + sample * H * W, noise[pixel], constants + sample * Constants, i / width, i % width, H, W);
 }
 
-// net_head_1 to 4 are net_input and the first layer, [sample, height, width, channels rounded up]. The
-// grid is [tiles, groups/G, samples].
+// net_head_1 to 4 are net_input and the first layer, [sample, height, width, channels rounded up], where
+// that sees one chunk. The grid is [tiles, groups/G, samples].
 #define HEAD(name, groups, blocks)                                                                                                                                     \
 	KERNEL(__launch_bounds__(ConvThreads, blocks) name)                                                                                                                \
 	(const float *y, const float *noise, const float *constants, const u32x4 *weights, const float *bias, f16 *out, int H, int W, int channels, float slope) {         \
