@@ -3,11 +3,10 @@ package gate
 import (
 	"math"
 	"slices"
-)
 
-// longRun is the sum of the correlation: the variance of the mean of many pixels is
-// that times the variance by their number.
-func (s *scratch) longRun() float64 { return s.correlationSum(func(r float64) float64 { return r }) }
+	"github.com/diffdenoise/denoised/internal/numeric"
+	"github.com/diffdenoise/denoised/models/noise"
+)
 
 // correlationSum is the sum of f(correlation) over all lags.
 func (s *scratch) correlationSum(f func(float64) float64) float64 {
@@ -20,36 +19,45 @@ func (s *scratch) correlationSum(f func(float64) float64) float64 {
 	return sum
 }
 
-const reach = 4 // of the correlation, pixels
+// longRun is the variance of the mean of many pixels, times their number.
+func (s *scratch) longRun() float64 {
+	return max(s.correlationSum(func(r float64) float64 { return r }), 0.2)
+}
+
+// free is how many independent values n squares of the noise are worth.
+func (s *scratch) free(n float64) float64 {
+	return n / max(s.correlationSum(func(r float64) float64 { return r * r }), 1)
+}
+
+const reach = noise.Lags // of the correlation, pixels
 
 const (
 	classes = 8    // of tissue, by its signal
 	air     = 0.08 // of the greatest signal, below it there is no tissue
 
-	faint      = 6    // signal of a class, in standard deviations of the noise
-	unsureLift = 0.15 // standard deviations of the noise
+	unsureLift  = 0.2  // of the lift, in the mean of a class
+	faint       = 6    // signal of a class, in standard deviations of the noise, below which
+	unsureFaint = 0.15 // standard deviations of it may be taken off
 )
 
-// means compares the mean signal of tissue classes before and after, less four times
-// what chance can do. The class of a pixel is that of the pixels around it: its own
-// result holds some of its noise, and would sort what is too bright by chance into the
-// bright classes.
+// means compares the mean signal of tissue classes before and after, less what chance can
+// do. The class of a cell is that of the pixels around it: its own result holds some of
+// its noise, and would sort what is too bright by chance into the bright classes.
 func (s *scratch) means(in Input) Result {
 	c := Result{Name: CheckMean, Limit: limitMean, X: -1, Y: -1}
-	s.around(in.After)
 	s.vals = s.vals[:0]
-	for i := 0; i < len(s.low); i += 3 {
-		if !s.lost[i] {
-			s.vals = append(s.vals, s.low[i])
+	for i := 0; i < len(s.around); i += 3 {
+		if v := s.around[i]; v == v {
+			s.vals = append(s.vals, v)
 		}
 	}
-	if len(s.vals) < 8 {
+	if len(s.vals) < classes {
 		return c
 	}
-	top := nth(s.vals, len(s.vals)*995/1000)
+	least := air * numeric.Nth(s.vals, len(s.vals)*995/1000)
 	k := 0
 	for _, v := range s.vals {
-		if v > air*top {
+		if v > least {
 			s.vals[k] = v
 			k++
 		}
@@ -62,152 +70,45 @@ func (s *scratch) means(in Input) Result {
 	for j := range bounds {
 		bounds[j] = s.vals[k*(j+1)/classes]
 	}
-	var r, signal, variance, square, n [classes]float64
-	for i, v := range s.low {
-		if s.lost[i] || v <= air*top {
+	var taken, raised, signal, variance, square, n [classes]float64
+	for y := range s.hh {
+		for x := range s.hw {
+			i := y*s.hw + x
+			v := s.around[i]
+			if !(v > least) || s.inside[i] < 4 {
+				continue
+			}
+			j := 0
+			for j < len(bounds) && v >= bounds[j] {
+				j++
+			}
+			sigma := s.sigma(in, 2*y*s.w+2*x)
+			taken[j] += float64(s.half[i] * sigma)
+			raised[j] += float64(s.raised[i] * sigma)
+			square[j] += float64(s.power[i] * sigma * sigma)
+			variance[j] += float64(4 * sigma * sigma)
+			signal[j] += float64(s.after[i])
+			n[j] += 4
+		}
+	}
+	for j := range taken {
+		if signal[j] <= 0 {
 			continue
 		}
-		j := 0
-		for j < len(bounds) && v >= bounds[j] {
-			j++
+		// where the map is too low, the scatter itself tells
+		scatter := max(variance[j], square[j]-taken[j]*taken[j]/n[j])
+		noise := math.Sqrt(variance[j] * n[j])
+		// a result may leave the lift where it is
+		shift := max(taken[j]-unsureLift*raised[j], -taken[j]-raised[j]) - chance(classes)*math.Sqrt(scatter*s.longRun())
+		if signal[j] < faint*noise {
+			shift -= unsureFaint * noise
 		}
-		d := float64(in.Before[i] - in.After[i])
-		r[j], square[j], n[j] = r[j]+d, square[j]+d*d, n[j]+1
-		signal[j] += float64(in.After[i])
-		variance[j] += float64(in.Noise.Sigma[i]) * float64(in.Noise.Sigma[i])
-	}
-	for j := range r {
-		if signal[j] > 0 {
-			// where the map is too low, the scatter itself tells
-			scatter := max(variance[j], square[j]-r[j]*r[j]/n[j])
-			chance := math.Sqrt(scatter*max(s.longRun(), 0.2)) / signal[j]
-			shift := math.Abs(r[j])/signal[j] - 4*chance
-			if noise := math.Sqrt(variance[j] * n[j]); signal[j] < faint*noise {
-				// what noise lifts a magnitude by is not known any better
-				shift -= unsureLift * noise / signal[j]
-			}
-			c.Value = max(c.Value, shift)
-		}
+		c.Value = max(c.Value, shift/signal[j])
 	}
 	return c
 }
 
-// around sets s.low to the means of img over the 9×9 pixels around each but the 5×5
-// next to it, without those that are no measurement; 0 where there is none, and where
-// more than a few of them are air: there the image tells the signal of neither.
-func (s *scratch) around(img []float32) {
-	const outer, inner = 4, 2
-	n := s.w * s.h
-	s.low, s.high, s.tmp, s.ring = grow(s.low, n), grow(s.high, n), grow(s.tmp, n), grow(s.ring, n)
-	ring := func(dst []float32, f func(i int) float32) {
-		for i := range dst {
-			s.tmp[i] = f(i)
-		}
-		s.sum(dst, s.tmp, outer)
-		s.sum(s.ring, s.tmp, inner)
-		for i, v := range s.ring {
-			dst[i] -= v
-		}
-	}
-	ring(s.high, func(i int) float32 { // measured
-		if s.lost[i] {
-			return 0
-		}
-		return 1
-	})
-	ring(s.low, func(i int) float32 {
-		if s.lost[i] {
-			return 0
-		}
-		return img[i]
-	})
-	for i, count := range s.high {
-		if count < 0.5 {
-			s.low[i] = 0
-		} else {
-			s.low[i] /= count
-		}
-	}
-	const few = 0.2
-	ring(s.high, func(i int) float32 { // air that is too much
-		switch {
-		case s.lost[i]:
-			return 0
-		case s.skip[i]:
-			return 1 - few
-		}
-		return -few
-	})
-	for i, more := range s.high {
-		if more > 0 {
-			s.low[i] = 0
-		}
-	}
-}
-
-// sum sets dst to the sums of src over windows of 2·half+1 pixels a side, as far as they
-// lie in the image. They slide in double precision.
-func (s *scratch) sum(dst, src []float32, half int) {
-	w, h := s.w, s.h
-	s.sums = grow(s.sums, w)
-	clear(s.sums)
-	for y := -half; y < h; y++ {
-		if in := y + half; in < h {
-			for x, v := range src[in*w:][:w] {
-				s.sums[x] += float64(v)
-			}
-		}
-		if out := y - half - 1; out >= 0 {
-			for x, v := range src[out*w:][:w] {
-				s.sums[x] -= float64(v)
-			}
-		}
-		if y < 0 {
-			continue
-		}
-		a := 0.0
-		for x := -half; x < w; x++ {
-			if in := x + half; in < w {
-				a += s.sums[in]
-			}
-			if out := x - half - 1; out >= 0 {
-				a -= s.sums[out]
-			}
-			if x >= 0 {
-				dst[y*w+x] = float32(a)
-			}
-		}
-	}
-}
-
-// smooth sets s.low to the 3×3 means of img, with skipped pixels left out.
-func (s *scratch) smooth(img []float32) {
-	w, h := s.w, s.h
-	s.low = grow(s.low, w*h)
-	for y := range h {
-		for x := range w {
-			if i := y*w + x; !s.near[i] {
-				u, c, d := img[i-w-1:i-w+2], img[i-1:i+2], img[i+w-1:i+w+2]
-				s.low[i] = (u[0] + u[1] + u[2] + c[0] + c[1] + c[2] + d[0] + d[1] + d[2]) / 9
-				continue
-			}
-			sum, n := float32(0), float32(0)
-			for v := max(y-1, 0); v <= min(y+1, h-1); v++ {
-				for u := max(x-1, 0); u <= min(x+1, w-1); u++ {
-					if !s.skip[v*w+u] {
-						sum, n = sum+img[v*w+u], n+1
-					}
-				}
-			}
-			s.low[y*w+x] = 0
-			if n > 0 {
-				s.low[y*w+x] = sum / n
-			}
-		}
-	}
-}
-
-// offset is a place in half relative to another.
+// offset is a place of a cell relative to another.
 type offset struct{ x, y int }
 
 // spread returns the standard deviation of the sum of half over a shape.
@@ -239,48 +140,54 @@ const (
 	leastSpread = 0.7  // of a scan's own spread, in what noise has: a denoiser takes off less
 	mostSpread  = 1.25 // and more is for the check of the strength
 	leastInside = 0.9  // share of a shape that is looked at
+	unsureShape = 0.1  // of the lift, in a spot or a line
+	clipped     = 3    // standard deviations, to which a sum counts for the spread
 )
 
-// outlier returns the greatest of the sums t over a shape in units of their own
-// spread, which a denoiser that leaves some of the noise makes smaller, and where.
-func (s *scratch) outlier(c *Result, t []float32, spread float64) {
-	s.vals = s.vals[:0]
-	for i := 0; i < len(t); i += 3 {
-		if v := t[i]; v == v {
-			s.vals = append(s.vals, max(v, -v))
-		}
+// scan collects the sums of half over one shape, and where they are greatest.
+type scan struct {
+	spread, limit float64 // of the sums; beyond limit they do not count for their own spread
+	sum, n        float64
+	most          float32
+	x, y          int
+}
+
+func (s *scratch) newScan(shape []offset) scan {
+	v := s.spread(shape)
+	return scan{spread: v, limit: clipped * v, x: -1, y: -1}
+}
+
+// add adds a sum, of which no more than slack may be explained by the lift.
+func (c *scan) add(v, slack float32, x, y int) {
+	v = max(v, -v)
+	c.sum, c.n = c.sum+min(float64(v), c.limit), c.n+1
+	if v -= slack; v > c.most {
+		c.most, c.x, c.y = v, 2*x, 2*y
 	}
-	if len(s.vals) < 16 {
+}
+
+// outlier keeps in r the greatest sum in units of the spread of all, which a denoiser that
+// leaves some of the noise makes smaller.
+func (c *scan) outlier(r *Result) {
+	const few = 32
+	if c.n < few {
 		return
 	}
-	own := float64(nth(s.vals, len(s.vals)/2)) / 0.6745 / spread
-	scale := float32(1 / (spread * min(max(own, leastSpread), mostSpread)))
-	for i, v := range t {
-		if v = max(v, -v) * scale; float64(v) > c.Value { // NaN is not
-			c.Value, c.X, c.Y = float64(v), i%s.hw*2, i/s.hw*2
-		}
+	own := c.sum / c.n * math.Sqrt(math.Pi/2) / c.spread
+	if v := float64(c.most) / (c.spread * min(max(own, leastSpread), mostSpread)); v > r.Value {
+		r.Value, r.X, r.Y = v, c.x, c.y
 	}
 }
 
 // spots scans squares of 4, 8 and 16 pixels a side.
 func (s *scratch) spots() Result {
-	c := Result{Name: CheckSpot, Limit: limitSpot, X: -1, Y: -1}
+	c := Result{Name: CheckSpot, X: -1, Y: -1}
 	hw, hh := s.hw, s.hh
-	// sums over all that is above and to the left, of values and of pixels
-	s.sums = grow(s.sums, 2*(hw+1)*(hh+1))
-	sum, count := s.sums[:(hw+1)*(hh+1)], s.sums[(hw+1)*(hh+1):]
-	clear(sum[:hw+1])
-	clear(count[:hw+1])
-	for y := range hh {
-		a, n := 0.0, 0.0
-		i := (y + 1) * (hw + 1)
-		sum[i], count[i] = 0, 0
-		for x := range hw {
-			a, n = a+float64(s.half[y*hw+x]), n+float64(s.inside[y*hw+x])
-			sum[i+x+1], count[i+x+1] = sum[i+x-hw]+a, count[i+x-hw]+n
-		}
+	s.sums = integrate(s.sums, s.half, hw, hh)
+	if s.lift.dark > 0 {
+		s.lifts = integrate(s.lifts, s.raised, hw, hh)
 	}
-	s.tmp = grow(s.tmp, hw*hh)
+	places := 0
 	for _, side := range []int{2, 4, 8} {
 		if side > hw || side > hh {
 			break
@@ -291,38 +198,41 @@ func (s *scratch) spots() Result {
 				shape = append(shape, offset{x, y})
 			}
 		}
-		for i := range s.tmp {
-			s.tmp[i] = float32(math.NaN())
-		}
+		scan := s.newScan(shape)
 		need := leastInside * float64(4*side*side)
+		sum := func(t []float64, i, j int) float64 { return t[j+side] - t[j] - t[i+side] + t[i] }
 		for y := range hh - side + 1 {
 			for x := range hw - side + 1 {
 				i, j := y*(hw+1)+x, (y+side)*(hw+1)+x
-				if count[j+side]-count[j]-count[i+side]+count[i] >= need {
-					s.tmp[y*hw+x] = float32(sum[j+side] - sum[j] - sum[i+side] + sum[i])
+				if sum(s.counts, i, j) < need {
+					continue
 				}
+				slack := float32(0)
+				if s.lift.dark > 0 {
+					slack = unsureShape * float32(sum(s.lifts, i, j))
+				}
+				scan.add(float32(sum(s.sums, i, j)), slack, x, y)
 			}
 		}
-		s.outlier(&c, s.tmp, s.spread(shape))
+		scan.outlier(&c)
+		places += int(scan.n)
 	}
+	c.Limit = misjudged * chance(places)
 	return c
 }
 
-// lineLength is the length of the lines that are scanned for, in pixels of half.
+// lineLength is the length of the lines that are scanned for, in cells.
 const lineLength = 9
 
-// directions are the directions of the lines, in halves of a pixel per step.
+// directions are the directions of the lines, in halves of a cell per step.
 var directions = []offset{{2, 0}, {2, 1}, {2, 2}, {1, 2}, {0, 2}, {-1, 2}, {-2, 2}, {-2, 1}}
 
 // lines scans lines 2 pixels wide and 18 long in eight directions.
 func (s *scratch) lines() Result {
-	c := Result{Name: CheckLine, Limit: limitLine, X: -1, Y: -1}
+	c := Result{Name: CheckLine, X: -1, Y: -1}
 	hw, hh := s.hw, s.hh
-	s.tmp = grow(s.tmp, hw*hh)
 	const arm = lineLength / 2
-	if hw <= 2*arm || hh <= 2*arm {
-		return c
-	}
+	places := 0
 	for _, d := range directions {
 		var shape []offset
 		var steps [lineLength]int
@@ -332,78 +242,95 @@ func (s *scratch) lines() Result {
 			shape = append(shape, o)
 			steps[k+arm] = o.y*hw + o.x
 		}
-		for i := range s.tmp {
-			s.tmp[i] = float32(math.NaN())
+		// along itself a line is looked at every other cell
+		dx, dy := 1, 2
+		if d.y < 2 {
+			dx, dy = 2, 1
 		}
-		for y := arm; y < hh-arm; y++ {
-			for x := arm; x < hw-arm; x++ {
+		scan := s.newScan(shape)
+		for y := arm; y < hh-arm; y += dy {
+			for x := arm; x < hw-arm; x += dx {
 				i := y*hw + x
-				if s.inside[i] < 4 || s.inside[i+steps[0]] < 4 || s.inside[i+steps[lineLength-1]] < 4 {
+				first, last := i+steps[0], i+steps[lineLength-1]
+				if s.inside[i] < 4 || s.inside[first] < 4 || s.inside[last] < 4 {
 					continue
 				}
 				sum := float32(0)
 				for _, o := range steps {
 					sum += s.half[i+o]
 				}
-				s.tmp[i] = sum
+				scan.add(sum, unsureShape*lineLength/3*(s.raised[first]+s.raised[i]+s.raised[last]), x, y)
 			}
 		}
-		s.outlier(&c, s.tmp, s.spread(shape))
+		scan.outlier(&c)
+		places += int(scan.n)
 	}
+	c.Limit = misjudged * chance(places)
 	return c
 }
 
-// window is the side of the windows that strengths are compared in, pixels.
-const window = 16
+// window is the side of the windows that strengths are compared in, cells.
+const window = 8
 
 // strength is the root mean square of what was taken off, in windows, less what
 // chance can add, against the noise.
 func (s *scratch) strength() Result {
 	c := Result{Name: CheckStrength, Limit: limitStrength, X: -1, Y: -1}
-	// independent values in a window
-	free := float64(window*window) / max(s.correlationSum(func(r float64) float64 { return r * r }), 1)
-	chance := 1 + 5*math.Sqrt(1/(2*free))
-	for y := 0; y+window <= s.h; y += window / 2 {
-		for x := 0; x+window <= s.w; x += window / 2 {
-			sum, n := 0.0, 0
-			for v := y; v < y+window; v++ {
-				for u, z := range s.z[v*s.w+x:][:window] {
-					if !s.skip[v*s.w+x+u] {
-						sum += float64(z) * float64(z)
-						n++
-					}
-				}
-			}
-			if n < window*window/2 {
+	s.sums = integrate(s.sums, s.power, s.hw, s.hh)
+	places := 4 * s.hw * s.hh / (window * window)
+	most := 1 + chance(places)*math.Sqrt(1/(2*s.free(4*window*window)))
+	row := s.hw + 1
+	for y := 0; y+window <= s.hh; y += window / 2 {
+		for x := 0; x+window <= s.hw; x += window / 2 {
+			i, j := y*row+x, (y+window)*row+x
+			n := s.counts[j+window] - s.counts[j] - s.counts[i+window] + s.counts[i]
+			if n < 2*window*window {
 				continue
 			}
-			if v := math.Sqrt(sum/float64(n)) / chance; v > c.Value {
-				c.Value, c.X, c.Y = v, x+window/2, y+window/2
+			sum := s.sums[j+window] - s.sums[j] - s.sums[i+window] + s.sums[i]
+			if v := math.Sqrt(sum/n) / most; v > c.Value {
+				c.Value, c.X, c.Y = v, 2*x+window, 2*y+window
 			}
 		}
 	}
 	return c
 }
 
-const side = 8 // of the blocks that spectra are taken of
+const side = numeric.CosineSide // of the blocks that spectra are taken of
 
 // cosines is the discrete cosine transform of 8 points, orthonormal: [u][i].
-var cosines = func() (t [side][side]float64) {
-	for u := range t {
-		for i := range t[u] {
-			a := math.Sqrt(2. / side)
-			if u == 0 {
-				a = math.Sqrt(1. / side)
+var cosines = numeric.Cosines[float32]()
+
+// block holds the coefficients of a block, [v][u].
+type block [side][side]float32
+
+// transform takes the coefficients of 8×8 pixels.
+func (b *block) transform(px *block) {
+	var t block // [u][j]
+	for j := range side {
+		row := &px[j]
+		for u := range side {
+			sum := float32(0)
+			for i, z := range row {
+				sum += cosines[u][i] * z
 			}
-			t[u][i] = a * math.Cos(math.Pi*float64(u)*(float64(i)+.5)/side)
+			t[u][j] = sum
 		}
 	}
-	return t
-}()
+	for v := range side {
+		for u := range side {
+			sum := float32(0)
+			for j, z := range &t[u] {
+				sum += cosines[v][j] * z
+			}
+			b[v][u] = sum
+		}
+	}
+}
 
 // leastPower is the least power of the noise at any frequency, of the mean: what a
-// correlation was measured to cannot be taken at its word.
-const leastPower = 0.05
+// correlation was measured to, over a few lags, cannot be taken at its word.
+const leastPower = 0.1
 
 // noisePowers returns what the coefficients of a block of noise have.
 func (s *scratch) noisePowers() (p [side][side]float64) {
@@ -411,7 +338,7 @@ func (s *scratch) noisePowers() (p [side][side]float64) {
 	for u := range side {
 		for i := range side {
 			for j := range side {
-				toLags[u][max(i-j, j-i)] += cosines[u][i] * cosines[u][j]
+				toLags[u][max(i-j, j-i)] += float64(cosines[u][i] * cosines[u][j])
 			}
 		}
 	}
@@ -428,142 +355,203 @@ func (s *scratch) noisePowers() (p [side][side]float64) {
 	return p
 }
 
-// correlated tells whether the noise is not white.
-func (s *scratch) correlated() bool { return max(s.rho.At(1, 0), s.rho.At(0, 1)) > 0.1 }
+const (
+	maxBlocks  = 1000 // bounds the time of spectra
+	minBlocks  = 8    // fewer say nothing
+	someNoise  = 0.5  // power of a frequency that holds noise, of the mean
+	mostEdge   = 9    // powers of the noise that anatomy counts for
+	freqsGroup = 4    // frequencies of one group
+)
 
-// maxBlocks bounds the time of spectrum.
-const maxBlocks = 2000
-
-// spectrum compares the powers of what was taken off with those of the noise, over
-// the image, in groups of 2×2 frequencies.
-func (s *scratch) spectrum() Result {
-	c := Result{Name: CheckSpectrum, Limit: limitSpectrum, X: -1, Y: -1}
-	if s.correlated() {
-		c.Limit = limitCorrelated // the spectrum itself is an estimate then
-	}
+// spectra compares powers of blocks over the image. The first result is of what was taken
+// off, against those of the noise, in groups of 2×2 frequencies. The second is of the
+// result, against those of the image, at the frequencies that hold noise.
+func (s *scratch) spectra(in Input) (spectrum, added Result) {
+	spectrum = Result{Name: CheckSpectrum, Limit: limitSpectrum, X: -1, Y: -1}
+	added = Result{Name: CheckAdded, Limit: limitAdded, X: -1, Y: -1}
+	noise := s.noisePowers()
+	var power [side][side]float64
+	var before, after, n float64
 	bw, bh := s.w/side, s.h/side
 	step := 1 + bw*bh/maxBlocks
-	var power [side][side]float64
-	n := 0.0
 	for k := 0; k < bw*bh; k += step {
 		x, y := k%bw*side, k/bw*side
-		var t [side][side]float64 // [u][j]
+		var z, a, px block
 		ok := true
 		for j := range side {
 			i := (y+j)*s.w + x
-			for _, skip := range s.skip[i:][:side] {
-				ok = ok && !skip
-			}
-			row := s.z[i:][:side]
 			for u := range side {
-				sum := 0.0
-				for i, z := range row {
-					sum += cosines[u][i] * float64(z)
-				}
-				t[u][j] = sum
+				ok = ok && s.mark[i+u] == look
+				px[j][u] = s.z[i+u]
+			}
+		}
+		for v := y / 2; v < (y+side)/2; v++ {
+			for _, lift := range s.raised[v*s.hw+x/2:][:side/2] {
+				ok = ok && lift <= 4*lifted
 			}
 		}
 		if !ok {
 			continue
 		}
 		n++
+		z.transform(&px)
+		inverse := s.inverse[y*s.w+x]
+		for j := range side {
+			for u, v := range in.After[(y+j)*s.w+x:][:side] {
+				px[j][u] = v * inverse
+			}
+		}
+		a.transform(&px)
 		for v := range side {
 			for u := range side {
-				sum := 0.0
-				for j, z := range t[u] {
-					sum += cosines[v][j] * z
+				power[v][u] += float64(z[v][u] * z[v][u])
+				if u+v > 1 && noise[v][u] >= someNoise {
+					b := a[v][u] + z[v][u]
+					most := mostEdge * noise[v][u]
+					before += min(float64(b*b), most)
+					after += min(float64(a[v][u]*a[v][u]), most)
 				}
-				power[v][u] += sum * sum
 			}
 		}
 	}
-	if n < 8 {
-		return c
+	if n < minBlocks {
+		return spectrum, added
 	}
-	noise := s.noisePowers()
-	chance := 1 + 4*math.Sqrt(2/(4*n))
+	if before > 0 {
+		added.Value = after / before
+	}
+	most := 1 + chance(side*side/freqsGroup)*math.Sqrt(2/(freqsGroup*n))
 	for v := 0; v < side; v += 2 {
 		for u := 0; u < side; u += 2 {
 			sum := 0.0
 			for _, o := range [...]offset{{0, 0}, {1, 0}, {0, 1}, {1, 1}} {
-				sum += power[v+o.y][u+o.x] / n / noise[v+o.y][u+o.x] / 4
+				sum += power[v+o.y][u+o.x] / n / noise[v+o.y][u+o.x] / freqsGroup
 			}
-			c.Value = max(c.Value, sum/chance)
+			spectrum.Value = max(spectrum.Value, sum/most)
 		}
 	}
-	return c
+	return spectrum, added
 }
 
-// gridWindow is the side of the windows that are scanned for patterns, pixels.
-const gridWindow = 32
+// gridWindow is the side of the windows that are scanned for patterns, cells.
+const gridWindow = 16
 
 // grid scans for patterns that alternate from pixel to pixel: columns, rows and
 // checks.
 func (s *scratch) grid() Result {
-	c := Result{Name: CheckGrid, Limit: limitGrid, X: -1, Y: -1}
-	if s.correlated() {
-		c.Limit = 2 * limitGrid // next to nothing of the noise is that fine, so its power is not known well
-	}
+	c := Result{Name: CheckGrid, X: -1, Y: -1}
 	p := s.noisePowers()
-	unit := [3]float64{math.Sqrt(p[0][side-1]), math.Sqrt(p[side-1][0]), math.Sqrt(p[side-1][side-1])}
-	for y := 0; y+gridWindow <= s.h; y += gridWindow / 2 {
-		for x := 0; x+gridWindow <= s.w; x += gridWindow / 2 {
-			var even, odd [2]float64 // sums over even and odd columns, of even and odd rows
-			n := 0
-			for v := y; v < y+gridWindow; v++ {
-				i := v*s.w + x
-				var a, b float32
-				for u := 0; u < gridWindow; u += 2 {
-					a, b = a+s.z[i+u], b+s.z[i+u+1]
+	unit := [...]float64{math.Sqrt(p[0][side-1]), math.Sqrt(p[side-1][0]), math.Sqrt(p[side-1][side-1])}
+	type sums struct {
+		patterns [3]float64
+		n        int
+	}
+	const part = gridWindow / 2
+	pw, ph := s.hw/part, s.hh/part
+	parts := make([]sums, pw*ph)
+	for k := range parts {
+		x0, y0 := k%pw*part, k/pw*part
+		p := &parts[k]
+		for y := y0; y < y0+part; y++ {
+			var t [3]float32
+			for x := x0; x < x0+part; x++ {
+				if k := y*s.hw + x; s.raised[k] > 4*lifted || s.inside[k] < 4 {
+					continue
 				}
-				for _, skip := range s.skip[i:][:gridWindow] {
-					if !skip {
-						n++
-					}
-				}
-				even[v&1] += float64(a)
-				odd[v&1] += float64(b)
+				i := 2*y*s.w + 2*x
+				a, b, c, d := s.z[i], s.z[i+1], s.z[i+s.w], s.z[i+s.w+1]
+				t[0], t[1], t[2] = t[0]+a-b+c-d, t[1]+a+b-c-d, t[2]+a-b-c+d
+				p.n += 4
 			}
-			if n < gridWindow*gridWindow/2 {
+			for k, v := range t {
+				p.patterns[k] += float64(v)
+			}
+		}
+	}
+	places := 0
+	for y := range ph - 1 {
+		for x := range pw - 1 {
+			a, b, d, e := &parts[y*pw+x], &parts[y*pw+x+1], &parts[(y+1)*pw+x], &parts[(y+1)*pw+x+1]
+			n := a.n + b.n + d.n + e.n
+			if n < 2*gridWindow*gridWindow {
 				continue
 			}
-			for k, t := range [...]float64{even[0] + even[1] - odd[0] - odd[1], even[0] + odd[0] - even[1] - odd[1], even[0] + odd[1] - even[1] - odd[0]} {
-				if t = math.Abs(t) / math.Sqrt(float64(n)) / unit[k]; t > c.Value {
-					c.Value, c.X, c.Y = t, x+gridWindow/2, y+gridWindow/2
+			places++
+			for k := range unit {
+				v := math.Abs(a.patterns[k]+b.patterns[k]+d.patterns[k]+e.patterns[k]) / math.Sqrt(float64(n)) / unit[k]
+				if v > c.Value {
+					c.Value, c.X, c.Y = v, 2*(x+1)*part, 2*(y+1)*part
 				}
 			}
 		}
 	}
+	c.Limit = misjudged * chance(3*places)
 	return c
 }
 
-// Edges are where the smoothed result changes by several standard deviations of the
-// noise over two pixels.
-const leastEdge = 4
+// Settings of the structure.
+const (
+	leastEdge = 6 // by how much the means of cells two apart differ at an edge, standard deviations of the noise
+	mostFine  = 8 // that a pixel of an edge counts for, standard deviations of the noise
+)
 
-// structure is the root mean square of what was taken off at the edges of the
-// result, less what chance can add, against the noise. Blur takes off just there.
+// near tells whether one of the 3×3 cells around is not looked at.
+func (s *scratch) near(k int) bool {
+	n := uint8(0)
+	for _, j := range [...]int{k - s.hw, k, k + s.hw} {
+		n += s.inside[j-1] + s.inside[j] + s.inside[j+1]
+	}
+	return n < 36
+}
+
+// structure is the share of the result's fine structure at its edges, what differs from the
+// 3×3 means, that was taken off, less what chance can do. Blur takes off just that. Chance
+// is told from the scatter between parts of the image.
 func (s *scratch) structure(in Input) Result {
 	c := Result{Name: CheckStructure, Limit: limitStructure, X: -1, Y: -1}
+	const parts = 16
+	var taken, fine [parts][parts]float64
 	w := s.w
-	s.smooth(in.After)
-	sum, n := 0.0, 0.0
-	for y := 1; y < s.h-1; y++ {
-		for x := 1; x < w-1; x++ {
-			i := y*w + x
-			gx, gy := s.low[i+1]-s.low[i-1], s.low[i+w]-s.low[i-w]
-			least := leastEdge * max(in.Noise.Sigma[i], leastSigma*s.unit)
-			if gx*gx+gy*gy < least*least || s.skip[i] {
+	for y := 1; y < s.hh-1; y++ {
+		for x := 1; x < s.hw-1; x++ {
+			k := y*s.hw + x
+			gx, gy := s.after[k+1]-s.after[k-1], s.after[k+s.hw]-s.after[k-s.hw]
+			g := gx*gx + gy*gy
+			if g < 16*leastEdge*leastEdge*s.least*s.least {
 				continue
 			}
-			sum, n = sum+float64(s.z[i])*float64(s.z[i]), n+1
+			i := 2*y*w + 2*x
+			inverse := s.inverse[i]
+			if g*inverse*inverse < 16*leastEdge*leastEdge || s.near(k) {
+				continue
+			}
+			for _, i := range [...]int{i, i + 1, i + w, i + w + 1} {
+				a := in.After
+				mean := (a[i-w-1] + a[i-w] + a[i-w+1] + a[i-1] + a[i] + a[i+1] + a[i+w-1] + a[i+w] + a[i+w+1]) / 9
+				q := (a[i] - mean) * inverse
+				most := min(max(q, -mostFine), mostFine)
+				taken[y*parts/s.hh][x*parts/s.hw] += float64(s.z[i] * most)
+				fine[y*parts/s.hh][x*parts/s.hw] += float64(q * most)
+			}
 		}
 	}
-	if n < 32 {
+	var t, f, scatter float64
+	for v := range taken {
+		for u := range taken[v] {
+			t, f = t+taken[v][u], f+fine[v][u]
+		}
+	}
+	if f == 0 {
 		return c
 	}
-	free := n / max(s.correlationSum(func(r float64) float64 { return r * r }), 1)
-	c.Value = math.Sqrt(sum/n) / (1 + 4*math.Sqrt(1/(2*free)))
+	share := t / f
+	for v := range taken {
+		for u := range taken[v] {
+			d := taken[v][u] - share*fine[v][u]
+			scatter += d * d
+		}
+	}
+	c.Value = max(math.Abs(share)-chance(1)*math.Sqrt(scatter)/f, 0)
 	return c
 }
 
@@ -576,34 +564,31 @@ const rangeMargin = 2
 func (s *scratch) extrema(in Input) Result {
 	c := Result{Name: CheckRange, Limit: limitRange, X: -1, Y: -1}
 	w, h := s.w, s.h
-	s.low, s.high = grow(s.low, w*h), grow(s.high, w*h)
-	for y := range h {
-		row := in.Before[y*w:][:w]
-		lo, hi := s.low[y*w:][:w], s.high[y*w:][:w]
-		for x := range row {
-			a, b := float32(math.Inf(1)), float32(math.Inf(-1))
-			for u := max(x-2, 0); u <= min(x+2, w-1); u++ {
-				if !s.skip[y*w+u] {
-					a, b = min(a, row[u]), max(b, row[u])
-				}
-			}
-			lo[x], hi[x] = a, b
-		}
-	}
 	n, out, worst := 0, 0, float32(0)
-	for y := range h {
-		for x := range w {
+	for y := range 2 * s.hh {
+		for x := range 2 * s.hw {
 			i := y*w + x
-			if s.skip[i] {
+			if s.mark[i] != look {
 				continue
 			}
-			a, b := s.low[i], s.high[i]
-			for v := max(y-2, 0); v <= min(y+2, h-1); v++ {
-				a, b = min(a, s.low[v*w+x]), max(b, s.high[v*w+x])
-			}
 			n++
-			margin := rangeMargin * max(in.Noise.Sigma[i], leastSigma*s.unit)
-			if d := max(in.After[i]-b, a-in.After[i]); d > margin {
+			if z := s.z[i]; z > -rangeMargin && z < rangeMargin {
+				continue // not even outside its own
+			}
+			sigma := s.sigma(in, i)
+			v := in.After[i]
+			if s.lift.dark > 0 {
+				v = in.Before[i] - s.z[i]*sigma/s.lift.at(v*s.inverse[i]).scale // lifted as the image is
+			}
+			low, high := in.Before[i], in.Before[i]
+			for b := max(y-2, 0); b <= min(y+2, h-1); b++ {
+				for a := max(x-2, 0); a <= min(x+2, w-1); a++ {
+					if j := b*w + a; s.mark[j] == look {
+						low, high = min(low, in.Before[j]), max(high, in.Before[j])
+					}
+				}
+			}
+			if d := max(v-high, low-v); d > rangeMargin*sigma {
 				out++
 				if d > worst {
 					worst, c.X, c.Y = d, x, y
@@ -617,39 +602,13 @@ func (s *scratch) extrema(in Input) Result {
 	return c
 }
 
-// added compares the power of the finest differences after with that before.
-func (s *scratch) added(in Input) Result {
-	c := Result{Name: CheckAdded, Limit: limitAdded, X: -1, Y: -1}
-	w := s.w
-	second := func(p []float32, i int) float64 {
-		return float64(p[i-w-1] - 2*p[i-w] + p[i-w+1] - 2*(p[i-1]-2*p[i]+p[i+1]) + p[i+w-1] - 2*p[i+w] + p[i+w+1])
-	}
-	var before, after float64
-	for y := 1; y < s.h-1; y++ {
-		for x := 1; x < w-1; x++ {
-			i := y*w + x
-			if s.near[i] {
-				continue
-			}
-			// each pixel counts by its noise, and edges no more than a few times that
-			limit := 36 * 9 * float64(max(in.Noise.Sigma[i], leastSigma*s.unit)) * float64(max(in.Noise.Sigma[i], leastSigma*s.unit))
-			a, b := second(in.Before, i), second(in.After, i)
-			before, after = before+min(a*a, limit)/limit, after+min(b*b, limit)/limit
-		}
-	}
-	if before > 0 {
-		c.Value = after / before
-	}
-	return c
-}
-
 // uncertainty is the median of the stated uncertainty in units of the noise.
 func (s *scratch) uncertainty(in Input) Result {
 	c := Result{Name: CheckUncertainty, Limit: limitUncertainty, X: -1, Y: -1}
 	s.vals = s.vals[:0]
 	for i, u := range in.Uncertainty {
-		if !s.skip[i] {
-			v := u / max(in.Noise.Sigma[i], leastSigma*s.unit)
+		if s.mark[i] == look {
+			v := u / s.sigma(in, i)
 			if v != v {
 				v = float32(math.Inf(1))
 			}
@@ -657,7 +616,7 @@ func (s *scratch) uncertainty(in Input) Result {
 		}
 	}
 	if len(s.vals) > 0 {
-		c.Value = float64(nth(s.vals, len(s.vals)/2))
+		c.Value = float64(numeric.Nth(s.vals, len(s.vals)/2))
 	}
 	return c
 }

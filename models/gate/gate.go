@@ -10,21 +10,22 @@ import (
 	"math"
 	"sync"
 
+	"github.com/diffdenoise/denoised/internal/numeric"
 	"github.com/diffdenoise/denoised/models/noise"
 )
 
-// Input is an image before and after, Width×Height values row major, in one unit,
-// on the native k-space grid (noise.Detect).
+// Input is an image before and after, Width×Height values row major, in one unit, on the
+// grid that the noise and its correlation are given on.
 type Input struct {
 	Width, Height int
 	Before, After []float32
 	// Skip marks pixels that are not looked at, those that are no measurement and
 	// blanked air (noise.Outside); nil: none.
 	Skip []bool
-	// Air marks pixels without signal, whose changes are of no account; nil: none. They
-	// count only as far as the pixels around them put them into a tissue class.
+	// Air marks pixels without signal, whose changes are of no account; nil: none.
 	Air []bool
-	// Noise is the noise of Before: its strength at every pixel and its correlation.
+	// Noise is the noise of Before: its strength at every pixel, as it is where there is
+	// signal, and its correlation. The gate finds by itself what noise lifts a magnitude by.
 	Noise *noise.Map
 	// Uncertainty is the standard deviation that the result itself states for every
 	// pixel; nil if it states none.
@@ -76,20 +77,23 @@ const (
 	CheckUncertainty = "uncertainty" // that the result states
 )
 
-// Limits of the checks, found on good results and on planted failures (docs/gate.md).
+// Limits of the checks that chance does not set; docs/gate.md says what each stands for.
 const (
 	limitMean        = 0.005 // of the signal
-	limitSpot        = 6.5   // standard deviations
-	limitLine        = 6.8   // standard deviations
-	limitStrength    = 1.35  // of the noise's standard deviation, beyond chance
-	limitSpectrum    = 1.6   // of the noise's power
-	limitCorrelated  = 3.5   // the same, where the noise is correlated
-	limitGrid        = 7.0   // standard deviations
-	limitStructure   = 1.3   // of the noise's standard deviation, beyond chance
+	limitStrength    = 1.2   // of the noise's standard deviation, beyond chance: misjudged, and a little
+	limitSpectrum    = 1.4   // of the noise's power: the square of it
+	limitStructure   = 0.45  // of what the result differs from its 3×3 means by, beyond chance
 	limitRange       = 0.001 // of the pixels
-	limitAdded       = 1.03  // of the fine power before, over the image
+	limitAdded       = 1.03  // of the power of the noise's frequencies before
 	limitUncertainty = 0.6   // of the noise's standard deviation, median
 )
+
+// misjudged is by how much the noise of a place may be stronger than the map says.
+const misjudged = 1.15
+
+// chance is what the greatest of n normal values of standard deviation 1 exceeds in one
+// image of a thousand.
+func chance(n int) float64 { return math.Sqrt2 * math.Erfcinv(1e-3/float64(max(n, 1))) }
 
 // The least share of a change that is worth sending. A shift of the mean is harmless
 // once it is small, so where nothing else failed less may be sent.
@@ -124,8 +128,10 @@ func Check(in Input) (*Report, error) {
 		rep.Reason, rep.Action = "pixels changed although no noise was found", PassThrough
 		return rep, nil
 	}
+	spectrum, added := s.spectra(in)
 	rep.finish([]Result{
-		s.means(in), s.spots(), s.lines(), s.strength(), s.spectrum(), s.grid(), s.structure(in), s.extrema(in), s.added(in), s.uncertainty(in),
+		s.means(in), s.spots(), s.lines(), s.strength(), spectrum, s.grid(), s.structure(in), s.extrema(in), added,
+		s.uncertainty(in),
 	})
 	return rep, nil
 }
@@ -152,8 +158,6 @@ func (r *Report) finish(checks []Result) {
 		switch c.Name {
 		case CheckRange, CheckGrid, CheckAdded, CheckUncertainty:
 			share = 0
-		case CheckSpectrum:
-			share = math.Sqrt(share)
 		}
 		r.Blend = min(r.Blend, share)
 	}
@@ -188,131 +192,186 @@ func (c *Result) reason() string {
 	return fmt.Sprintf("%s%s: %.3g, limit %.3g", what, at, c.Value, c.Limit)
 }
 
-// scratch is the memory of one call of Check.
+// scratch is the memory of one call of Check. A cell is a square of 2×2 pixels.
 type scratch struct {
-	w, h     int
-	z        []float32 // what was taken off in standard deviations of the noise; 0 in skipped pixels
-	unit     float32   // the median of the noise's strength where there is any
-	lost     []bool    // no measurement
-	skip     []bool    // the same, and air
-	near     []bool    // a pixel of the 3×3 around is skipped or outside the image
-	changed  bool
-	rho      noise.Correlation
-	half     []float32 // sums of 2×2 pixels of z
-	hw, hh   int
-	inside   []uint8 // pixels of half that are looked at, of four
-	sums     []float64
-	tmp, low []float32
-	high     []float32
-	ring     []float32
-	vals     []float32
+	w, h    int
+	rho     noise.Correlation
+	unit    float32   // the median of the noise's strength where there is any
+	least   float32   // strength that a pixel is believed to have
+	changed bool      // any pixel
+	mark    []mark    // of every pixel
+	inverse []float32 // 1 by the noise of every pixel
+	// z is what was taken off without the lift, in standard deviations of the noise; 0 in
+	// pixels that are not looked at.
+	z []float32
+
+	hw, hh int
+	half   []float32 // sums of z over the cells
+	power  []float32 // sums of its squares
+	after  []float32 // sums of the result over what is looked at of the cells
+	around []float32 // mean of the result around each cell, NaN where it is not known
+	inside []uint8   // pixels of the cell that are looked at, of four
+	raised []float32 // sums of the lift over the cells, standard deviations of the noise
+	lift   lift
+	gain   []float32 // of the lift, tw×th
+	// taken is the share of the lift that was taken off around each cell; seen and expected are
+	// sums for it.
+	taken, seen, expected []float32
+	tw, th                int
+
+	sums, counts, lifts []float64
+	vals                []float32
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-func grow[T any](s []T, n int) []T {
-	if cap(s) < n {
-		return make([]T, n)
-	}
-	return s[:n]
-}
+// mark says what is looked at.
+type mark uint8
 
-// leastSigma is how much less noise than the median a pixel is believed to have:
-// below it, a change of any size would be an outlier.
-const leastSigma = 0.2
+const (
+	look  mark = iota
+	aside      // air, and saturated pixels
+	lost       // no measurement
+)
+
+const (
+	// leastSigma is how much less noise than the median a pixel is believed to have:
+	// below it, a change of any size would be an outlier.
+	leastSigma = 0.2
+	// saturated is the least share of the pixels that hold the greatest value of an image
+	// that was cut off there. A result within cutBelow standard deviations of it, and not
+	// above, differs from what was stored by more than noise.
+	saturated = 0.0005
+	cutBelow  = 2
+	cutAbove  = 0.5
+)
+
+// sigma is the noise of a pixel.
+func (s *scratch) sigma(in Input, i int) float32 { return max(in.Noise.Sigma[i], s.least) }
 
 func (s *scratch) prepare(in Input) error {
-	s.w, s.h, s.rho, s.changed = in.Width, in.Height, in.Noise.Correlation, false
+	s.w, s.h, s.rho, s.changed, s.unit = in.Width, in.Height, in.Noise.Correlation, false, 0
 	n := s.w * s.h
-	s.lost, s.skip, s.z, s.unit = grow(s.lost, n), grow(s.skip, n), grow(s.z, n), 0
+	s.mark, s.z, s.inverse = numeric.Grow(s.mark, n), numeric.Grow(s.z, n), numeric.Grow(s.inverse, n)
 	s.vals = s.vals[:0]
+	top, held := float32(math.Inf(-1)), 0
 	for i := range n {
-		s.lost[i] = in.Skip != nil && in.Skip[i]
-		s.skip[i] = s.lost[i] || in.Air != nil && in.Air[i]
-		if s.lost[i] {
+		m := look
+		if in.Skip != nil && in.Skip[i] {
+			s.mark[i] = lost
 			continue
 		}
-		if d := in.Before[i] + in.After[i] + in.Noise.Sigma[i]; d-d != 0 {
+		before, after, sigma := in.Before[i], in.After[i], in.Noise.Sigma[i]
+		if d := before + after + sigma; d-d != 0 {
 			return fmt.Errorf("check: pixel (%d, %d) is not finite", i%s.w, i/s.w)
 		}
-		if in.Noise.Sigma[i] > 0 && !s.skip[i] {
-			s.vals = append(s.vals, in.Noise.Sigma[i])
+		if in.Air != nil && in.Air[i] {
+			m = aside
+		} else {
+			s.changed = s.changed || before != after
+			if sigma > 0 {
+				s.vals = append(s.vals, sigma)
+			}
+		}
+		s.mark[i] = m
+		if before > top {
+			top, held = before, 0
+		}
+		if before == top {
+			held++
 		}
 	}
-	if len(s.vals) > 0 {
-		s.unit = nth(s.vals, len(s.vals)/2)
+	if !s.changed || len(s.vals) == 0 {
+		return nil
 	}
-	least := leastSigma * s.unit
-	for i := range n {
+	const enough = 1 << 14
+	few := s.vals[:0]
+	for i := 0; i < len(s.vals); i += 1 + len(s.vals)/enough {
+		few = append(few, s.vals[i])
+	}
+	s.unit = numeric.Nth(few, len(few)/2)
+	s.least = leastSigma * s.unit
+	if float64(held) < max(saturated*float64(n), 16) {
+		top = float32(math.Inf(1))
+	}
+	for i, m := range s.mark {
 		s.z[i] = 0
-		r := in.Before[i] - in.After[i]
-		s.changed = s.changed || r != 0 && !s.lost[i]
-		if s.skip[i] {
+		sigma := s.sigma(in, i)
+		s.inverse[i] = 1 / sigma
+		if m != look {
 			continue
 		}
-		if s.unit > 0 {
-			s.z[i] = r / max(in.Noise.Sigma[i], least)
+		if d := in.After[i] - top; d > -cutBelow*sigma && d < cutAbove*sigma {
+			s.mark[i] = aside
+			continue
 		}
+		s.z[i] = (in.Before[i] - in.After[i]) * s.inverse[i]
 	}
-	s.near = grow(s.near, n)
-	for y := range s.h {
-		for x := range s.w {
-			s.near[y*s.w+x] = x == 0 || y == 0 || x == s.w-1 || y == s.h-1
-		}
-	}
-	for i, skip := range s.skip {
-		if skip {
-			for v := max(i/s.w-1, 0); v <= min(i/s.w+1, s.h-1); v++ {
-				for u := max(i%s.w-1, 0); u <= min(i%s.w+1, s.w-1); u++ {
-					s.near[v*s.w+u] = true
-				}
-			}
-		}
-	}
-	s.hw, s.hh = s.w/2, s.h/2
-	s.half, s.inside = grow(s.half, s.hw*s.hh), grow(s.inside, s.hw*s.hh)
-	for y := range s.hh {
-		for x := range s.hw {
-			i := 2*y*s.w + 2*x
-			s.half[y*s.hw+x] = s.z[i] + s.z[i+1] + s.z[i+s.w] + s.z[i+s.w+1]
-			k := uint8(0)
-			for _, j := range [...]int{i, i + 1, i + s.w, i + s.w + 1} {
-				if !s.skip[j] {
-					k++
-				}
-			}
-			s.inside[y*s.hw+x] = k
-		}
-	}
+	s.cells(in)
+	s.rings()
+	s.measureLift()
+	s.takeLift(in)
 	return nil
 }
 
-// nth returns the value that would be at place k if v were sorted, and partitions v.
-func nth(v []float32, k int) float32 {
-	for lo, hi := 0, len(v)-1; lo < hi; {
-		p := v[lo+(hi-lo)/2]
-		i, j := lo, hi
-		for i <= j {
-			for v[i] < p {
-				i++
+// cells sums the result over the cells.
+func (s *scratch) cells(in Input) {
+	s.hw, s.hh = s.w/2, s.h/2
+	n := s.hw * s.hh
+	s.half, s.power, s.after = numeric.Grow(s.half, n), numeric.Grow(s.power, n), numeric.Grow(s.after, n)
+	s.around = numeric.Grow(s.around, n)
+	s.inside, s.raised = numeric.Grow(s.inside, n), numeric.Grow(s.raised, n)
+	for y := range s.hh {
+		for x := range s.hw {
+			sum, k := float32(0), uint8(0)
+			i := 2*y*s.w + 2*x
+			for _, j := range [...]int{i, i + 1, i + s.w, i + s.w + 1} {
+				if s.mark[j] == look {
+					sum, k = sum+in.After[j], k+1
+				}
 			}
-			for p < v[j] {
-				j--
-			}
-			if i <= j {
-				v[i], v[j] = v[j], v[i]
-				i++
-				j--
-			}
-		}
-		switch {
-		case k <= j:
-			hi = j
-		case k >= i:
-			lo = i
-		default:
-			return v[k]
+			s.after[y*s.hw+x], s.inside[y*s.hw+x] = sum, k
 		}
 	}
-	return v[k]
+}
+
+// integrate sets dst to the sums over all cells above and to the left, (hw+1)×(hh+1).
+func integrate[T float32 | uint8](dst []float64, v []T, hw, hh int) []float64 {
+	dst = numeric.Grow(dst, (hw+1)*(hh+1))
+	clear(dst[:hw+1])
+	for y := range hh {
+		a, row, above := 0.0, dst[(y+1)*(hw+1):][:hw+1], dst[y*(hw+1):][:hw+1]
+		row[0] = 0
+		for x, v := range v[y*hw:][:hw] {
+			a += float64(v)
+			row[x+1] = above[x+1] + a
+		}
+	}
+	return dst
+}
+
+// rings sets s.around to the means of the result over 10×10 pixels around each cell but the
+// 6×6 next to it, which know nothing of its own noise; NaN where more than a few of them are
+// not looked at.
+func (s *scratch) rings() {
+	const outer, inner, few = 2, 1, 0.2
+	s.sums, s.counts = integrate(s.sums, s.after, s.hw, s.hh), integrate(s.counts, s.inside, s.hw, s.hh)
+	box := func(t []float64, x, y, half int) float64 {
+		x0, x1 := max(x-half, 0), min(x+half+1, s.hw)
+		y0, y1 := max(y-half, 0)*(s.hw+1), min(y+half+1, s.hh)*(s.hw+1)
+		return t[y1+x1] - t[y1+x0] - t[y0+x1] + t[y0+x0]
+	}
+	for y := range s.hh {
+		for x := range s.hw {
+			i := y*s.hw + x
+			area := func(half int) int {
+				return 4 * (min(x+half+1, s.hw) - max(x-half, 0)) * (min(y+half+1, s.hh) - max(y-half, 0))
+			}
+			s.around[i] = float32(math.NaN())
+			seen := box(s.counts, x, y, outer) - box(s.counts, x, y, inner)
+			if seen > 0 && seen >= (1-few)*float64(area(outer)-area(inner)) {
+				s.around[i] = float32((box(s.sums, x, y, outer) - box(s.sums, x, y, inner)) / seen)
+			}
+		}
+	}
 }

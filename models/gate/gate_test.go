@@ -31,14 +31,19 @@ var heads = sync.OnceValue(func() *phantom.Volume {
 func head(k int, kernel *noise.Kernel) sample {
 	v := heads()
 	s := sample{w: v.Spec.Width, h: v.Spec.Height, truth: v.Truth[k%len(v.Truth)]}
+	s.add(kernel, uint64(k))
+	return s
+}
+
+// add adds noise of the usual strength to the truth.
+func (s *sample) add(kernel *noise.Kernel, seed uint64) {
 	n := len(s.truth)
 	s.noise = &noise.Map{Width: s.w, Height: s.h, Sigma: slices.Repeat([]float32{sigma}, n), Median: sigma, Correlation: kernel.Correlation()}
 	s.noisy = make([]float32, n)
-	s.noise.Draw(s.noisy, rand.New(rand.NewPCG(uint64(k), 1)))
+	s.noise.Draw(s.noisy, rand.New(rand.NewPCG(seed, 1)))
 	for i, v := range s.truth {
 		s.noisy[i] += v
 	}
-	return s
 }
 
 // left is the truth with a share of the noise: what a good denoiser returns.
@@ -50,7 +55,7 @@ func (s *sample) left(share float32) []float32 {
 	return out
 }
 
-func (s *sample) check(t *testing.T, after []float32) *gate.Report {
+func (s *sample) check(t testing.TB, after []float32) *gate.Report {
 	t.Helper()
 	rep, err := gate.Check(gate.Input{Width: s.w, Height: s.h, Before: s.noisy, After: after, Noise: s.noise})
 	if err != nil {
@@ -107,7 +112,7 @@ func blob(contrast, r float64) func(*sample, []float32, *rand.Rand) {
 		cx, cy := s.tissue(rng)
 		for i := range out {
 			d := math.Hypot(float64(i%s.w-cx), float64(i/s.w-cy))
-			out[i] += float32(contrast * sigma / (1 + math.Exp(2*(d-r))))
+			out[i] += float32(contrast * s.noise.Median / (1 + math.Exp(2*(d-r))))
 		}
 	}
 }
@@ -120,7 +125,7 @@ func vessel(contrast, width, length float64) func(*sample, []float32, *rand.Rand
 		for i := range out {
 			dx, dy := float64(i%s.w-cx), float64(i/s.w-cy)
 			if along, across := dx*cos+dy*sin, dy*cos-dx*sin; math.Abs(along) <= length/2 {
-				out[i] -= float32(contrast * sigma / (1 + math.Exp(3*(math.Abs(across)-width/2))))
+				out[i] -= float32(contrast * s.noise.Median / (1 + math.Exp(3*(math.Abs(across)-width/2))))
 			}
 		}
 	}
@@ -150,6 +155,25 @@ func blur(spread float64) func(*sample, []float32, *rand.Rand) {
 	}
 }
 
+// louder leaves more noise than there was.
+func louder(factor float32) func(*sample, []float32, *rand.Rand) {
+	return func(s *sample, out []float32, _ *rand.Rand) {
+		for i, v := range s.truth {
+			out[i] = v + factor*(s.noisy[i]-v)
+		}
+	}
+}
+
+// other puts other noise in the place of the image's.
+func other(factor float32) func(*sample, []float32, *rand.Rand) {
+	return func(s *sample, out []float32, rng *rand.Rand) {
+		s.noise.Draw(out, rng)
+		for i, v := range s.truth {
+			out[i] = v + factor*out[i]
+		}
+	}
+}
+
 var failures = []failure{
 	{"hallucinated blob, radius 4, contrast 2", gate.CheckSpot, blob(2, 4)},
 	{"hallucinated blob, radius 8, contrast 1", gate.CheckSpot, blob(1, 8)},
@@ -170,17 +194,10 @@ var failures = []failure{
 	}},
 	{"blurred by 0.6", gate.CheckStructure, blur(0.6)},
 	{"blurred by 1", gate.CheckStructure, blur(1)},
-	{"noise doubled", gate.CheckAdded, func(s *sample, out []float32, _ *rand.Rand) {
-		for i, v := range s.truth {
-			out[i] = v + 2*(s.noisy[i]-v)
-		}
-	}},
-	{"other noise", gate.CheckSpectrum, func(s *sample, out []float32, rng *rand.Rand) {
-		s.noise.Draw(out, rng)
-		for i, v := range s.truth {
-			out[i] += v
-		}
-	}},
+	{"noise doubled", gate.CheckAdded, louder(2)},
+	{"noise 1.3 times as strong", gate.CheckAdded, louder(1.3)},
+	{"other noise", gate.CheckSpectrum, other(1)},
+	{"other noise, 0.8 as strong", gate.CheckSpectrum, other(0.8)},
 	{"checkerboard of a quarter of the noise", gate.CheckGrid, func(s *sample, out []float32, _ *rand.Rand) {
 		for i := range out {
 			out[i] += sigma / 4 * float32(1-2*((i%s.w+i/s.w)&1))
@@ -189,6 +206,19 @@ var failures = []failure{
 	{"columns of a quarter of the noise", gate.CheckGrid, func(s *sample, out []float32, _ *rand.Rand) {
 		for i := range out {
 			out[i] += sigma / 4 * float32(1-2*(i%s.w&1))
+		}
+	}},
+	{"fine texture of 40×40 pixels vanishes, contrast 1.5", gate.CheckStrength, func(s *sample, out []float32, rng *rand.Rand) {
+		cx, cy := s.tissue(rng)
+		for y := cy - 20; y < cy+20; y++ {
+			for x := cx - 20; x < cx+20; x++ {
+				out[y*s.w+x] += float32(1.5 * s.noise.Median * float64(1-2*rng.IntN(2)))
+			}
+		}
+	}},
+	{"3 pixels of a thousand off by 6", gate.CheckRange, func(s *sample, out []float32, rng *rand.Rand) {
+		for range 3 * len(out) / 1000 {
+			out[rng.IntN(len(out))] += float32(6 * s.noise.Median * float64(1-2*rng.IntN(2)))
 		}
 	}},
 	{"single wild pixels", gate.CheckRange, func(s *sample, out []float32, rng *rand.Rand) {
@@ -390,6 +420,119 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// magnitude is a head under the noise of the root of the sum of squares of coils.
+func magnitude(coils int, seed uint64) sample {
+	v := heads()
+	s := sample{w: v.Spec.Width, h: v.Spec.Height, truth: slices.Clone(v.Truth[1])}
+	s.squares(coils, seed)
+	return s
+}
+
+// squares adds the noise of coils, of which one sees the truth.
+func (s *sample) squares(coils int, seed uint64) {
+	n := len(s.truth)
+	s.noise = &noise.Map{Width: s.w, Height: s.h, Sigma: slices.Repeat([]float32{sigma}, n), Median: sigma, Correlation: noise.White()}
+	rng := rand.New(rand.NewPCG(seed, uint64(coils)))
+	s.noisy = make([]float32, n)
+	for i, v := range s.truth {
+		sum := 0.0
+		for k := range 2 * coils {
+			part := sigma * rng.NormFloat64()
+			if k == 0 {
+				part += float64(v)
+			}
+			sum += part * part
+		}
+		s.noisy[i] = float32(math.Sqrt(sum))
+	}
+}
+
+// crop keeps the pixels at the upper left.
+func (s *sample) crop(w, h int) {
+	for _, px := range []*[]float32{&s.truth, &s.noisy, &s.noise.Sigma} {
+		var kept []float32
+		for y := range h {
+			kept = append(kept, (*px)[y*s.w:][:w]...)
+		}
+		*px = kept
+	}
+	s.w, s.h, s.noise.Width, s.noise.Height = w, h, w, h
+}
+
+// TestLift: the truth passes whatever number of coils has lifted the image, with windows that
+// cut it off, and what goes beyond the lift is found.
+func TestLift(t *testing.T) {
+	for _, coils := range []int{1, 2, 4, 12, 32} {
+		for _, share := range []float32{0, 0.3, 0.6} {
+			s := magnitude(coils, 1)
+			if share == 0 {
+				s.crop(s.w-1, s.h-1)
+			}
+			if r := s.check(t, s.left(share)); !r.Pass {
+				t.Errorf("%d coils, %g of the noise left: %v, %s", coils, share, r.Action, r.Reason)
+			}
+		}
+		s := magnitude(coils, 2)
+		for i, v := range s.noisy {
+			s.noisy[i] = min(max(v-0.5*sigma, 0), 0.8)
+			s.truth[i] = min(max(s.truth[i]-0.5*sigma, 0), 0.8)
+		}
+		if r := s.check(t, s.truth); !r.Pass {
+			t.Errorf("%d coils, cut off: %v, %s", coils, r.Action, r.Reason)
+		}
+	}
+}
+
+// TestBeyondLift: what a result takes off beyond the lift is found, in tissue, in dark tissue
+// and in air.
+func TestBeyondLift(t *testing.T) {
+	square := func(x0, y0, side int) func(x, y int) bool {
+		return func(x, y int) bool { return x >= x0 && x < x0+side && y >= y0 && y < y0+side }
+	}
+	for _, f := range []struct {
+		name   string
+		signal float64 // of the object, standard deviations of the noise
+		in     func(x, y int) bool
+		check  string
+	}{
+		{"spot of 5×5 in air", 3, square(12, 20, 5), gate.CheckSpot},
+		{"spot of 3×3 in air", 4, square(12, 20, 3), gate.CheckSpot},
+		{"line of 2 in air", 4, func(x, y int) bool { return x >= 8 && x < 10 && y >= 30 && y < 130 }, gate.CheckLine},
+		{"region of 40×40 in air", 2, square(5, 5, 40), gate.CheckSpot},
+		{"dark tissue", 3, square(100, 95, 40), gate.CheckSpot},
+	} {
+		for seed := range uint64(3) {
+			s := sample{w: 224, h: 208}
+			s.truth = slices.Clone(heads().Truth[1])
+			for i := range s.truth {
+				if x, y := i%s.w, i/s.w; f.in(x, y) {
+					s.truth[i] = float32(f.signal * sigma)
+				}
+			}
+			s.squares(1, seed)
+			if r := s.check(t, s.truth); !r.Pass {
+				t.Errorf("%s stays: %s", f.name, r.Reason)
+			}
+			out := slices.Clone(s.truth)
+			for i := range out {
+				if f.in(i%s.w, i/s.w) {
+					out[i] = 0
+				}
+			}
+			if r := s.check(t, out); !strings.Contains(failed(r), f.check) {
+				t.Errorf("%s vanishes: failed checks %q, want %q among them", f.name, failed(r), f.check)
+			}
+		}
+	}
+	s := magnitude(1, 5)
+	for i := range s.truth {
+		s.truth[i] *= 1.01
+	}
+	if r := s.check(t, s.truth); !strings.Contains(failed(r), gate.CheckMean) {
+		t.Errorf("all brighter by 1 %%: failed checks %q", failed(r))
+	}
 }
 
 func BenchmarkCheck512(b *testing.B) {

@@ -1,6 +1,10 @@
 package noise
 
-import "math"
+import (
+	"math"
+
+	"github.com/diffdenoise/denoised/internal/numeric"
+)
 
 // Settings of Air.
 const (
@@ -35,7 +39,7 @@ func Air(g *Grid, img, native []float32, skip []bool) float32 {
 	for i, v := range img {
 		rest[i] = v - rest[i]
 	}
-	b.mean, b.a, b.sums = grow(b.mean, w*h), grow(b.a, w*h), grow(b.sums, w)
+	b.mean, b.a, b.sums = numeric.Grow(b.mean, w*h), numeric.Grow(b.a, w*h), numeric.Grow(b.sums, w)
 	means := b.mean
 	Means(means, img, b.a, b.sums, w, h, airWindow)
 	b.vals = b.vals[:0]
@@ -47,7 +51,7 @@ func Air(g *Grid, img, native []float32, skip []bool) float32 {
 	if len(b.vals) < airPixels {
 		return 0
 	}
-	dark := nth(b.vals, int(airShare*float64(len(b.vals))))
+	dark := numeric.Nth(b.vals, int(airShare*float64(len(b.vals))))
 	sum, squares, n := 0.0, 0.0, 0.0
 	for i, m := range means {
 		if (skip == nil || !skip[i]) && abs(m-dark) <= airBand*dark {
@@ -62,51 +66,4 @@ func Air(g *Grid, img, native []float32, skip []bool) float32 {
 		return 0
 	}
 	return float32(byMean)
-}
-
-// Means sets dst to the means of the w×h image src over windows of 2·half+1 pixels a
-// side, as far as they lie in the image. The sums slide, in double precision so that
-// nothing of a bright edge stays behind. dst may be src; tmp is as large and sums as wide
-// as the image, both are overwritten.
-func Means(dst, src, tmp []float32, sums []float64, w, h, half int) {
-	for y := range h {
-		row, out := src[y*w:][:w], tmp[y*w:][:w]
-		s, n := 0.0, min(half, w)
-		for _, v := range row[:n] {
-			s += float64(v)
-		}
-		inner := max(w-half, 0)
-		for x := range out {
-			if x < inner {
-				s, n = s+float64(row[x+half]), n+1
-			}
-			if x > half {
-				s, n = s-float64(row[x-half-1]), n-1
-			}
-			out[x] = float32(s / float64(n))
-		}
-	}
-	clear(sums)
-	n := min(half, h)
-	for x, v := range tmp[:n*w] {
-		sums[x%w] += float64(v)
-	}
-	for y := range h {
-		if y+half < h {
-			for x, v := range tmp[(y+half)*w:][:w] {
-				sums[x] += float64(v)
-			}
-			n++
-		}
-		if y > half {
-			for x, v := range tmp[(y-half-1)*w:][:w] {
-				sums[x] -= float64(v)
-			}
-			n--
-		}
-		out, scale := dst[y*w:][:w], 1/float64(n)
-		for x, s := range sums {
-			out[x] = float32(s * scale)
-		}
-	}
 }

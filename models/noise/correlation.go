@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"math"
 	"slices"
+
+	"github.com/diffdenoise/denoised/internal/numeric"
 )
 
 // Lags is the largest lag of a Correlation, pixels.
@@ -42,6 +44,18 @@ func (c Correlation) At(dx, dy int) float64 {
 	return c.Rho[dy][dx]
 }
 
+// Squares returns the sum of the squares over all lags, at least 1: of n values of such noise, the
+// mean square scatters as that of n by this independent ones.
+func (c Correlation) Squares() float64 {
+	sum := 0.0
+	for dy := -Lags; dy <= Lags; dy++ {
+		for dx := -Lags; dx <= Lags; dx++ {
+			sum += c.At(dx, dy) * c.At(dx, dy)
+		}
+	}
+	return max(sum, 1)
+}
+
 // holeCorrelation is what may be left between a pixel and the nearest one that a
 // blind-spot network looks at.
 const holeCorrelation = 0.15
@@ -65,12 +79,12 @@ func (c Correlation) Holes() (sx, sy int) {
 
 // Settings of the measurement of a correlation.
 const (
-	blockSide  = 8   // of the blocks that spectra are taken of, pixels
-	blockStep  = 4   // from one block to the next, pixels
-	flatBlocks = 0.2 // share of the blocks, flattest first, that count
-	minBlocks  = 60  // of one image: fewer say nothing, anatomy may look the same
-	manyBlocks = 120 // say all they can
-	maxBlocks  = 800 // of one image, every so many are taken
+	blockSide  = numeric.CosineSide // of the blocks that spectra are taken of, pixels
+	blockStep  = 4                  // from one block to the next, pixels
+	flatBlocks = 0.2                // share of the blocks, flattest first, that count
+	minBlocks  = 60                 // of one image: fewer say nothing, anatomy may look the same
+	manyBlocks = 120                // say all they can
+	maxBlocks  = 800                // of one image, every so many are taken
 )
 
 // block is the discrete cosine transform of 8×8 pixels, orthonormal, [v][u].
@@ -79,18 +93,7 @@ type block struct {
 }
 
 // cosines is the transform: [u][i].
-var cosines = func() (t [blockSide][blockSide]float32) {
-	for u := range t {
-		for i := range t[u] {
-			a := math.Sqrt(2. / blockSide)
-			if u == 0 {
-				a = math.Sqrt(1. / blockSide)
-			}
-			t[u][i] = float32(a * math.Cos(math.Pi*float64(u)*(float64(i)+.5)/blockSide))
-		}
-	}
-	return t
-}()
+var cosines = numeric.Cosines[float32]()
 
 func (b *block) transform(img []float32, w int) {
 	var t [blockSide][blockSide]float32
@@ -132,7 +135,7 @@ func (b *buffers) flatBlocks(img []float32, w, h int) {
 	bw, bh := (w-blockSide)/blockStep+1, (h-blockSide)/blockStep+1
 	// a block is four cells of 4×4 pixels
 	cw, ch := w/blockStep, h/blockStep
-	b.blockMeans, b.inside = grow(b.blockMeans, cw*ch), grow(b.inside, cw*ch)
+	b.blockMeans, b.inside = numeric.Grow(b.blockMeans, cw*ch), numeric.Grow(b.inside, cw*ch)
 	for cy := range ch {
 		for cx := range cw {
 			s, ok := float32(0), true
@@ -208,7 +211,7 @@ func powers(bs []block, vals *[]float32) (s powerTable) {
 			s[v][u] = 1
 		}
 	}
-	*vals = grow(*vals, 2*len(bs))
+	*vals = numeric.Grow(*vals, 2*len(bs))
 	scale, of := (*vals)[:len(bs)], (*vals)[len(bs):]
 	for range 3 {
 		for k := range bs {
@@ -235,7 +238,7 @@ func powers(bs []block, vals *[]float32) (s powerTable) {
 						of[k] = abs(bs[k].c[v*blockSide+u]) / scale[k]
 					}
 				}
-				m := float64(nth(of, len(of)/2)) / 0.6745
+				m := float64(numeric.Nth(of, len(of)/2)) / 0.6745
 				s[v][u] = max(m*m, 1e-6)
 			}
 		}

@@ -1,6 +1,10 @@
 package noise
 
-import "math"
+import (
+	"math"
+
+	"github.com/diffdenoise/denoised/internal/numeric"
+)
 
 // lanes is how many lines a transform works on at a time: they lie side by side,
 // so that the innermost loops run over contiguous values with one twiddle factor.
@@ -46,7 +50,7 @@ type work struct{ re, im, re2, im2 []float32 }
 
 func (w *work) size(n int) {
 	n *= lanes
-	w.re, w.im, w.re2, w.im2 = grow(w.re, n), grow(w.im, n), grow(w.re2, n), grow(w.im2, n)
+	w.re, w.im, w.re2, w.im2 = numeric.Grow(w.re, n), numeric.Grow(w.im, n), numeric.Grow(w.re2, n), numeric.Grow(w.im2, n)
 }
 
 // inverse is transform without the minus sign of the exponent; neither scales.

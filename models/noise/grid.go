@@ -5,6 +5,8 @@ import (
 	"math"
 	"slices"
 	"sync"
+
+	"github.com/diffdenoise/denoised/internal/numeric"
 )
 
 // Settings of Detect.
@@ -48,6 +50,16 @@ func Filled(w, h, nativeWidth, nativeHeight int) *Grid {
 		g.NativeHeight, g.kh = nativeHeight, (nativeHeight-1)/2
 	}
 	return g
+}
+
+// Coarser returns the grid of an image of w×h pixels whose central frequencies, at least those of
+// nw×nh pixels, are looked at; nil if its transforms would be slow.
+func Coarser(w, h, nw, nh int) *Grid {
+	nw, nh = smooth(nw, w), smooth(nh, h)
+	if w*h > maxWork/(slowest(w)+slowest(h)) || nw*nh > maxWork/(slowest(nw)+slowest(nh)) {
+		return nil
+	}
+	return Filled(w, h, nw, nh)
 }
 
 // squared is the share of the noise of a zero-filled magnitude where there is no
@@ -199,7 +211,7 @@ func plan(n int) *fft {
 func spectrum(img []float32, w, h int) *plane {
 	p := planes.Get().(*plane)
 	m := w/2 + 1
-	p.re, p.im = grow(p.re, m*h), grow(p.im, m*h)
+	p.re, p.im = numeric.Grow(p.re, m*h), numeric.Grow(p.im, m*h)
 	f := plan(w)
 	p.work.size(w)
 	// two rows are one complex line
@@ -375,7 +387,7 @@ func (g *Grid) Fill(dst, native []float32) []float32 {
 }
 
 func (g *Grid) resample(dst, img []float32, w, h, nw, nh int) []float32 {
-	dst = grow(dst, nw*nh)
+	dst = numeric.Grow(dst, nw*nh)
 	if !g.Filled() {
 		copy(dst, img)
 		return dst
@@ -384,7 +396,7 @@ func (g *Grid) resample(dst, img []float32, w, h, nw, nh int) []float32 {
 	defer planes.Put(s)
 	d := planes.Get().(*plane)
 	defer planes.Put(d)
-	d.re, d.im = grow(d.re, (nw/2+1)*nh), grow(d.im, (nw/2+1)*nh)
+	d.re, d.im = numeric.Grow(d.re, (nw/2+1)*nh), numeric.Grow(d.im, (nw/2+1)*nh)
 	move(d.re, nw, nh, s.re, w, h, g.kw, g.kh)
 	move(d.im, nw, nh, s.im, w, h, g.kw, g.kh)
 	d.image(dst, nw, nh, 1/float32(w*h))
@@ -398,7 +410,7 @@ func (g *Grid) Mask(dst, mask []bool) []bool {
 	if mask == nil {
 		return nil
 	}
-	dst = grow(dst, g.NativeWidth*g.NativeHeight)
+	dst = numeric.Grow(dst, g.NativeWidth*g.NativeHeight)
 	if !g.Filled() {
 		copy(dst, mask)
 		return dst

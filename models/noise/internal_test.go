@@ -5,7 +5,6 @@ import (
 	"math"
 	"math/cmplx"
 	"math/rand/v2"
-	"slices"
 	"testing"
 
 	"gonum.org/v1/gonum/dsp/fourier"
@@ -64,23 +63,6 @@ func TestResampleSizes(t *testing.T) {
 		for i := range big {
 			if math.Abs(float64(big[i]-again[i])) > 2e-5 {
 				t.Fatalf("%v: pixel %d is %g, want %g", size, i, big[i], again[i])
-			}
-		}
-	}
-}
-
-// TestNth against a sort, with many equal values.
-func TestNth(t *testing.T) {
-	rng := rand.New(rand.NewPCG(3, 1))
-	for n := 1; n < 200; n++ {
-		v := make([]float32, n)
-		for i := range v {
-			v[i] = float32(rng.IntN(1 + n/3))
-		}
-		want := slices.Sorted(slices.Values(v))
-		for _, k := range []int{0, n / 3, n / 2, n * 9 / 10, n - 1} {
-			if got := nth(v, k); got != want[k] {
-				t.Fatalf("place %d of %d: %g, want %g", k, n, got, want[k])
 			}
 		}
 	}
@@ -220,19 +202,6 @@ func TestFilled(t *testing.T) {
 			if n[1]%2 == 1 && math.Abs(float64(x-v[i])) > 1e-4 {
 				t.Fatalf("%v: pixel %d is %g, was %g", n, i, x, v[i])
 			}
-		}
-	}
-}
-
-func TestRicianSignal(t *testing.T) {
-	for _, a := range []float64{0, 0.3, 0.7, 1, 2, 3.3, 5.5, 7, 20} {
-		if got := RicianSignal(a + RicianBias(a)); math.Abs(got-a) > 0.02 {
-			t.Errorf("%g comes back as %.3f", a, got)
-		}
-	}
-	for _, mean := range []float64{-1, 0, 1.2, math.NaN()} {
-		if got := RicianSignal(mean); got != 0 {
-			t.Errorf("mean %g: signal %g", mean, got)
 		}
 	}
 }

