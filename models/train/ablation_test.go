@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/diffdenoise/denoised/models/net"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -18,7 +19,6 @@ import (
 	"github.com/diffdenoise/denoised/internal/testdata"
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cpu"
-	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/diffusion"
 	"github.com/diffdenoise/denoised/models/noise"
 	"github.com/diffdenoise/denoised/models/safetensors"
@@ -32,9 +32,9 @@ const envAblation = "DENOISED_ABLATION"
 // Sizes and efforts of the networks that are compared. The U-Net and the student are
 // the same for all that they are trained for.
 var (
-	ablationBlind   = models.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32}
-	ablationUNet    = models.TeacherConfig{Channels: [3]int{24, 32, 48}, Code: 32}
-	ablationStudent = models.StudentConfig{Channels: 32, Blocks: 4}
+	ablationBlind   = net.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32}
+	ablationUNet    = net.TeacherConfig{Channels: [3]int{24, 32, 48}, Code: 32}
+	ablationStudent = net.StudentConfig{Channels: 32, Blocks: 4}
 )
 
 const (
@@ -233,7 +233,7 @@ func (s *study) network(name string, g *kernels.Graph, steps int, batch func(rng
 		s.Fatal(err)
 	}
 	s.Logf("%s: trained %d steps in %.0f s", name, steps, time.Since(began).Seconds())
-	f, err := models.EncodeGraph(name, g, done.params)
+	f, err := net.EncodeGraph(name, g, done.params)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -284,7 +284,7 @@ func (s *study) crop(side int, rng *rand.Rand, planes func(sp *specimen) [][]flo
 		}
 		out := planes(sp)
 		for i, p := range out {
-			out[i] = models.Turned(window(p, sp.w, x, y, side), side, side, turn)
+			out[i] = net.Turned(window(p, sp.w, x, y, side), side, side, turn)
 		}
 		return sp, out
 	}
@@ -333,7 +333,7 @@ func (s *study) blindNetwork() kernels.Program {
 		if rng.IntN(2) == 0 {
 			hole = rng.IntN(3)
 		}
-		b := models.BSNBatch(make([]float32, blindBatch*n), blindBatch, blindSide, blindSide, holes[hole], holes[hole])
+		b := net.BSNBatch(make([]float32, blindBatch*n), blindBatch, blindSide, blindSide, holes[hole], holes[hole])
 		for k := range blindBatch {
 			_, p := s.crop(blindSide, rng, func(sp *specimen) [][]float32 { return [][]float32{sp.noisy} })
 			copy(b.Inputs[0][k*n:], p[0])
@@ -352,13 +352,13 @@ func (s *study) blindNetwork() kernels.Program {
 
 func blindOf(p kernels.Program, y []float32, w, h, size int) []float32 {
 	out := make([]float32, len(y))
-	must(p.Run(out, models.BSNBatch(y, 1, w, h, size, size)))
+	must(p.Run(out, net.BSNBatch(y, 1, w, h, size, size)))
 	return out
 }
 
 func fused(blind, y, sigma []float32, w, h int) []float32 {
 	out := make([]float32, len(y))
-	models.Posterior(out, y, blind, sigma, w, h)
+	net.Posterior(out, y, blind, sigma, w, h)
 	return out
 }
 
@@ -370,7 +370,7 @@ func (s *study) diffusionStep(conditions int, still bool, given func(rng *rand.R
 	const n = side * side
 	return func(rng *rand.Rand) (*kernels.Batch, error) {
 		b := &kernels.Batch{Count: unetBatch, Height: side, Width: side,
-			Inputs: [][]float32{make([]float32, unetBatch*n), make([]float32, unetBatch*n*conditions), make([]float32, unetBatch*models.TimeCode)},
+			Inputs: [][]float32{make([]float32, unetBatch*n), make([]float32, unetBatch*n*conditions), make([]float32, unetBatch*net.TimeCode)},
 			Target: make([]float32, unetBatch*n)}
 		seeds := drawSeeds(unetBatch, rng)
 		each(unetBatch, func(k int) {
@@ -390,8 +390,8 @@ func (s *study) diffusionStep(conditions int, still bool, given func(rng *rand.R
 			}
 			state := b.Inputs[0][k*n:][:n]
 			diffusion.Diffuse(state, b.Target[k*n:][:n], x0, eps, t)
-			models.StateInput(state, state, t)
-			models.EncodeTime(b.Inputs[2][k*models.TimeCode:][:models.TimeCode], t)
+			net.StateInput(state, state, t)
+			net.EncodeTime(b.Inputs[2][k*net.TimeCode:][:net.TimeCode], t)
 		})
 		return b, nil
 	}
@@ -681,11 +681,11 @@ func (s *study) student(name string, steps int, given func(rng *rand.Rand) (l la
 	const cells = studentSide / 2 * studentSide / 2
 	p := s.network(name, ablationStudent.Graph(), steps, func(rng *rand.Rand) (*kernels.Batch, error) {
 		b := &kernels.Batch{Count: studentBatchSize, Height: studentSide / 2, Width: studentSide / 2,
-			Inputs: [][]float32{make([]float32, studentBatchSize*cells*models.StudentIn)}, Target: make([]float32, studentBatchSize*cells*4)}
+			Inputs: [][]float32{make([]float32, studentBatchSize*cells*net.StudentIn)}, Target: make([]float32, studentBatchSize*cells*4)}
 		seeds := drawSeeds(studentBatchSize, rng)
 		each(studentBatchSize, func(k int) {
 			l, y, sigma, found := given(rand.New(rand.NewPCG(seeds[k], uint64(k))))
-			studentWindow(b.Inputs[0][k*cells*models.StudentIn:], y, sigma, studentSide, studentSide, l.rho[0], l.rho[1])
+			studentWindow(b.Inputs[0][k*cells*net.StudentIn:], y, sigma, studentSide, studentSide, net.Told{l.rho[0], l.rho[1]})
 			unshuffle(b.Target[k*cells*4:], recorrupted(y, found, -1), studentSide, studentSide)
 		})
 		return b, nil
@@ -695,7 +695,7 @@ func (s *study) student(name string, steps int, given func(rng *rand.Rand) (l la
 }
 
 func (s *study) run(p kernels.Program, sp *specimen) []float32 {
-	out, err := runStudent(p, sp.noisy, sp.sigma, sp.rho[0], sp.rho[1], sp.w, sp.h)
+	out, err := runStudent(p, sp.noisy, sp.sigma, net.Told{sp.rho[0], sp.rho[1]}, sp.w, sp.h)
 	must(err)
 	return out
 }

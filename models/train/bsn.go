@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/diffdenoise/denoised/kernels"
-	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/net"
 )
 
 // holes are the widths that a blind-spot network learns to predict across.
@@ -16,12 +16,12 @@ var holes = []int{1, 3, 5}
 // piece and is to predict the target, whose own noise is another.
 func bsnBatch(slices []Slice, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
 	sx, sy := holes[rng.IntN(3)], holes[rng.IntN(3)]
-	list, err := pieces(slices, count, side, rng)
+	list, err := pieces(slices, count, side, nil, rng)
 	if err != nil {
 		return nil, err
 	}
 	n := side * side
-	b := models.BSNBatch(make([]float32, count*n), count, side, side, sx, sy)
+	b := net.BSNBatch(make([]float32, count*n), count, side, side, sx, sy)
 	b.Target, b.Weight = make([]float32, count*n), make([]float32, count*n)
 	for k := range list {
 		p := &list[k]

@@ -25,9 +25,6 @@ type scene struct {
 	sigma []float32
 	// correlation is that of the added noise.
 	correlation noise.Correlation
-	// air is the complex noise if noisy is what was measured of a zero-filled magnitude
-	// and its air tells (noise.Air); else 0.
-	air float32
 	// lifted tells that noisy is a magnitude, whose noise is not zero in the mean.
 	lifted bool
 }
@@ -89,7 +86,6 @@ func corrupt(clean []float32, w, h int, rng *rand.Rand) scene {
 		if grid.Filled() {
 			full := s.noisy
 			s.noisy = grid.Crop(nil, full)
-			s.air = noise.Air(grid, full, s.noisy, nil)
 		}
 	}
 	return s
@@ -171,16 +167,26 @@ func smoothField(w, h int, rng *rand.Rand) func(x, y int) float64 {
 	}
 }
 
-// misjudge returns a noise map as an estimate would be: the true one times a factor
-// that is near 1 and varies slowly. It is what networks are given while the true
-// strength is known.
+// misjudge returns a noise map as an estimate would be: times a factor that is near 1 and
+// varies slowly, and mostly without what is finer than the places that it is measured at.
 func misjudge(sigma []float32, w, h int, rng *rand.Rand) []float32 {
+	out := make([]float32, len(sigma))
+	if rng.IntN(4) > 0 {
+		for i, s := range sigma {
+			out[i] = s * s
+		}
+		noise.Means(out, out, make([]float32, len(out)), make([]float64, w), w, h, 4+rng.IntN(9))
+		for i, v := range out {
+			out[i] = float32(math.Sqrt(max(float64(v), 0)))
+		}
+	} else {
+		copy(out, sigma)
+	}
 	all := math.Exp(0.1 * rng.NormFloat64())
 	f := smoothField(w, h, rng)
-	share := 0.35 * rng.Float64()
-	out := make([]float32, len(sigma))
-	for i, s := range sigma {
-		out[i] = s * float32(all*math.Pow(f(i%w, i/w), share))
+	share := 0.25 * rng.Float64()
+	for i := range out {
+		out[i] *= float32(all * math.Pow(f(i%w, i/w), share))
 	}
 	return out
 }

@@ -13,8 +13,6 @@ import (
 	"hash"
 	"io"
 	"math"
-	"path"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -22,6 +20,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/diffdenoise/denoised/internal/dataset"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/noise"
 )
@@ -85,37 +84,28 @@ func (s *Set) Fingerprint() string { return s.fingerprint }
 
 // Summary says what became of the data; its JSON is stable.
 type Summary struct {
-	Volumes     int     `json:"volumes"`           // that gave at least one slice
-	Subjects    int     `json:"subjects"`          // of these
-	Slices      int     `json:"slices"`            // used: Train + Validation
-	Train       int     `json:"train"`             // slices
-	Validation  int     `json:"validation"`        // slices
-	Split       string  `json:"split"`             // by what the two were told apart: "subject", "volume" or "slice"
-	Cropped     int     `json:"cropped"`           // slices that were zero-filled
-	NoNoise     int     `json:"no_noise"`          // slices in which no noise was found
-	Noise       float64 `json:"noise"`             // median over the slices of the noise's median, 1 is the scale
-	Bytes       int64   `json:"bytes"`             // of the slices in memory
-	Left        int     `json:"left_out_for_size"` // slices left out at random to stay within the limit
-	SkippedAll  int     `json:"skipped"`           // files, volumes and slices left out for a reason
-	Skipped     []Skip  `json:"skips"`             // the first of them
-	Fingerprint string  `json:"fingerprint"`
+	Volumes     int            `json:"volumes"`           // that gave at least one slice
+	Subjects    int            `json:"subjects"`          // of these
+	Slices      int            `json:"slices"`            // used: Train + Validation
+	Train       int            `json:"train"`             // slices
+	Validation  int            `json:"validation"`        // slices
+	Split       string         `json:"split"`             // by what the two were told apart: "subject", "volume" or "slice"
+	Cropped     int            `json:"cropped"`           // slices that were zero-filled
+	NoNoise     int            `json:"no_noise"`          // slices in which no noise was found
+	Noise       float64        `json:"noise"`             // median over the slices of the noise's median, 1 is the scale
+	Bytes       int64          `json:"bytes"`             // of the slices in memory
+	Left        int            `json:"left_out_for_size"` // slices left out at random to stay within the limit
+	SkippedAll  int            `json:"skipped"`           // files, volumes and slices left out for a reason
+	Skipped     []dataset.Skip `json:"skips"`             // the first of them
+	Fingerprint string         `json:"fingerprint"`
 }
 
-// Skip is something that is not trained on.
-type Skip struct {
-	Source string `json:"source"`
-	Reason string `json:"reason"` // a stable word
-	Detail string `json:"detail,omitempty"`
-	Slices int    `json:"slices,omitempty"` // 0: a file of which no slice was read
-}
-
-// Reasons of a Skip that this package gives; readers have their own.
+// Reasons of what is left out that this package gives; readers have their own, and
+// Unreadable and TooLarge of dataset are given by both.
 const (
-	SkipUnreadable    = "unreadable"     // the reader failed
 	SkipConstant      = "constant"       // every pixel has the same value
 	SkipNotFinite     = "not-finite"     // mostly NaN or infinite
 	SkipTooSmall      = "too-small"      // fewer than MinSide pixels a side
-	SkipTooLarge      = "too-large"      // more than models.MaxPixels pixels
 	SkipAir           = "air"            // nearly nothing but air
 	SkipSigned        = "signed"         // phase, a map or a filtered image: magnitudes are not negative
 	SkipLabels        = "labels"         // a mask or segmentation: few different values
@@ -123,34 +113,12 @@ const (
 	SkipOtherModality = "other-modality" // of another modality than most
 )
 
-// SkipError is an error of Volume.Read with a reason of the reader's own.
-type SkipError struct{ Reason, Detail string }
-
-// Error is the reason with its detail.
-func (e *SkipError) Error() string { return strings.TrimSuffix(e.Reason+": "+e.Detail, ": ") }
-
 // readFailed is the reason of an error of Volume.Read.
 func readFailed(err error) (reason, detail string) {
-	if own := (*SkipError)(nil); errors.As(err, &own) {
+	if own := (*dataset.SkipError)(nil); errors.As(err, &own) {
 		return own.Reason, own.Detail
 	}
-	return SkipUnreadable, err.Error()
-}
-
-// Volume is one acquisition: slices with one scale.
-type Volume struct {
-	// Source names it in reports; it should not change from run to run.
-	Source string
-	// Subject is whoever or whatever it is of. Volumes of one subject are never
-	// on both sides of the split. It is hashed, not kept. Empty: Source.
-	Subject string
-	// Modality is DICOM's (0008,0060), empty if unknown.
-	Modality string
-	// Slices is their number.
-	Slices int
-	// Read returns slice k in any unit; it is asked for some slices twice and for
-	// some not at all, in rising order. The pixels are the caller's then.
-	Read func(k int) (models.Image, error)
+	return dataset.Unreadable, err.Error()
 }
 
 // Options of a Builder. The zero value is ready.
@@ -188,17 +156,20 @@ func NewBuilder(o Options) *Builder {
 }
 
 // Skip records something that a reader leaves out.
-func (b *Builder) Skip(s Skip) {
+func (b *Builder) Skip(s dataset.Skip) {
 	b.summary.SkippedAll++
 	if len(b.summary.Skipped) < maxSkips {
 		b.summary.Skipped = append(b.summary.Skipped, s)
 	}
 }
 
-// Add takes the usable slices of a volume. What is not usable is recorded with
+// Add takes the usable slices of a volume, whose name should not change from run to
+// run. Volumes of one subject, or without one of one name, are never on both sides of
+// the split; the subject is hashed, not kept. Some slices are read twice and some not
+// at all, in rising order. What is not usable is recorded with
 // its reason; only the end of ctx is an error. Memory stays within the limit of
 // the Options, plus the slice that is being read.
-func (b *Builder) Add(ctx context.Context, v Volume) error {
+func (b *Builder) Add(ctx context.Context, v dataset.Volume) error {
 	if v.Subject == "" {
 		v.Subject = v.Source
 	}
@@ -209,14 +180,14 @@ func (b *Builder) Add(ctx context.Context, v Volume) error {
 	if scale == 0 {
 		return nil // recorded
 	}
-	skips := map[string]*Skip{} // one line per reason
+	skips := map[string]*dataset.Skip{} // one line per reason
 	note := func(reason, detail string, k int) {
 		s := skips[reason]
 		if s == nil {
 			if v.Slices > 1 {
 				detail = strings.TrimSuffix(fmt.Sprintf("slice %d: %s", k, detail), ": ")
 			}
-			s = &Skip{Source: v.Source, Reason: reason, Detail: detail}
+			s = &dataset.Skip{Source: v.Source, Reason: reason, Detail: detail}
 			skips[reason] = s
 		}
 		s.Slices++
@@ -265,7 +236,7 @@ const countBits = 20
 
 // scale is the 99.9th percentile over at most maxScaled slices spread over the
 // volume, 0 if it is not positive; then the volume is recorded as skipped.
-func (b *Builder) scale(ctx context.Context, v Volume) (float32, error) {
+func (b *Builder) scale(ctx context.Context, v dataset.Volume) (float32, error) {
 	clear(b.count)
 	total := 0
 	failed, constant := error(nil), true
@@ -294,7 +265,7 @@ func (b *Builder) scale(ctx context.Context, v Volume) (float32, error) {
 			total++
 		}
 	}
-	skip := Skip{Source: v.Source, Slices: v.Slices}
+	skip := dataset.Skip{Source: v.Source, Slices: v.Slices}
 	switch {
 	case total == 0 && failed != nil:
 		skip.Reason, skip.Detail = readFailed(failed)
@@ -342,15 +313,15 @@ func uncount(u int) float32 {
 
 // clean scales the image, makes what is not finite a part of its mask and sets
 // masked pixels to the least value. It returns why the slice cannot be used.
-func clean(img *models.Image, scale float32) (reason, detail string) {
+func clean(img *dataset.Image, scale float32) (reason, detail string) {
 	w, h := img.Width, img.Height
 	switch {
 	case w < MinSide || h < MinSide:
 		return SkipTooSmall, fmt.Sprintf("%d×%d pixels, at least %d a side are needed", w, h, MinSide)
 	case w > models.MaxPixels/h:
-		return SkipTooLarge, fmt.Sprintf("%d×%d pixels", w, h)
+		return dataset.TooLarge, fmt.Sprintf("%d×%d pixels", w, h)
 	case len(img.Pixels) != w*h || img.Skip != nil && len(img.Skip) != w*h:
-		return SkipUnreadable, fmt.Sprintf("%d×%d pixels, %d values, %d mask values", w, h, len(img.Pixels), len(img.Skip))
+		return dataset.Unreadable, fmt.Sprintf("%d×%d pixels, %d values, %d mask values", w, h, len(img.Pixels), len(img.Skip))
 	}
 	least, most := float32(math.Inf(1)), float32(math.Inf(-1))
 	masked, lost, negative, tissue := 0, 0, 0, 0
@@ -473,6 +444,9 @@ func (e *TooFewError) Error() string {
 	text := fmt.Sprintf("%d usable slices, at least %d are needed", e.Slices, e.Need)
 	if why := e.Summary.Reasons(); why != "" {
 		text += "; left out: " + why
+		if s := e.Summary.Skipped[0]; s.Detail != "" {
+			text += fmt.Sprintf("; the first, %s, because: %s", s.Source, s.Detail)
+		}
 	}
 	return text
 }
@@ -572,14 +546,14 @@ func (b *Builder) oneModality(items []candidate) []candidate {
 			most = m
 		}
 	}
-	out := map[string]*Skip{} // by source
+	out := map[string]*dataset.Skip{} // by source
 	items = slices.DeleteFunc(items, func(c candidate) bool {
 		if c.modality == "" || c.modality == most {
 			return false
 		}
 		k := out[c.slice.Source]
 		if k == nil {
-			k = &Skip{Source: c.slice.Source, Reason: SkipOtherModality, Detail: fmt.Sprintf("%s among %s; train a model for each", c.modality, most)}
+			k = &dataset.Skip{Source: c.slice.Source, Reason: SkipOtherModality, Detail: fmt.Sprintf("%s among %s; train a model for each", c.modality, most)}
 			out[c.slice.Source] = k
 		}
 		k.Slices++
@@ -593,14 +567,14 @@ func (b *Builder) oneModality(items []candidate) []candidate {
 
 // images leaves out slices that are mostly noise.
 func (b *Builder) images(items []candidate) []candidate {
-	out := map[string]*Skip{} // by source
+	out := map[string]*dataset.Skip{} // by source
 	items = slices.DeleteFunc(items, func(c candidate) bool {
 		if c.slice.Noise.Median <= tooNoisy {
 			return false
 		}
 		k := out[c.slice.Source]
 		if k == nil {
-			k = &Skip{Source: c.slice.Source, Reason: SkipNoise,
+			k = &dataset.Skip{Source: c.slice.Source, Reason: SkipNoise,
 				Detail: fmt.Sprintf("slice %d: the noise is %.0f %% of the brightest tissue", c.slice.Index, 100*c.slice.Noise.Median)}
 			out[c.slice.Source] = k
 		}
@@ -839,20 +813,6 @@ func writePixels(h hash.Hash, buf []byte, v []float32) []byte {
 	}
 	h.Write(buf) // never fails
 	return buf
-}
-
-// subjectName finds "sub-01", "patient 7", "Subject_0012" in a path.
-var subjectName = regexp.MustCompile(`(?i)(?:^|[^a-z])(sub|subj|subject|pat|patient|volunteer|case)[-_ ]?([0-9]+)`)
-
-// SubjectOf guesses from the path of a file whose image it is: the first name
-// like "sub-01" or "patient01" in it, otherwise the path itself.
-func SubjectOf(name string) string {
-	name = path.Clean(strings.ReplaceAll(name, `\`, "/"))
-	if m := subjectName.FindStringSubmatch(name); m != nil {
-		number := strings.TrimLeft(m[2], "0")
-		return strings.ToLower(m[1]) + " " + number
-	}
-	return name
 }
 
 // Print writes the summary for a person.

@@ -5,8 +5,8 @@ import (
 	"math/rand/v2"
 
 	"github.com/diffdenoise/denoised/kernels"
-	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/diffusion"
+	"github.com/diffdenoise/denoised/models/net"
 )
 
 // startShare is the share of the training at t = 1, where sampling begins. Where few
@@ -23,27 +23,27 @@ const jitter = 0.1
 // In its leak-free form it is given the noisy piece, what the other networks make of
 // it, and the noise, and is to find the target, whose noise is another. As written,
 // it is given the blind-spot prediction and is to find the noisy piece itself. Both
-// are counted from the base in units of the noise (models.Condition, models.Unit).
-func diffusionBatch(slices []Slice, with *conditions, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
+// are counted from the base in units of the noise (net.Condition, net.Unit).
+func diffusionBatch(slices []Slice, meter kernels.Program, with *conditions, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
 	sx, sy := holes[rng.IntN(3)], holes[rng.IntN(3)]
-	list, err := pieces(slices, count, side, rng)
+	list, err := pieces(slices, count, side, meter, rng)
 	if err != nil {
 		return nil, err
 	}
 	n, condition := side*side, with.channels()
 	b := &kernels.Batch{Count: count, Height: side, Width: side,
-		Inputs: [][]float32{make([]float32, count*n), make([]float32, count*n*condition), make([]float32, count*models.TimeCode)},
+		Inputs: [][]float32{make([]float32, count*n), make([]float32, count*n*condition), make([]float32, count*net.TimeCode)},
 		Target: make([]float32, count*n), Weight: make([]float32, count*n)}
 	seeds, errs := drawSeeds(count, rng), make([]error, count)
 	each(count, func(k int) {
 		p, rng := &list[k], rand.New(rand.NewPCG(seeds[k], uint64(k)))
-		given, base, err := with.of(p.noisy, p.given, p.rhoX, p.rhoY, sx, sy, side, side)
+		given, base, err := with.of(p.noisy, p.given, p.told, sx, sy, side, side)
 		if err != nil {
 			errs[k] = err
 			return
 		}
 		unit := make([]float32, n)
-		models.Unit(unit, p.given)
+		net.Unit(unit, p.given)
 		copy(b.Inputs[1][k*n*condition:], given)
 		target := p.target
 		if with.student == nil {
@@ -64,8 +64,8 @@ func diffusionBatch(slices []Slice, with *conditions, count, side int, rng *rand
 		}
 		state := b.Inputs[0][k*n:][:n]
 		diffusion.Diffuse(state, b.Target[k*n:][:n], image, eps, t)
-		models.StateInput(state, state, t)
-		models.EncodeTime(b.Inputs[2][k*models.TimeCode:][:models.TimeCode], t)
+		net.StateInput(state, state, t)
+		net.EncodeTime(b.Inputs[2][k*net.TimeCode:][:net.TimeCode], t)
 		weight := float32(math.Pow(noiseOf(p.sigma)/lossNoise, 0.5))
 		for i := range n {
 			b.Weight[k*n+i] = weight

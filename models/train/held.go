@@ -2,12 +2,13 @@ package train
 
 import (
 	"context"
+	"github.com/diffdenoise/denoised/models/net"
 	"math"
 	"math/rand/v2"
 
 	"github.com/diffdenoise/denoised/kernels"
-	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/diffusion"
+	"github.com/diffdenoise/denoised/models/noise"
 )
 
 // heldOut is what networks are validated on: pieces of slices that they are not
@@ -19,32 +20,32 @@ type heldOut struct {
 
 type heldScene struct {
 	scene
-	given      []float32 // the noise map that networks are given
-	probe      []float32 // random signs, for the divergence
-	rhoX, rhoY float32
-	sx, sy     int // hole
+	given  []float32 // the noise map that networks are given
+	probe  []float32 // random signs, for the divergence
+	sx, sy int       // hole
 }
 
 // heldScenes is their number, and heldSeed where their noise comes from: not the
 // training's seed, so that trainings can be compared.
 const (
-	heldScenes = 16
+	heldScenes = 32
 	heldSeed   = 0x68656c64
 )
 
-func newHeldOut(slices []Slice, side int) *heldOut {
+func newHeldOut(slices []Slice, side int) (*heldOut, error) {
 	h := &heldOut{side: side}
 	for k := range heldScenes {
 		rng := rand.New(rand.NewPCG(heldSeed, uint64(k)))
-		p, n := take(slices, side, rng)
-		x, y := (n-side)/2, (n-side)/2
-		s := heldScene{scene: corrupt(window(p.input, n, x, y, side), side, side, rng)}
-		s.clean = window(p.image, n, x, y, side)
-		for i, own := range window(p.own, n, x, y, side) {
-			s.sigma[i] = hypot(s.sigma[i], own)
+		drawn, _, err := drawScene(slices, side, true, rng)
+		if err != nil {
+			return nil, err
 		}
+		x, y := (drawn.w-side)/2, (drawn.h-side)/2
+		cut := func(img []float32) []float32 { return window(img, drawn.w, x, y, side) }
+		drawn.noisy, drawn.clean, drawn.sigma = cut(drawn.noisy), cut(drawn.clean), cut(drawn.sigma)
+		drawn.w, drawn.h = side, side
+		s := heldScene{scene: drawn}
 		s.given = misjudge(s.sigma, side, side, rng)
-		s.rhoX, s.rhoY = float32(s.correlation.At(1, 0)), float32(s.correlation.At(0, 1))
 		s.sx, s.sy = s.correlation.Holes()
 		s.probe = make([]float32, side*side)
 		for i := range s.probe {
@@ -52,7 +53,7 @@ func newHeldOut(slices []Slice, side int) *heldOut {
 		}
 		h.scenes = append(h.scenes, s)
 	}
-	return h
+	return h, nil
 }
 
 // denoiser returns what a network makes of an image with the noise of a scene.
@@ -97,22 +98,22 @@ func (h *heldOut) with(b kernels.GraphBackend, g *kernels.Graph, f denoiser) fun
 				errs[k] = err
 				return
 			}
-			var square, before, sure, both, noise float64
+			var square, before, sure, both, power float64
 			for i, v := range out {
 				n := float64(s.noisy[i] - s.clean[i])
 				e, sg := float64(v-s.clean[i]), float64(s.sigma[i])
 				square += e * e
 				before += n * n
 				both += e * n
-				noise += n * n
+				power += n * n
 				d := float64(s.noisy[i] - v)
 				sure += d*d - sg*sg + 2*sg*float64(s.probe[i])*float64(probed[i]-v)/probeStep
 			}
 			count := float64(len(out))
 			r.psnr, r.noisy = decibels(square/count), decibels(before/count)
-			r.leak = both / noise
+			r.leak = both / power
 			r.sure = math.NaN()
-			if s.rhoX == 0 && s.rhoY == 0 && !s.lifted {
+			if s.correlation == noise.White() && !s.lifted {
 				r.sure = decibels(max(sure/count, 0.02*before/count))
 			}
 		})
@@ -145,19 +146,19 @@ func decibels(square float64) float64 { return -10 * math.Log10(square) }
 
 func blindDenoiser(p kernels.Program, y []float32, s *heldScene) ([]float32, error) {
 	out := make([]float32, len(y))
-	err := p.Run(out, models.BSNBatch(y, 1, s.w, s.h, s.sx, s.sy))
+	err := p.Run(out, net.BSNBatch(y, 1, s.w, s.h, s.sx, s.sy))
 	return out, err
 }
 
 func studentDenoiser(p kernels.Program, y []float32, s *heldScene) ([]float32, error) {
-	return runStudent(p, y, s.given, s.rhoX, s.rhoY, s.w, s.h)
+	return runStudent(p, y, s.given, net.Tell(s.correlation), s.w, s.h)
 }
 
-// runStudent is models.Student.Forward with the graph of a student, for even w and h.
-func runStudent(p kernels.Program, y, sigma []float32, rhoX, rhoY float32, w, h int) ([]float32, error) {
+// runStudent is net.Student.Forward with the graph of a student, for even w and h.
+func runStudent(p kernels.Program, y, sigma []float32, told net.Told, w, h int) ([]float32, error) {
 	cells := w / 2 * (h / 2)
-	in, noise := make([]float32, cells*models.StudentIn), make([]float32, cells*kernels.NetOut)
-	studentWindow(in, y, sigma, w, h, rhoX, rhoY)
+	in, noise := make([]float32, cells*net.StudentIn), make([]float32, cells*kernels.NetOut)
+	studentWindow(in, y, sigma, w, h, told)
 	if err := p.Run(noise, &kernels.Batch{Count: 1, Height: h / 2, Width: w / 2, Inputs: [][]float32{in}}); err != nil {
 		return nil, err
 	}
@@ -174,7 +175,7 @@ func runStudent(p kernels.Program, y, sigma []float32, rhoX, rhoY float32, w, h 
 // diffusionDenoiser is one stabilized pair of one step.
 func diffusionDenoiser(with *conditions) denoiser {
 	return func(p kernels.Program, y []float32, s *heldScene) ([]float32, error) {
-		return samplePair(p, with, y, s.given, s.rhoX, s.rhoY, s.sx, s.sy, s.w, s.h, 1)
+		return samplePair(p, with, y, s.given, net.Tell(s.correlation), s.sx, s.sy, s.w, s.h, 1)
 	}
 }
 
@@ -187,38 +188,38 @@ type conditions struct {
 // channels returns the number of channels of the condition.
 func (c *conditions) channels() int {
 	if c.student == nil {
-		return models.WrittenCondition
+		return net.WrittenCondition
 	}
-	return models.TeacherCondition
+	return net.TeacherCondition
 }
 
 // of returns the condition of a w×h image and the base that results are counted from.
-func (c *conditions) of(y, sigma []float32, rhoX, rhoY float32, sx, sy, w, h int) (given, base []float32, err error) {
+func (c *conditions) of(y, sigma []float32, told net.Told, sx, sy, w, h int) (given, base []float32, err error) {
 	blind := make([]float32, len(y))
-	if err := c.blind.Run(blind, models.BSNBatch(y, 1, w, h, sx, sy)); err != nil {
+	if err := c.blind.Run(blind, net.BSNBatch(y, 1, w, h, sx, sy)); err != nil {
 		return nil, nil, err
 	}
 	if c.student == nil {
 		return append(given, blind...), blind, nil
 	}
-	models.Posterior(blind, y, blind, sigma, w, h)
-	if base, err = runStudent(c.student, y, sigma, rhoX, rhoY, w, h); err != nil {
+	net.Posterior(blind, y, blind, sigma, w, h)
+	if base, err = runStudent(c.student, y, sigma, told, w, h); err != nil {
 		return nil, nil, err
 	}
-	given = make([]float32, len(y)*models.TeacherCondition)
-	models.Condition(given, y, base, blind, sigma, rhoX, rhoY)
+	given = make([]float32, len(y)*net.TeacherCondition)
+	net.Condition(given, y, base, blind, sigma, told[0], told[1])
 	return given, base, nil
 }
 
 // samplePair is what models.High does in one position of the image.
-func samplePair(teacher kernels.Program, with *conditions, y, sigma []float32, rhoX, rhoY float32, sx, sy, w, h, steps int) ([]float32, error) {
+func samplePair(teacher kernels.Program, with *conditions, y, sigma []float32, told net.Told, sx, sy, w, h, steps int) ([]float32, error) {
 	n := len(y)
-	given, base, err := with.of(y, sigma, rhoX, rhoY, sx, sy, w, h)
+	given, base, err := with.of(y, sigma, told, sx, sy, w, h)
 	if err != nil {
 		return nil, err
 	}
 	unit := make([]float32, n)
-	models.Unit(unit, sigma)
+	net.Unit(unit, sigma)
 	c := &conditioned{p: teacher, w: w, h: h, given: given}
 	rng := rand.New(rand.NewPCG(heldSeed, uint64(n)))
 	eps, mean, spread := make([]float32, n), make([]float32, n), make([]float32, n)
@@ -240,14 +241,14 @@ type conditioned struct {
 	w, h  int
 	given []float32
 	state []float32
-	code  [models.TimeCode]float32
+	code  [net.TimeCode]float32
 }
 
 func (c *conditioned) Predict(_ context.Context, v, x []float32, t float64) error {
-	models.EncodeTime(c.code[:], t)
+	net.EncodeTime(c.code[:], t)
 	if c.state == nil {
 		c.state = make([]float32, len(x))
 	}
-	models.StateInput(c.state, x, t)
+	net.StateInput(c.state, x, t)
 	return c.p.Run(v, &kernels.Batch{Count: 1, Height: c.h, Width: c.w, Inputs: [][]float32{c.state, c.given, c.code[:]}})
 }

@@ -36,12 +36,19 @@ type stage struct {
 	// is better.
 	validate func(params [][]float32) (scores map[string]float64, score float64, err error)
 	every    int // steps between validations and checkpoints
+	// last keeps the weights of the last step, whatever was validated: for a network of all kinds
+	// of noise, a few scenes tell less than the fall of the rate.
+	last bool
 }
 
 // ErrStopped is the error for training that ended before its last step, at the
 // deadline or because it was asked to. A checkpoint was written; resuming goes on
 // with the next step.
 var ErrStopped = errors.New("training stopped before its last step")
+
+// clip is the greatest norm of a gradient. Usual ones are a quarter of it; without it, one bad
+// batch can throw a deep network so far that it does not come back.
+const clip = 0.02
 
 // warmUp is the share of the steps over which the rate rises.
 const warmUp = 0.02
@@ -83,7 +90,7 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 			return nil, err
 		}
 	}
-	trainer, err := backend.Train(s.graph, cp.state, kernels.TrainOptions{Loss: s.loss, Decay: s.decay, Clip: 1, EMA: s.ema, Workers: c.Workers})
+	trainer, err := backend.Train(s.graph, cp.state, kernels.TrainOptions{Loss: s.loss, Decay: s.decay, Clip: clip, EMA: s.ema, Workers: c.Workers})
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +133,7 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 			if e.Scores, score, err = s.validate(state.EMA); err != nil {
 				return nil, fmt.Errorf("validate %s after step %d: %w", s.name, step+1, err)
 			}
-			if score < cp.best {
+			if score < cp.best || s.last {
 				cp.best, cp.bestStep, cp.bestParams = score, step+1, state.EMA
 				cp.loss, cp.scores = e.Loss, maps.Clone(e.Scores)
 				maps.DeleteFunc(cp.scores, func(_ string, v float64) bool { return math.IsNaN(v) || math.IsInf(v, 0) }) // no JSON
@@ -249,6 +256,9 @@ func readCheckpoint(path string, s *stage, seed uint64) (*checkpoint, error) {
 				return nil, fmt.Errorf("read checkpoint %s: %s.%s is missing or of another shape", path, name, p.Name)
 			}
 			*values = append(*values, t.Data)
+		}
+		if err := s.graph.CheckParams(*values); err != nil {
+			return nil, fmt.Errorf("read checkpoint %s: %s: %w", path, name, err)
 		}
 	}
 	return cp, nil

@@ -16,7 +16,7 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/atomicfile"
 	"github.com/diffdenoise/denoised/internal/chart"
-	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // Report is what a training did, for a person.
@@ -28,7 +28,7 @@ type Report struct {
 	Seconds float64 // of computing, over all runs
 	Summary Summary
 	// Card is that of the model, nil if there is none yet.
-	Card    *models.Card
+	Card    *store.Card
 	Entries []Entry // of the log
 	// Examples are slices of the validation, before and after.
 	Examples []Example

@@ -3,6 +3,7 @@ package train_test
 import (
 	"bytes"
 	"encoding/base64"
+	"github.com/diffdenoise/denoised/models/store"
 	"image/png"
 	"math"
 	"os"
@@ -11,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/internal/dataset"
 	"github.com/diffdenoise/denoised/models/train"
 )
 
@@ -25,10 +26,10 @@ func report() *train.Report {
 	r := &train.Report{
 		Program: "1.2", Preset: "tiny", Seed: 7, Began: time.Unix(1e9, 0), Seconds: 61,
 		Summary: train.Summary{Train: 90, Validation: 10, Split: "subject", SkippedAll: 2, Fingerprint: "f00d",
-			Skipped: []train.Skip{{Source: "a|b<script>.nii", Reason: "colour"}, {Source: "c.dcm", Reason: "phase", Detail: "why", Slices: 3}}},
-		Card: &models.Card{Name: "site", Version: "4", Training: models.Training{Method: "from noisy images alone", Noise: "white",
-			Stages: []models.Stage{{Network: "bsn", Architecture: "denoised-bsn-v1 4", Parameters: 123, Steps: 30, BestStep: 20, Scores: map[string]float64{"psnr_db": 33.25}}}},
-			Scores: []models.Score{{On: "validation", What: "denoised", Metric: "PSNR, dB", Value: 35.5}}},
+			Skipped: []dataset.Skip{{Source: "a|b<script>.nii", Reason: "colour"}, {Source: "c.dcm", Reason: "phase", Detail: "why", Slices: 3}}},
+		Card: &store.Card{Name: "site", Version: "4", Training: store.Training{Method: "from noisy images alone", Noise: "white",
+			Stages: []store.Stage{{Network: "bsn", Architecture: "denoised-bsn-v1 4", Parameters: 123, Steps: 30, BestStep: 20, Scores: map[string]float64{"psnr_db": 33.25}}}},
+			Scores: []store.Score{{On: "validation", What: "denoised", Metric: "PSNR, dB", Value: 35.5}}},
 		Examples: []train.Example{{Source: "x.nii", Index: 3, Width: 40, Height: 36, Before: px, After: after}},
 	}
 	for i := 1; i <= 3; i++ {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/diffdenoise/denoised/models/net"
+	"github.com/diffdenoise/denoised/models/store"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -12,7 +14,6 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/atomicfile"
 	"github.com/diffdenoise/denoised/kernels"
-	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/safetensors"
 )
 
@@ -48,24 +49,27 @@ type Progress struct {
 // Names of the stages, in the order in which they run. The diffusion network is given
 // what the blind-spot network and the student say.
 const (
-	StageBSN       = models.NetworkBSN
-	StageDiffusion = models.NetworkDiffusion
-	StageStudent   = models.NetworkStudent
+	StageMeter     = store.NetworkMeter
+	StageBSN       = store.NetworkBSN
+	StageDiffusion = store.NetworkDiffusion
+	StageStudent   = store.NetworkStudent
 	StageAll       = "all"
 )
 
 // Stages are all of them.
-var Stages = []string{StageBSN, StageStudent, StageDiffusion}
+var Stages = []string{StageMeter, StageBSN, StageStudent, StageDiffusion}
 
 // Preset is a size of networks and an effort.
 type Preset struct {
 	Name      string
-	BSN       models.BSNConfig
-	Diffusion models.TeacherConfig
-	Student   models.StudentConfig
+	Meter     net.MeterConfig
+	BSN       net.BSNConfig
+	Diffusion net.TeacherConfig
+	Student   net.StudentConfig
 	// Steps, pieces per step and the side of a piece, in the order of Stages.
-	Steps, Batch, Side [3]int
-	Every              int // steps between checkpoints
+	Steps, Batch, Side [4]int
+	Rate               [4]float64 // of learning, at its highest
+	Every              int        // steps between checkpoints
 }
 
 // Presets are what Config.Preset may name. Tiny trains end to end in ten minutes on
@@ -73,24 +77,30 @@ type Preset struct {
 var Presets = []Preset{
 	{
 		Name:      "tiny",
-		BSN:       models.BSNConfig{Channels: [3]int{16, 16, 16}, Mix: 16},
-		Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{16, 32, 32}, Code: 32},
-		Student:   models.StudentConfig{Channels: 32, Blocks: 3},
-		Steps:     [3]int{600, 2000, 800}, Batch: [3]int{4, 8, 4}, Side: [3]int{64, 64, 64}, Every: 100,
+		Meter:     net.MeterConfig{Channels: 32},
+		BSN:       net.BSNConfig{Channels: [3]int{16, 16, 16}, Mix: 16},
+		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{16, 32, 32}, Code: 32},
+		Student:   net.StudentConfig{Channels: 32, Blocks: 3},
+		Steps:     [4]int{800, 600, 2000, 800}, Batch: [4]int{8, 4, 8, 4}, Side: [4]int{64, 64, 64, 64}, Every: 100,
+		Rate: [4]float64{2e-3, 1e-3, 1.5e-3, 1e-3},
 	},
 	{
 		Name:      "default",
-		BSN:       models.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
-		Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
-		Student:   models.StudentConfig{Channels: 32, Blocks: 8},
-		Steps:     [3]int{3000, 16000, 3000}, Batch: [3]int{4, 8, 4}, Side: [3]int{96, 96, 96}, Every: 250,
+		Meter:     net.MeterConfig{Channels: 64},
+		BSN:       net.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
+		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
+		Student:   net.StudentConfig{Channels: 16, Blocks: 16},
+		Steps:     [4]int{12000, 3000, 28000, 3000}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96}, Every: 500,
+		Rate: [4]float64{2e-3, 1e-3, 1.5e-3, 1e-3},
 	},
 	{
 		Name:      "large",
-		BSN:       models.BSNConfig{Channels: [3]int{32, 48, 64}, Mix: 48},
-		Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{48, 64, 96}, Code: 64},
-		Student:   models.StudentConfig{Channels: 64, Blocks: 8},
-		Steps:     [3]int{20000, 60000, 30000}, Batch: [3]int{8, 16, 8}, Side: [3]int{128, 96, 96}, Every: 500,
+		Meter:     net.MeterConfig{Channels: 96},
+		BSN:       net.BSNConfig{Channels: [3]int{32, 48, 64}, Mix: 48},
+		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{48, 64, 96}, Code: 64},
+		Student:   net.StudentConfig{Channels: 64, Blocks: 8},
+		Steps:     [4]int{20000, 20000, 60000, 30000}, Batch: [4]int{16, 8, 16, 8}, Side: [4]int{96, 128, 96, 96}, Every: 500,
+		Rate: [4]float64{2e-3, 1e-3, 1e-3, 1e-3},
 	},
 }
 
@@ -111,7 +121,7 @@ type Result struct {
 	// Networks are the weights files of the networks that are in Out now, by name.
 	Networks map[string]*safetensors.File
 	// Stages say how those that ran were trained.
-	Stages []models.Stage
+	Stages []store.Stage
 }
 
 // Run trains the stages that c asks for on set, on a backend. Checkpoints and, after
@@ -127,7 +137,7 @@ func Run(ctx context.Context, backend kernels.GraphBackend, set *Set, c Config) 
 		return nil, err
 	}
 	if c.AsWritten {
-		preset.Diffusion.Condition = models.WrittenCondition
+		preset.Diffusion.Condition = net.WrittenCondition
 	}
 	t := &training{Config: c, preset: preset, set: set, backend: backend}
 	if len(set.Validation) == 0 {
@@ -167,7 +177,7 @@ func Run(ctx context.Context, backend kernels.GraphBackend, set *Set, c Config) 
 		for _, p := range done.params {
 			parameters += len(p)
 		}
-		r.Stages = append(r.Stages, models.Stage{Network: name, Architecture: s.architecture, Parameters: parameters, Steps: s.steps, BestStep: done.step,
+		r.Stages = append(r.Stages, store.Stage{Network: name, Architecture: s.architecture, Parameters: parameters, Steps: s.steps, BestStep: done.step,
 			Batch: preset.Batch[k], Crop: t.side(k), Loss: done.loss, Seconds: time.Since(began).Seconds(), Scores: done.scores})
 	}
 	if !ran {
@@ -198,45 +208,61 @@ func (t *training) path(network string) string {
 	return filepath.Join(t.Out, network+".safetensors")
 }
 
+// weights reads what an earlier stage trained, and refuses what is damaged or of another
+// network.
 func (t *training) weights(network string) (*safetensors.File, error) {
+	f, _, _, err := t.read(network)
+	return f, err
+}
+
+func (t *training) read(network string) (*safetensors.File, *kernels.Graph, [][]float32, error) {
 	r, err := os.Open(t.path(network))
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	defer r.Close()
 	f, err := safetensors.Read(r)
 	if err != nil {
-		return nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
+		return nil, nil, nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
 	}
-	return f, nil
+	g, params, err := t.decode(network, f)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
+	}
+	return f, g, params, nil
 }
 
 // program returns a network that an earlier stage trained.
 func (t *training) program(network string) (kernels.Program, error) {
-	f, err := t.weights(network)
+	_, g, params, err := t.read(network)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("this stage needs the %s network, and there is no %s: train that stage first, or all", network, t.path(network))
 	}
 	if err != nil {
 		return nil, err
 	}
-	g, params, err := t.decode(network, f)
-	if err != nil {
-		return nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
-	}
 	return t.backend.Compile(g, params)
 }
 
-// decode returns the graph of a weights file. A student's file does not tell its
-// graph as the others do; it must be of the preset's.
+// decode returns the graph of a weights file, which must be of the given network. A
+// student's file does not tell its graph as the others do; it must be of the preset's.
 func (t *training) decode(network string, f *safetensors.File) (*kernels.Graph, [][]float32, error) {
+	kind, _, _ := strings.Cut(map[string]string{
+		StageMeter: t.preset.Meter.String(), StageBSN: t.preset.BSN.String(), StageDiffusion: t.preset.Diffusion.String(), StageStudent: net.StudentFormat,
+	}[network], " ")
+	if got, _, _ := strings.Cut(f.Metadata["format"], " "); got != kind {
+		return nil, nil, fmt.Errorf("weights are of format %.40q, want %q", got, kind)
+	}
 	if network != StageStudent {
-		return models.DecodeGraph(f)
+		return net.DecodeGraph(f)
 	}
 	g := t.preset.Student.Graph()
 	params := make([][]float32, len(g.Params))
 	for i := range g.Params {
 		params[i] = f.Tensors[g.Params[i].Name].Data
+	}
+	if len(f.Tensors) != len(params) {
+		return nil, nil, fmt.Errorf("weights hold %d tensors, of which the student of preset %s uses %d", len(f.Tensors), t.preset.Name, len(params))
 	}
 	return g, params, g.CheckParams(params)
 }
@@ -252,12 +278,12 @@ func (t *training) conditions() (*conditions, error) {
 }
 
 func (t *training) encode(name string, s *stage, params [][]float32) (*safetensors.File, error) {
-	f, err := models.EncodeGraph(s.architecture, s.graph, params)
+	f, err := net.EncodeGraph(s.architecture, s.graph, params)
 	if err != nil {
 		return nil, err
 	}
 	if name == StageStudent {
-		f.Metadata["format"] = models.StudentFormat
+		f.Metadata["format"] = net.StudentFormat
 	}
 	return f, nil
 }
@@ -296,12 +322,30 @@ func (t *training) side(k int) int {
 	return least
 }
 
+// toldTruth is the share of a student's training, from its beginning, in which it is told the
+// truth about the noise, misjudged: that is quick. Then it is told what the meter tells.
+const toldTruth = 0.7
+
+// meter returns the noise meter that an earlier stage trained; nil if there is none.
+func (t *training) meter() (kernels.Program, error) {
+	if _, err := os.Stat(t.path(StageMeter)); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return t.program(StageMeter)
+}
+
 // stage returns the training of network k.
 func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 	count, side, train := t.preset.Batch[k], t.side(k), t.set.Train
-	s := &stage{name: Stages[k], steps: t.preset.Steps[k], every: t.preset.Every, rate: 1e-3, decay: 1e-4}
-	held := newHeldOut(t.set.Validation, side)
+	s := &stage{name: Stages[k], steps: t.preset.Steps[k], every: t.preset.Every, rate: t.preset.Rate[k], decay: 1e-4}
+	held, err := newHeldOut(t.set.Validation, side)
+	if err != nil {
+		return nil, err
+	}
 	switch s.name {
+	case StageMeter:
+		s.graph, s.architecture = t.preset.Meter.Graph(), t.preset.Meter.String()
+		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return meterBatch(train, count, side, rng) }
 	case StageBSN:
 		s.graph, s.architecture = t.preset.BSN.Graph(), t.preset.BSN.String()
 		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return bsnBatch(train, count, side, rng) }
@@ -311,9 +355,13 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 		if err != nil {
 			return nil, err
 		}
+		meter, err := t.meter()
+		if err != nil {
+			return nil, err
+		}
 		s.graph, s.architecture = t.preset.Diffusion.Graph(), t.preset.Diffusion.String()
 		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) {
-			return diffusionBatch(train, with, count, side, rng)
+			return diffusionBatch(train, meter, with, count, side, rng)
 		}
 		s.validate = held.with(t.backend, s.graph, diffusionDenoiser(with))
 	case StageStudent:
@@ -325,8 +373,18 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 			}
 			train = targets
 		}
-		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return studentBatch(train, count, side, rng) }
-		s.validate = held.with(t.backend, s.graph, studentDenoiser)
+		meter, err := t.meter()
+		if err != nil {
+			return nil, err
+		}
+		s.batch = func(step int, rng *rand.Rand) (*kernels.Batch, error) {
+			by := meter
+			if float64(step) < toldTruth*float64(s.steps) {
+				by = nil
+			}
+			return studentBatch(train, count, side, by, rng)
+		}
+		s.validate, s.last = held.with(t.backend, s.graph, studentDenoiser), true
 	}
 	return s, nil
 }

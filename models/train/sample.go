@@ -1,9 +1,12 @@
 package train
 
 import (
+	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/models/meter"
+	"github.com/diffdenoise/denoised/models/net"
+	"math"
 	"math/rand/v2"
 
-	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/noise"
 )
 
@@ -23,18 +26,17 @@ type pair struct {
 // air, of which one piece in ten is taken.
 const minBright = 0.03
 
-// take draws a square of sceneSides·side or, from a smaller slice, as much as it has,
-// turned or mirrored at random, and returns its side. Slices smaller than side are
-// skipped; there must be larger ones.
-func take(slices []Slice, side int, rng *rand.Rand) (p pair, n int) {
+// take draws a rectangle of at most size×size from a slice of at least side×side, turned or
+// mirrored at random, and returns its sides. There must be such slices.
+func take(slices []Slice, side, size int, rng *rand.Rand) (p pair, w, h int) {
 	for {
 		s := &slices[rng.IntN(len(slices))]
 		if s.Width < side || s.Height < side {
 			continue
 		}
-		n := min(sceneSides*side, s.Width, s.Height)
-		x0, y0 := rng.IntN(s.Width-n+1), rng.IntN(s.Height-n+1)
-		y := window(s.Pixels, s.Width, x0, y0, n)
+		w, h := min(size, s.Width), min(size, s.Height)
+		x0, y0 := rng.IntN(s.Width-w+1), rng.IntN(s.Height-h+1)
+		y := part(s.Pixels, s.Width, x0, y0, w, h)
 		sum := float32(0)
 		for _, v := range y {
 			sum += v
@@ -42,9 +44,13 @@ func take(slices []Slice, side int, rng *rand.Rand) (p pair, n int) {
 		if sum < minBright*float32(len(y)) && rng.IntN(10) > 0 {
 			continue
 		}
+		// the scale of a slice hangs on its few brightest pixels
+		scale := math.Exp(0.8*rng.Float64() - 0.6)
+		multiply(y, scale)
 		p := pair{input: y, target: y, own: make([]float32, len(y)), image: y}
 		if m := s.Noise; m != nil && m.Median > 0 {
-			local := &noise.Map{Width: n, Height: n, Sigma: window(m.Sigma, s.Width, x0, y0, n), Median: m.Median, Correlation: m.Correlation}
+			local := &noise.Map{Width: w, Height: h, Sigma: part(m.Sigma, s.Width, x0, y0, w, h), Median: scale * m.Median, Correlation: m.Correlation}
+			multiply(local.Sigma, scale)
 			p.input, p.target = recorrupt(y, local, tau, rng)
 			const louder = 1.118033988749895 // sqrt(1+tau²)
 			for i, v := range local.Sigma {
@@ -52,7 +58,18 @@ func take(slices []Slice, side int, rng *rand.Rand) (p pair, n int) {
 			}
 		}
 		turn := rng.IntN(8)
-		return pair{models.Turned(p.input, n, n, turn), models.Turned(p.target, n, n, turn), models.Turned(p.own, n, n, turn), models.Turned(p.image, n, n, turn)}, n
+		turned := func(img []float32) []float32 { return net.Turned(img, w, h, turn) }
+		p = pair{turned(p.input), turned(p.target), turned(p.own), turned(p.image)}
+		if turn&4 == 4 {
+			w, h = h, w
+		}
+		return p, w, h
+	}
+}
+
+func multiply(v []float32, by float64) {
+	for i := range v {
+		v[i] *= float32(by)
 	}
 }
 
@@ -60,54 +77,108 @@ func take(slices []Slice, side int, rng *rand.Rand) (p pair, n int) {
 // target, side×side, and what is known of the noise.
 type piece struct {
 	noisy, target []float32
-	sigma         []float32 // standard deviation of all noise in noisy
-	given         []float32 // sigma as networks are told it
-	rhoX, rhoY    float32   // its correlation as networks are told it
+	sigma         []float32         // standard deviation of all noise in noisy
+	given         []float32         // sigma as networks are told it
+	told          net.Told          // of its correlation, as networks are told it
+	correlation   noise.Correlation // of the noise
 }
 
 // perScene is how many pieces are cut from one noisy image.
-const perScene = 2
+const perScene = 3
 
-// sceneSides is the side of the image that noise is added to and estimated on, in
-// sides of a piece.
+// sceneSides is the side of the image that noise is added to, in sides of a piece.
 const sceneSides = 2
 
-// pieces makes count pieces of side×side: scenes of twice that side are taken from
-// the slices, noise is added and estimated as it is when images are denoised, and
-// the pieces are cut from them. Every fourth scene is told the true noise, slightly
-// misjudged, and so is one in which no noise was found: the networks are to follow
-// what they are told.
-func pieces(slices []Slice, count, side int, rng *rand.Rand) ([]piece, error) {
+// scanned is the share of the scenes that come from a scanner chain; the others have the
+// noise of corrupt.
+const scanned = 0.65
+
+// drawScene makes a noisy scene of at least side×side pixels and the target for it; with held
+// also what it is without the added noise.
+func drawScene(slices []Slice, side int, held bool, rng *rand.Rand) (s scene, target []float32, err error) {
+	defer func() {
+		if err == nil && rng.Float64() < blanked {
+			s.blank(target)
+		}
+	}()
+	p, w, h := take(slices, side, sceneSides*side+64, rng)
+	if !held {
+		p.image = nil
+	}
+	if rng.Float64() < scanned && min(w, h) >= leastStored {
+		if s, target, err = scan(p, w, h, rng); err != nil || min(s.w, s.h) >= side {
+			return s, target, err
+		}
+	}
+	n := min(w, h, sceneSides*side)
+	cut := func(img []float32) []float32 { return window(img, w, 0, 0, n) }
+	s = corrupt(cut(p.input), n, n, rng)
+	for i, own := range cut(p.own) {
+		s.sigma[i] = hypot(s.sigma[i], own)
+	}
+	if s.clean = nil; held {
+		s.clean = cut(p.image)
+	}
+	return s, cut(p.target), nil
+}
+
+// measure sets what a meter tells of the scene, as one of a series: its other slices have told
+// some of the correlation. Where the meter finds nothing, both stay.
+func (s *scene) measure(by kernels.Program, given *[]float32, told *net.Told, rng *rand.Rand) error {
+	var r meter.Reading
+	if err := r.Read(by, s.noisy, s.w, s.h, noise.Outside(nil, s.noisy, s.w, s.h, nil), meter.Series{}); err != nil || r.Map.Median == 0 {
+		return err
+	}
+	*given, *told = r.Given, r.Told
+	others := float32(0.8 * rng.Float64())
+	for i, v := range net.Tell(s.correlation) {
+		told[i] += others * (v - told[i])
+	}
+	return nil
+}
+
+// blanked is the share of the scenes whose air is blanked, as many scanners do it.
+const blanked = 0.25
+
+// blank sets to zero what has no signal in the target, 5×5 pixels and more of it.
+func (s *scene) blank(target []float32) {
+	const least = 0.03
+	means := make([]float32, len(target))
+	noise.Means(means, target, make([]float32, len(target)), make([]float64, s.w), s.w, s.h, 2)
+	for i, m := range means {
+		if m < least {
+			s.noisy[i], target[i] = 0, 0
+			if s.clean != nil {
+				s.clean[i] = 0
+			}
+		}
+	}
+}
+
+// pieces makes count pieces of side×side, cut from noisy scenes. Of their noise they tell what a
+// meter does, if there is one, three times in four; else the truth, misjudged: networks are to
+// follow what they are told.
+func pieces(slices []Slice, count, side int, by kernels.Program, rng *rand.Rand) ([]piece, error) {
 	list := make([]piece, count)
 	scenes := (count + perScene - 1) / perScene
 	seeds, errs := drawSeeds(scenes, rng), make([]error, scenes)
 	each(scenes, func(k int) {
 		rng := rand.New(rand.NewPCG(seeds[k], uint64(k)))
-		p, n := take(slices, side, rng)
-		s := corrupt(p.input, n, n, rng)
-		total := make([]float32, n*n)
-		for i := range total {
-			total[i] = hypot(s.sigma[i], p.own[i])
+		s, target, err := drawScene(slices, side, false, rng)
+		if err != nil {
+			errs[k] = err
+			return
 		}
-		var given []float32
-		var rhoX, rhoY float32
-		if rng.IntN(4) > 0 {
-			m := new(noise.Map)
-			if err := m.EstimateWith(noise.Known{Air: s.air}, s.noisy, n, n, nil); err != nil {
-				errs[k] = err
+		given, told := misjudge(s.sigma, s.w, s.h, rng), net.Tell(misjudgeCorrelation(s.correlation, rng))
+		if by != nil && rng.IntN(4) > 0 {
+			if errs[k] = s.measure(by, &given, &told, rng); errs[k] != nil {
 				return
 			}
-			if m.Median > 0 {
-				given, rhoX, rhoY = m.Sigma, float32(m.Correlation.At(1, 0)), float32(m.Correlation.At(0, 1))
-			}
-		}
-		if given == nil {
-			given = misjudge(total, n, n, rng)
-			rhoX, rhoY = knownCorrelation(&s, rng)
 		}
 		for j := k * perScene; j < min((k+1)*perScene, count); j++ {
-			x, y := rng.IntN(n-side+1), rng.IntN(n-side+1)
-			list[j] = piece{window(s.noisy, n, x, y, side), window(p.target, n, x, y, side), window(total, n, x, y, side), window(given, n, x, y, side), rhoX, rhoY}
+			x, y := rng.IntN(s.w-side+1), rng.IntN(s.h-side+1)
+			cut := func(img []float32) []float32 { return window(img, s.w, x, y, side) }
+			list[j] = piece{cut(s.noisy), cut(target), cut(s.sigma), cut(given), told, s.correlation}
 		}
 	})
 	for _, err := range errs {
@@ -118,10 +189,4 @@ func pieces(slices []Slice, count, side int, rng *rand.Rand) ([]piece, error) {
 	return list, nil
 }
 
-func window(img []float32, w, x0, y0, side int) []float32 {
-	out := make([]float32, side*side)
-	for r := range side {
-		copy(out[r*side:][:side], img[(y0+r)*w+x0:])
-	}
-	return out
-}
+func window(img []float32, w, x0, y0, side int) []float32 { return part(img, w, x0, y0, side, side) }

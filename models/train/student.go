@@ -1,6 +1,7 @@
 package train
 
 import (
+	"github.com/diffdenoise/denoised/models/net"
 	"math"
 	"math/rand/v2"
 	"runtime"
@@ -8,20 +9,20 @@ import (
 	"sync/atomic"
 
 	"github.com/diffdenoise/denoised/kernels"
-	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/noise"
 )
 
 // studentWindow packs an image and its noise map for the graph of a student: both
-// are w×h with even sides. dst gets [h/2, w/2, models.StudentIn].
-func studentWindow(dst, y, sigma []float32, w, h int, rhoX, rhoY float32) {
+// are w×h with even sides. dst gets [h/2, w/2, net.StudentIn].
+func studentWindow(dst, y, sigma []float32, w, h int, told net.Told) {
 	for r := range h / 2 {
 		for c := range w / 2 {
-			p := dst[(r*(w/2)+c)*models.StudentIn:][:models.StudentIn]
+			p := dst[(r*(w/2)+c)*net.StudentIn:][:net.StudentIn]
 			a := 2*r*w + 2*c
 			b := a + w
 			p[0], p[1], p[2], p[3] = y[a], y[a+1], y[b], y[b+1]
 			p[4] = (sigma[a] + sigma[a+1] + sigma[b] + sigma[b+1]) * (kernels.SigmaScale / 4.0)
-			p[5], p[6] = rhoX, rhoY
+			copy(p[kernels.NetIn:], told[:])
 		}
 	}
 }
@@ -37,14 +38,20 @@ func unshuffle(dst, y []float32, w, h int) {
 	}
 }
 
-// knownCorrelation returns the correlation along x and y that a network is told, as
-// an estimate would be: often a little off, and now and then unknown.
-func knownCorrelation(s *scene, rng *rand.Rand) (x, y float32) {
-	if rng.IntN(8) == 0 {
-		return 0, 0
+// misjudgeCorrelation returns a correlation as an estimate would be: a little off, and now
+// and then unknown.
+func misjudgeCorrelation(c noise.Correlation, rng *rand.Rand) noise.Correlation {
+	if rng.IntN(16) == 0 {
+		return noise.White()
 	}
-	jitter := func(v float64) float32 { return float32(min(max(v+0.05*rng.NormFloat64(), -0.5), 0.95)) }
-	return jitter(s.correlation.At(1, 0)), jitter(s.correlation.At(0, 1))
+	off := 0.05 * rng.Float64()
+	for dy := range c.Rho {
+		for dx := range c.Rho[dy] {
+			c.Rho[dy][dx] = min(max(c.Rho[dy][dx]+off*rng.NormFloat64(), -1), 1)
+		}
+	}
+	c.Rho[0][0] = 1
+	return c
 }
 
 // noiseOf is the standard deviation by which the loss of a piece is scaled: the
@@ -59,14 +66,14 @@ func noiseOf(sigma []float32) float64 {
 
 // studentBatch makes count pieces of side×side for a student, which is to find what
 // differs from the target.
-func studentBatch(slices []Slice, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
-	list, err := pieces(slices, count, side, rng)
+func studentBatch(slices []Slice, count, side int, meter kernels.Program, rng *rand.Rand) (*kernels.Batch, error) {
+	list, err := pieces(slices, count, side, meter, rng)
 	if err != nil {
 		return nil, err
 	}
 	cells := side / 2 * (side / 2)
 	b := &kernels.Batch{Count: count, Height: side / 2, Width: side / 2,
-		Inputs: [][]float32{make([]float32, count*cells*models.StudentIn)},
+		Inputs: [][]float32{make([]float32, count*cells*net.StudentIn)},
 		Target: make([]float32, count*cells*4), Weight: make([]float32, count*cells)}
 	each(count, func(k int) {
 		p := &list[k]
@@ -74,7 +81,7 @@ func studentBatch(slices []Slice, count, side int, rng *rand.Rand) (*kernels.Bat
 		for i, v := range p.noisy {
 			removed[i] = v - p.target[i]
 		}
-		studentWindow(b.Inputs[0][k*cells*models.StudentIn:], p.noisy, p.given, side, side, p.rhoX, p.rhoY)
+		studentWindow(b.Inputs[0][k*cells*net.StudentIn:], p.noisy, p.given, side, side, p.told)
 		unshuffle(b.Target[k*cells*4:], removed, side, side)
 		// The error that is left rises with the noise; without a weight the loudest
 		// pieces would be all that counts.

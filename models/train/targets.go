@@ -2,6 +2,7 @@ package train
 
 import (
 	"context"
+	"github.com/diffdenoise/denoised/models/net"
 
 	"github.com/diffdenoise/denoised/models/noise"
 )
@@ -31,7 +32,7 @@ func (t *training) targets(ctx context.Context) ([]Slice, error) {
 		y, sigma := rectangle(s.Pixels, s.Width, w, h), rectangle(s.Noise.Sigma, s.Width, w, h)
 		c := &s.Noise.Correlation
 		sx, sy := c.Holes()
-		clean, err := samplePair(teacher, with, y, sigma, float32(c.At(1, 0)), float32(c.At(0, 1)), sx, sy, w, h, 1)
+		clean, err := samplePair(teacher, with, y, sigma, net.Tell(*c), sx, sy, w, h, 1)
 		if err != nil {
 			errs[k] = err
 			return

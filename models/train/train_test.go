@@ -14,10 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/diffdenoise/denoised/internal/dataset"
 	"github.com/diffdenoise/denoised/internal/phantom"
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cpu"
-	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/net"
 	"github.com/diffdenoise/denoised/models/noise"
 	"github.com/diffdenoise/denoised/models/safetensors"
 )
@@ -25,10 +26,12 @@ import (
 // small is a preset that trains in seconds.
 var small = Preset{
 	Name:      "small",
-	BSN:       models.BSNConfig{Channels: [3]int{8, 8, 8}, Mix: 8},
-	Diffusion: models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{8, 8, 8}, Code: 8},
-	Student:   models.StudentConfig{Channels: 16, Blocks: 1},
-	Steps:     [3]int{10, 10, 10}, Batch: [3]int{2, 2, 2}, Side: [3]int{32, 32, 32}, Every: 5,
+	BSN:       net.BSNConfig{Channels: [3]int{8, 8, 8}, Mix: 8},
+	Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{8, 8, 8}, Code: 8},
+	Student:   net.StudentConfig{Channels: 16, Blocks: 1},
+	Meter:     net.MeterConfig{Channels: 8},
+	Steps:     [4]int{10, 10, 10, 10}, Batch: [4]int{2, 2, 2, 2}, Side: [4]int{32, 32, 32, 32}, Every: 5,
+	Rate: [4]float64{1e-3, 1e-3, 1e-3, 1e-3},
 }
 
 func backend(t *testing.T) kernels.GraphBackend {
@@ -46,13 +49,13 @@ func phantomSet(t *testing.T) *Set {
 	b := NewBuilder(Options{})
 	for seed := range uint64(3) {
 		v := phantom.New(phantom.Spec{Seed: seed + 1, Slices: 6, Width: 96, Height: 96})
-		err := b.Add(t.Context(), Volume{Source: string(rune('a' + seed)), Slices: 6, Read: func(k int) (models.Image, error) {
+		err := b.Add(t.Context(), dataset.Volume{Source: string(rune('a' + seed)), Slices: 6, Read: func(k int) (dataset.Image, error) {
 			px := make([]float32, 96*96)
 			rng := rand.New(rand.NewPCG(seed, uint64(k)))
 			for i, x := range v.Truth[k] {
 				px[i] = float32(math.Hypot(float64(x)+0.03*rng.NormFloat64(), 0.03*rng.NormFloat64()))
 			}
-			return models.Image{Width: 96, Height: 96, Pixels: px}, nil
+			return dataset.Image{Width: 96, Height: 96, Pixels: px}, nil
 		}})
 		if err != nil {
 			t.Fatal(err)
@@ -124,7 +127,7 @@ func TestRunOnAnother(t *testing.T) {
 }
 
 // TestRunResumes: training that is stopped and resumed ends in the same bytes as
-// training in one go, all three stages, and for any number of threads.
+// training in one go, all stages, and for any number of threads.
 func TestRunResumes(t *testing.T) {
 	withSmall(t)
 	set := phantomSet(t)
@@ -133,8 +136,8 @@ func TestRunResumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Stages) != 3 || len(r.Networks) != 3 {
-		t.Fatalf("%d stages and %d networks, want 3", len(r.Stages), len(r.Networks))
+	if n := len(Stages); len(r.Stages) != n || len(r.Networks) != n {
+		t.Fatalf("%d stages and %d networks, want %d", len(r.Stages), len(r.Networks), n)
 	}
 	stops := 0
 	for range 40 {
@@ -244,6 +247,12 @@ func TestCheckpointRefused(t *testing.T) {
 		"no step":        func(f *safetensors.File) { f.Metadata["step"] = "many" },
 		"step too late":  func(f *safetensors.File) { f.Metadata["step"] = "1000" },
 		"tensor missing": func(f *safetensors.File) { delete(f.Tensors, "squares.mix.b.weight") },
+		"not a number": func(f *safetensors.File) {
+			x := f.Tensors["params.mix.b.weight"]
+			x.Data = slices.Clone(x.Data)
+			x.Data[0] = float32(math.NaN())
+			f.Tensors["params.mix.b.weight"] = x
+		},
 	} {
 		c := &safetensors.File{Metadata: maps.Clone(f.Metadata), Tensors: maps.Clone(f.Tensors)}
 		spoil(c)
@@ -257,12 +266,86 @@ func TestCheckpointRefused(t *testing.T) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := run(func(*Config) {}); err == nil {
-			t.Errorf("%s: passed", name)
+		if err := run(func(*Config) {}); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v, want an error that names the file", name, err)
 		}
 		if !slices.Equal(read(t, path), b) {
 			t.Errorf("%s: the checkpoint was changed", name)
 		}
+	}
+}
+
+// TestWeightsRefused: weights of a finished stage that are damaged, or of another network,
+// are an error, whoever needs them, and stay as they are.
+func TestWeightsRefused(t *testing.T) {
+	withSmall(t)
+	set, dir := phantomSet(t), t.TempDir()
+	run := func(stage string) error {
+		_, err := Run(t.Context(), backend(t), set, Config{Stage: stage, Preset: "small", Seed: 1, Out: dir, Resume: true})
+		return err
+	}
+	if err := run(StageAll); err != nil {
+		t.Fatal(err)
+	}
+	path := func(name string) string { return filepath.Join(dir, name+".safetensors") }
+	good := map[string][]byte{}
+	for _, name := range Stages {
+		good[name] = read(t, path(name))
+	}
+	for _, name := range Stages {
+		f, err := safetensors.Decode(good[name])
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed := func(change func(f *safetensors.File)) []byte {
+			c := &safetensors.File{Metadata: maps.Clone(f.Metadata), Tensors: maps.Clone(f.Tensors)}
+			change(c)
+			b, err := c.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return b
+		}
+		some := slices.Sorted(maps.Keys(f.Tensors))[0]
+		next := Stages[(slices.Index(Stages, name)+1)%len(Stages)]
+		for what, b := range map[string][]byte{
+			"cut":             good[name][:len(good[name])/2],
+			"empty":           {},
+			"text":            []byte("no weights at all, but longer than a header"),
+			"of another":      good[next],
+			"tensor missing":  changed(func(f *safetensors.File) { delete(f.Tensors, some) }),
+			"tensor too many": changed(func(f *safetensors.File) { f.Tensors["more"] = safetensors.Tensor{Shape: []int{1}, Data: []float32{1}} }),
+			"other shape": changed(func(f *safetensors.File) {
+				f.Tensors[some] = safetensors.Tensor{Shape: []int{1}, Data: []float32{1}}
+			}),
+			"NaN": changed(func(f *safetensors.File) {
+				x := f.Tensors[some]
+				x.Data = slices.Clone(x.Data)
+				x.Data[0] = float32(math.NaN())
+				f.Tensors[some] = x
+			}),
+		} {
+			if err := os.WriteFile(path(name), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for _, stage := range []string{StageAll, StageDiffusion} {
+				if name == StageDiffusion && stage == StageDiffusion {
+					continue // which would write them
+				}
+				if err := run(stage); err == nil || !strings.Contains(err.Error(), path(name)) || strings.Contains(err.Error(), "\n") {
+					t.Errorf("%s of %s, training %s: %v, want one line that names the file", name, what, stage, err)
+				}
+			}
+			if !slices.Equal(read(t, path(name)), b) {
+				t.Errorf("%s, %s: the weights were changed", name, what)
+			}
+		}
+		if err := os.WriteFile(path(name), good[name], 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := run(StageAll); err != nil {
+		t.Errorf("the right weights again: %v", err)
 	}
 }
 
@@ -325,13 +408,13 @@ func TestSmallValidation(t *testing.T) {
 		return []Slice{{Pixels: slices.Repeat([]float32{0.5}, side*side), Width: side, Height: side}}
 	}
 	preset := small
-	preset.Side = [3]int{96, 96, 96}
+	preset.Side = [4]int{96, 96, 96, 96}
 	tr := &training{preset: preset, set: &Set{Train: of(128), Validation: of(48)}}
 	if side := tr.side(0); side != 48 {
 		t.Errorf("pieces of %d, want 48", side)
 	}
-	if h := newHeldOut(tr.set.Validation, tr.side(0)); len(h.scenes) != heldScenes {
-		t.Errorf("%d scenes", len(h.scenes))
+	if h, err := newHeldOut(tr.set.Validation, tr.side(0)); err != nil || len(h.scenes) != heldScenes {
+		t.Errorf("%v, %v", h, err)
 	}
 }
 
@@ -440,11 +523,11 @@ func TestCorrupt(t *testing.T) {
 // batches of a training rest on.
 func TestPiecesSame(t *testing.T) {
 	set := phantomSet(t)
-	a, err := pieces(set.Train, 5, 32, rand.New(rand.NewPCG(1, 2)))
+	a, err := pieces(set.Train, 5, 32, nil, rand.New(rand.NewPCG(1, 2)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := pieces(set.Train, 5, 32, rand.New(rand.NewPCG(1, 2)))
+	b, err := pieces(set.Train, 5, 32, nil, rand.New(rand.NewPCG(1, 2)))
 	if err != nil {
 		t.Fatal(err)
 	}
