@@ -9,34 +9,13 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/internal/dataset"
 	"github.com/diffdenoise/denoised/models/noise"
 )
 
-// Volume is what a Collector is given: slices that belong together.
-type Volume struct {
-	// Source names it in reports. Repetitions of one acquisition have the same name
-	// but for "#0", "#1", … at its end, and follow each other.
-	Source string
-	// Modality is DICOM's (0008,0060), empty if unknown.
-	Modality string
-	Slices   int
-	// Read returns slice k in any unit. Skipped pixels become 0.
-	Read func(k int) (models.Image, error)
-}
-
-// Skip says what was not evaluated and why.
-type Skip struct {
-	Source string `json:"source"`
-	Reason string `json:"reason"`
-	Detail string `json:"detail,omitempty"`
-}
-
-// Reasons of Skip.
+// Reasons of what is not evaluated, besides those of package dataset.
 const (
-	SkipUnreadable = "unreadable"
 	SkipTooSmall   = "too-small"
-	SkipTooLarge   = "too-large"
 	SkipMixedSize  = "mixed-size"
 	SkipConstant   = "constant"
 	SkipNoSignal   = "no-signal"    // all values but a few are 0 or below
@@ -73,6 +52,8 @@ type set struct {
 	test     []*slice
 	tune     []*slice // for the classical methods, never scored
 	repeated bool
+	// magnitude says that nothing speaks against it.
+	magnitude bool
 	// repeats[r][i] is repetition r of test slice i, tuneRepeats of the tuning ones.
 	// All have one scale: the mean of the repetitions' percentiles.
 	repeats, tuneRepeats [][]*slice
@@ -83,7 +64,7 @@ type set struct {
 type Collector struct {
 	perVolume int
 	shrink    int
-	skipped   []Skip
+	skipped   []dataset.Skip
 	sets      []*set
 	singles   map[string][]*slice // images that are a volume of their own, by folder and group
 	open      []*set              // repetitions of one source, not yet complete
@@ -107,8 +88,8 @@ func NewCollector(perVolume, shrink int) *Collector {
 
 // shrunk takes the means of n×n pixels; a rest at the right and lower border is
 // left out. A mean of skipped pixels is skipped.
-func shrunk(img models.Image, n int) models.Image {
-	out := models.Image{Width: img.Width / n, Height: img.Height / n}
+func shrunk(img dataset.Image, n int) dataset.Image {
+	out := dataset.Image{Width: img.Width / n, Height: img.Height / n}
 	out.Pixels = make([]float32, out.Width*out.Height)
 	if img.Skip != nil {
 		out.Skip = make([]bool, len(out.Pixels))
@@ -130,7 +111,7 @@ func shrunk(img models.Image, n int) models.Image {
 }
 
 // Skip records what was left out before it came to the Collector.
-func (c *Collector) Skip(s Skip) { c.skipped = append(c.skipped, s) }
+func (c *Collector) Skip(s dataset.Skip) { c.skipped = append(c.skipped, s) }
 
 // Groups of what is not MR, or not known to be.
 const (
@@ -138,8 +119,14 @@ const (
 	pngs = "PNG"
 )
 
+// Groups of what was measured several times.
+const (
+	repetitions = "repetitions"
+	pairs       = "pairs"
+)
+
 // groupOf names the group of sets that a volume is averaged with.
-func groupOf(v Volume) string {
+func groupOf(v dataset.Volume) string {
 	switch {
 	case v.Modality == "CR" || v.Modality == "DX":
 		return xray
@@ -175,14 +162,15 @@ func places(depth, n int, margin float64) (test, tune []int) {
 	return test, tune
 }
 
-// Add takes slices of a volume. What is wrong with it is recorded, not returned.
-func (c *Collector) Add(v Volume) {
+// Add takes slices of a volume; repetitions of one acquisition follow each other.
+// Skipped pixels become 0. What is wrong with it is recorded, not returned.
+func (c *Collector) Add(v dataset.Volume) {
 	base, repetition, _ := cutRepetition(v.Source)
 	if base != c.openName {
 		c.closeRepeats()
 	}
 	no := func(reason, format string, args ...any) {
-		c.Skip(Skip{Source: v.Source, Reason: reason, Detail: fmt.Sprintf(format, args...)})
+		c.Skip(dataset.Skip{Source: v.Source, Reason: reason, Detail: fmt.Sprintf(format, args...)})
 	}
 	if v.Slices < 1 || v.Read == nil {
 		no(SkipNoSignal, "no slices")
@@ -192,14 +180,14 @@ func (c *Collector) Add(v Volume) {
 	chosen := map[int]*slice{}
 	var (
 		values      []float32
-		first       models.Image
+		first       dataset.Image
 		least, most = float32(math.Inf(1)), float32(math.Inf(-1))
 		padded      []int
 	)
 	for k := range v.Slices {
 		img, err := v.Read(k)
 		if err != nil {
-			no(SkipUnreadable, "slice %d: %v", k, err)
+			no(dataset.Unreadable, "slice %d: %v", k, err)
 			return
 		}
 		if n := c.shrink; n > 1 && repetition < 0 && img.Width >= n && img.Height >= n && img.Width <= MaxSide && img.Height <= MaxSide &&
@@ -214,10 +202,10 @@ func (c *Collector) Add(v Volume) {
 			no(SkipTooSmall, "%d×%d pixels; at least %d×%d are needed", img.Width, img.Height, MinSide, MinSide)
 			return
 		case img.Width > MaxSide || img.Height > MaxSide:
-			no(SkipTooLarge, "%d×%d pixels; at most %d×%d are read", img.Width, img.Height, MaxSide, MaxSide)
+			no(dataset.TooLarge, "%d×%d pixels; at most %d×%d are read", img.Width, img.Height, MaxSide, MaxSide)
 			return
 		case n != img.Width*img.Height || img.Skip != nil && len(img.Skip) != n:
-			no(SkipUnreadable, "slice %d of %d×%d pixels has %d values", k, img.Width, img.Height, n)
+			no(dataset.Unreadable, "slice %d of %d×%d pixels has %d values", k, img.Width, img.Height, n)
 			return
 		}
 		first = img
@@ -263,7 +251,8 @@ func (c *Collector) Add(v Volume) {
 		no(SkipNoSignal, "the 99.9th percentile is %g", scale)
 		return
 	}
-	s := &set{name: base, group: groupOf(v), scale: scale}
+	group := groupOf(v)
+	s := &set{name: base, group: group, magnitude: group != xray && group != pngs, scale: scale}
 	keep := func(list []int) (kept []*slice) {
 		for _, k := range list {
 			p := chosen[k]
@@ -354,9 +343,12 @@ func (c *Collector) closeRepeats() {
 	}
 	name := list[0].name
 	no := func(reason, format string, args ...any) {
-		c.Skip(Skip{Source: name, Reason: reason, Detail: fmt.Sprintf(format, args...)})
+		c.Skip(dataset.Skip{Source: name, Reason: reason, Detail: fmt.Sprintf(format, args...)})
 	}
-	s := &set{name: name, group: name, repeated: true}
+	s := &set{name: name, group: repetitions, magnitude: list[0].magnitude, repeated: true}
+	if len(list) == 2 {
+		s.group = pairs
+	}
 	names := func(list []*slice) (n []string) {
 		for _, p := range list {
 			n = append(n, p.name)
@@ -455,7 +447,7 @@ func (c *Collector) finish() []*set {
 		case dir == ".":
 			name = "images"
 		}
-		s := &set{name: name, group: group}
+		s := &set{name: name, group: group, magnitude: group != xray && group != pngs}
 		test, tune := places(len(list), c.perVolume, 0)
 		for _, k := range test {
 			s.test = append(s.test, list[k])

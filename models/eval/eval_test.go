@@ -16,15 +16,17 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/diffdenoise/denoised/internal/dataset"
 	"github.com/diffdenoise/denoised/internal/phantom"
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/gate"
 	"github.com/diffdenoise/denoised/models/simulate"
 )
 
 // volumeOf is a Volume of the given slices, in some unit.
-func volumeOf(source string, w, h int, unit float32, px ...[]float32) Volume {
-	return Volume{Source: source, Slices: len(px), Read: func(k int) (models.Image, error) {
-		img := models.Image{Width: w, Height: h, Pixels: slices.Clone(px[k])}
+func volumeOf(source string, w, h int, unit float32, px ...[]float32) dataset.Volume {
+	return dataset.Volume{Source: source, Slices: len(px), Read: func(k int) (dataset.Image, error) {
+		img := dataset.Image{Width: w, Height: h, Pixels: slices.Clone(px[k])}
 		for i := range img.Pixels {
 			img.Pixels[i] *= unit
 		}
@@ -139,18 +141,18 @@ func TestCollectorRefuses(t *testing.T) {
 	}
 	cases := []struct {
 		reason string
-		v      Volume
+		v      dataset.Volume
 	}{
 		{SkipTooSmall, volumeOf("a", 16, 256, 1, good...)},
 		{SkipConstant, volumeOf("b", 64, 64, 0, good...)},
 		{SkipNoSignal, volumeOf("c", 64, 64, -1, good...)},
 		{SkipPadding, volumeOf("d", 64, 64, 1, nan)},
-		{SkipUnreadable, volumeOf("e", 64, 63, 1, good...)},
-		{SkipNoSignal, Volume{Source: "f"}},
-		{SkipTooLarge, volumeOf("g", MaxSide+1, 64, 1, good...)},
-		{SkipUnreadable, Volume{Source: "h", Slices: 1, Read: func(int) (models.Image, error) { return models.Image{}, errors.New("gone") }}},
-		{SkipMixedSize, Volume{Source: "i", Slices: 2, Read: func(k int) (models.Image, error) {
-			return models.Image{Width: 64 >> k, Height: 64 << k, Pixels: slices.Clone(good[0])}, nil
+		{dataset.Unreadable, volumeOf("e", 64, 63, 1, good...)},
+		{SkipNoSignal, dataset.Volume{Source: "f"}},
+		{dataset.TooLarge, volumeOf("g", MaxSide+1, 64, 1, good...)},
+		{dataset.Unreadable, dataset.Volume{Source: "h", Slices: 1, Read: func(int) (dataset.Image, error) { return dataset.Image{}, errors.New("gone") }}},
+		{SkipMixedSize, dataset.Volume{Source: "i", Slices: 2, Read: func(k int) (dataset.Image, error) {
+			return dataset.Image{Width: 64 >> k, Height: 64 << k, Pixels: slices.Clone(good[0])}, nil
 		}}},
 		{SkipNotRepeats, volumeOf("j#0", 64, 64, 1, good...)},
 	}
@@ -206,13 +208,13 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	same := Method{Name: "same", Run: func(_ context.Context, in Input) ([]float32, error) {
+	same := Method{Name: "same", Run: func(_ context.Context, in Input) (*models.Result, error) {
 		if in.Sigma != nil {
 			return nil, errors.New("the noise was told")
 		}
-		return in.Pixels, nil
+		return &models.Result{Pixels: in.Pixels}, nil
 	}}
-	smooth := Classical()[0]
+	smooth := Classical()[4]
 	rician := Method{Name: "magnitude only", Magnitude: true, Run: same.Run}
 	var steps []int
 	run := func() *Report {
@@ -223,8 +225,8 @@ func TestRun(t *testing.T) {
 		for r, v := range repeats(truth(4), 5, 0.02) {
 			col.Add(volumeOf(fmt.Sprintf("four.nii#%d", r), 64, 64, 300, v...))
 		}
-		col.Skip(Skip{Source: "x|<y>", Reason: "colour"})
-		rep, err := Run(t.Context(), col, Config{Methods: []Method{smooth, rician, same}, Ours: []string{"same"}, Rows: rows, Seed: 3, Workers: 2,
+		col.Skip(dataset.Skip{Source: "x|<y>", Reason: "colour"})
+		rep, err := Run(t.Context(), col, Config{Methods: []Method{smooth, rician, same}, Ours: []string{"same"}, Rows: rows, Chains: simulate.ChainRows()[2:3], Seed: 3, Workers: 2,
 			Progress: func(done, total int) { steps = append(steps, done, total) }})
 		if err != nil {
 			t.Fatal(err)
@@ -235,23 +237,26 @@ func TestRun(t *testing.T) {
 	if n := len(steps); n == 0 || steps[n-2] != steps[n-1] || steps[0] != 1 {
 		t.Errorf("progress %v", steps)
 	}
-	if len(rep.Tables) != 3 || rep.Tables[2].Protocol != Repetitions {
+	if len(rep.Tables) != 5 || rep.Tables[2].Protocol != Scanner || rep.Tables[4].Protocol != Repetitions {
 		t.Fatalf("tables %+v", rep.Tables)
 	}
 	for i := range rep.Tables {
 		tb := &rep.Tables[i]
 		row := "Gaussian 6/255"
 		want := 32.57
-		if tb.Protocol == Repetitions {
+		switch tb.Protocol {
+		case Scanner:
+			row, want = simulate.ChainRows()[2].Name, 0
+		case Repetitions:
 			// noise of one, and of the mean of the other four
-			row, want = realRow, -10*math.Log10(0.02*0.02*(1+1./4))
+			row, want = "four.nii, k = 4", -10*math.Log10(0.02*0.02*(1+1./4))
 			noisy := tb.mean(row, Noisy)
-			if noisy.Corrected == nil || math.Abs(*noisy.Corrected-20*math.Log10(1/0.02)) > 0.15 || tb.Others != 4 {
-				t.Errorf("without the reference's noise %v of %d others, want %.2f", noisy.Corrected, tb.Others, 20*math.Log10(1/0.02))
+			if noisy.Corrected == nil || math.Abs(*noisy.Corrected-20*math.Log10(1/0.02)) > 0.15 {
+				t.Errorf("without the reference's noise %v, want %.2f", noisy.Corrected, 20*math.Log10(1/0.02))
 			}
 		}
 		noisy, own := tb.mean(row, Noisy), tb.mean(row, "same")
-		if noisy == nil || own == nil || math.Abs(noisy.PSNR-want) > 0.15 || own.PSNR != noisy.PSNR || own.TissueSSIM != noisy.TissueSSIM {
+		if noisy == nil || own == nil || want > 0 && math.Abs(noisy.PSNR-want) > 0.15 || own.PSNR != noisy.PSNR || own.TissueSSIM != noisy.TissueSSIM {
 			t.Fatalf("%s: %+v and %+v, want %.2f dB", tb.Title(), noisy, own, want)
 		}
 		for _, p := range tb.Pairs {
@@ -325,14 +330,14 @@ func checkFiles(t *testing.T, rep *Report, a, b string) {
 			}
 		}
 	}
-	if pictures != len(rep.Pictures) || pictures != 2*2+3+3+3 { // psnr and gain of two tables, differences and the worst of three, panels of three sets
+	if pictures != len(rep.Pictures) || pictures != 4*2+5+5+3 { // psnr and gain of four tables, differences and the worst of five, panels of three sets
 		t.Errorf("%d pictures, %d named", pictures, len(rep.Pictures))
 	}
 }
 
 // TestRunFails: what a method does wrong ends the run and says where.
 func TestRunFails(t *testing.T) {
-	for name, f := range map[string]func(context.Context, Input) ([]float32, error){
+	for name, f := range map[string]filter{
 		"error": func(context.Context, Input) ([]float32, error) { return nil, errors.New("broken") },
 		"size":  func(context.Context, Input) ([]float32, error) { return make([]float32, 3), nil },
 		"not finite": func(_ context.Context, in Input) ([]float32, error) {
@@ -342,7 +347,7 @@ func TestRunFails(t *testing.T) {
 	} {
 		col := NewCollector(1, 1)
 		col.Add(volumeOf("v", 64, 64, 1, truth(3)...))
-		if _, err := Run(t.Context(), col, Config{Methods: []Method{{Name: "bad", Run: f}}}); err == nil || !strings.Contains(err.Error(), "bad on v slice") {
+		if _, err := Run(t.Context(), col, Config{Methods: []Method{{Name: "bad", Run: f.run}}}); err == nil || !strings.Contains(err.Error(), "bad on v slice") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -355,18 +360,200 @@ func TestRunFails(t *testing.T) {
 	}
 }
 
-// TestPerfect gives a method the truth: its score must be writable as JSON.
-func TestPerfect(t *testing.T) {
-	if p := psnr(0); p != mostPSNR {
+// TestPool: PSNR is of the mean squared error over the pixels of all slices, and what the
+// reference has of noise comes off that.
+func TestPool(t *testing.T) {
+	score := func(pixels int, mse, variance float64) *Score {
+		return &Score{Row: "r", Method: "m", PSNR: psnr(mse), TissuePSNR: psnr(mse / 2), Pixels: pixels, Tissue: pixels / 2, Variance: variance,
+			Edge: 4 * mse, Flat: mse}
+	}
+	m := mean([]*Score{score(100, 0.01, 0.002), score(300, 0.002, 0.002)})
+	if want := -10 * math.Log10(0.004); math.Abs(m.PSNR-want) > 1e-9 || math.Abs(m.TissuePSNR-want-10*math.Log10(2)) > 1e-9 {
+		t.Errorf("%.3f and %.3f dB, want %.3f and 3.01 more", m.PSNR, m.TissuePSNR, want)
+	}
+	if want := -10 * math.Log10(0.002); m.Corrected == nil || math.Abs(*m.Corrected-want) > 1e-9 || m.TissueCorrected != nil {
+		t.Errorf("without the reference's noise %v and %v, want %.3f and none", m.Corrected, m.TissueCorrected, want)
+	}
+	if m.Edges == nil || math.Abs(*m.Edges-2) > 1e-9 {
+		t.Errorf("at edges %v times that in flat tissue, want 2", m.Edges)
+	}
+	if m := mean([]*Score{score(100, 1e-4, 2e-4)}); m.Corrected != nil {
+		t.Error("an error below the reference's noise has a corrected score")
+	}
+	if p := psnr(0); p != mostPSNR { // it must be writable as JSON
 		t.Errorf("no error at all is %g dB", p)
 	}
-	if corrected(1e-4, 2e-4) != nil {
-		t.Error("an error below the reference's noise has a corrected score")
+}
+
+func TestOutcome(t *testing.T) {
+	checks := []gate.Result{{Name: gate.CheckMean, Value: 1.2, Limit: 1}, {Name: gate.CheckSpot, Value: 3, Limit: 2},
+		{Name: gate.CheckLine, Value: 9, Limit: 10, Pass: true}}
+	var scores []*Score
+	for _, c := range []struct {
+		r     models.Result
+		want  Outcome
+		cause string
+	}{
+		{models.Result{}, "", ""},
+		{models.Result{Untouched: models.UntouchedNoNoise}, Untouched, models.UntouchedNoNoise},
+		{models.Result{Gate: &gate.Report{}}, Whole, ""},
+		{models.Result{Gate: &gate.Report{Action: gate.Blend, Checks: checks}}, InPart, gate.CheckSpot},
+		{models.Result{Gate: &gate.Report{Action: gate.PassThrough, Checks: checks[:1]}, Untouched: models.UntouchedGate}, HeldBack, gate.CheckMean},
+	} {
+		o, cause := outcome(&c.r)
+		if o != c.want || cause != c.cause {
+			t.Errorf("%+v: %q because of %q, want %q and %q", c.r, o, cause, c.want, c.cause)
+		}
+		scores = append(scores, &Score{Row: "r", Method: "m", Outcome: o, Cause: cause})
+	}
+	m := mean(scores[1:])
+	tb := Table{Means: []Mean{m, mean(scores[:1])}}
+	if g := tb.outcomes(); len(g.Lines) != 1 ||
+		!slices.Equal(g.Lines[0], []string{"r", "m", "25", "25", "25", "25", "mean 1, no noise found 1, spot 1"}) {
+		t.Errorf("%q", g.Lines)
+	}
+}
+
+// TestScanner: the classical methods are told the noise of what is stored, the reference
+// is as large, and tissue is where it is above a tenth.
+func TestScanner(t *testing.T) {
+	p := &slice{name: "s", w: 64, h: 64, px: truth(1)[0]}
+	r := &runner{cfg: Config{Seed: 1}}
+	for _, c := range simulate.ChainRows() {
+		e, err := r.example(p, scanned(c), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := e.w * e.h
+		if len(e.noisy) != n || len(e.ref) != n || len(e.sigma) != n || len(e.mask) != n {
+			t.Fatalf("%s: %d×%d pixels of %d, %d, %d and %d values", c.Name, e.w, e.h, len(e.noisy), len(e.ref), len(e.sigma), len(e.mask))
+		}
+		most := slices.Max(e.ref)
+		for i, v := range e.ref {
+			if v > 0.12*most && !e.mask[i] {
+				t.Fatalf("%s: %.3f of at most %.3f is no tissue", c.Name, v, most)
+			}
+		}
+		err2, told := 0.0, 0.0
+		for i, in := range e.mask {
+			if in {
+				d, s := float64(e.noisy[i]-e.ref[i]), float64(e.sigma[i])
+				err2, told = err2+d*d, told+s*s
+			}
+		}
+		if q := math.Sqrt(err2 / told); math.Abs(q-1) > 0.08 {
+			t.Errorf("%s: the noise in tissue is %.3f times what is told", c.Name, q)
+		}
+	}
+	tiny := &slice{name: "tiny", w: 12, h: 12, px: make([]float32, 144)}
+	if _, err := r.example(tiny, scanned(simulate.ChainRows()[0]), 0); err == nil || !strings.Contains(err.Error(), "tiny") {
+		t.Errorf("12×12 pixels: %v", err)
+	}
+}
+
+// TestDefaultRows: what only MR has is not added to radiographs unless it is asked for.
+func TestDefaultRows(t *testing.T) {
+	r := &runner{}
+	if mr, all := len(r.rowsOf("MR")), len(simulate.Rows())+len(simulate.ChainRows()); mr != all {
+		t.Errorf("%d rows of MR, want %d", mr, all)
+	}
+	var names []string
+	for _, row := range r.rowsOf(pngs) {
+		names = append(names, row.name)
+		if row.protocol != Simulated || row.magnitude {
+			t.Errorf("%s for PNG", row.name)
+		}
+	}
+	for _, want := range []string{"Gaussian 6/255", "Poisson 200", "gamma 100", "correlated 1.2"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("no %s for PNG: %q", want, names)
+		}
+	}
+	r.cfg.Chains = simulate.ChainRows()[:2]
+	if n := len(r.rowsOf(xray)); n != 2 {
+		t.Errorf("%d rows, 2 were asked for", n)
+	}
+}
+
+func TestEdges(t *testing.T) {
+	const w, h = 40, 30
+	ref, mask := make([]float32, w*h), make([]bool, w*h)
+	for i := range ref {
+		if i%w >= 20 {
+			ref[i] = 1
+		}
+		mask[i] = i/w >= 5
+	}
+	edge, flat := edges(ref, mask, w, h)
+	for i := range ref {
+		x, y := i%w, i/w
+		inside := y >= 5 && y < h-1 && x >= 1 && x < w-1
+		if flat[i] != (inside && x != 19 && x != 20) || edge[i] && (!inside || x != 19 && x != 20) {
+			t.Fatalf("pixel (%d, %d): edge %t, flat %t", x, y, edge[i], flat[i])
+		}
+	}
+	for i := range ref { // a ramp that gets steeper: the tenth at its end
+		ref[i] = float32(i%w) * float32(i%w)
+	}
+	if edge, _ = edges(ref, mask, w, h); !edge[10*w+w-2] || edge[10*w+w/2] {
+		t.Error("the steepest pixels are not the edge")
+	}
+	edge, flat = edges(ref, make([]bool, w*h), w, h)
+	if count(edge)+count(flat) != 0 {
+		t.Error("edges without tissue")
+	}
+}
+
+// TestSaturated: what is cut off in any repetition is no tissue.
+func TestSaturated(t *testing.T) {
+	var list [][]*slice
+	for r, v := range repeats(truth(1), 3, 0.02) {
+		px := v[0]
+		for i, p := range px {
+			px[i] = min(p, 0.6+0.02*float32(r))
+		}
+		list = append(list, []*slice{{name: "s", w: 64, h: 64, px: px}})
+	}
+	e := repeated(list, 0, 1)
+	for i, in := range e.mask {
+		for r := range list {
+			if in && list[r][0].px[i] >= 0.6+0.02*float32(r) {
+				t.Fatalf("pixel (%d, %d) is cut off in repetition %d", i%64, i/64, r)
+			}
+		}
+	}
+	if n := count(e.mask); n < 500 {
+		t.Errorf("%d pixels of tissue", n)
+	}
+}
+
+// TestPair: two measurements are a pair, each scored against the other, and a single slice
+// of them is tuned on.
+func TestPair(t *testing.T) {
+	col := NewCollector(1, 1)
+	for r, v := range repeats(truth(1), 2, 0.03) {
+		col.Add(volumeOf(fmt.Sprintf("a and b#%d", r), 64, 64, 100, v...))
+	}
+	rep, err := Run(t.Context(), col, Config{Methods: Classical()[2:3]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tb := rep.Tables[0]
+	noisy, best := tb.mean("a and b, k = 1", Noisy), tb.mean("a and b, k = 1", "non-local means")
+	if tb.Group != pairs || noisy == nil || best == nil || noisy.Slices != 2 {
+		t.Fatalf("%+v", tb)
+	}
+	want := -20 * math.Log10(0.03)
+	if math.Abs(*noisy.Corrected-want) > 0.3 || math.Abs(noisy.PSNR-want+10*math.Log10(2)) > 0.3 {
+		t.Errorf("noisy %.2f dB, without the other's noise %.2f, want %.2f", noisy.PSNR, *noisy.Corrected, want)
+	}
+	if *best.Corrected < *noisy.Corrected+1 || best.Strength == 0 {
+		t.Errorf("%+v", best)
 	}
 }
 
 func TestShrink(t *testing.T) {
-	img := models.Image{Width: 5, Height: 4, Pixels: []float32{
+	img := dataset.Image{Width: 5, Height: 4, Pixels: []float32{
 		1, 3, 0, 0, 9,
 		5, 7, 0, 4, 9,
 		2, 2, 8, 8, 9,
@@ -439,8 +626,8 @@ func TestFileName(t *testing.T) {
 func ExampleRun() {
 	v := phantom.New(phantom.Spec{Width: 64, Height: 64, Slices: 4})
 	c := NewCollector(1, 1)
-	c.Add(Volume{Source: "phantom", Modality: "MR", Slices: 4, Read: func(k int) (models.Image, error) {
-		return models.Image{Width: 64, Height: 64, Pixels: slices.Clone(v.Truth[k])}, nil
+	c.Add(dataset.Volume{Source: "phantom", Modality: "MR", Slices: 4, Read: func(k int) (dataset.Image, error) {
+		return dataset.Image{Width: 64, Height: 64, Pixels: slices.Clone(v.Truth[k])}, nil
 	}})
 	rows, err := simulate.Find("Gaussian 6/255")
 	if err != nil {
@@ -455,7 +642,8 @@ func ExampleRun() {
 	}
 	// Output:
 	// noisy true
-	// Gaussian true
+	// non-local means, estimated true
+	// total variation, estimated true
 	// non-local means true
 	// total variation true
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/diffdenoise/denoised/models"
 )
@@ -23,15 +24,15 @@ type Input struct {
 	Strength float64
 }
 
-// Method is one row of a table: a denoiser.
+// Method is one column of a table: a denoiser.
 type Method struct {
 	Name string
-	// Run returns the denoised pixels in memory of their own. It is called by
-	// several goroutines.
-	Run func(ctx context.Context, in Input) ([]float32, error)
+	// Run returns the denoised pixels in memory of their own, and what a quality gate said
+	// of them if there is one. It is called by several goroutines.
+	Run func(ctx context.Context, in Input) (*models.Result, error)
 	// Strengths are tried on slices that are not scored; the one with the best PSNR,
-	// whole slices and tissue counting alike, is used. The first one is used where there are no such slices. nil: the
-	// method needs none.
+	// whole slices and tissue counting alike, is used. The first one is used where there
+	// are no such slices. nil: the method needs none.
 	Strengths []float64
 	// Magnitude says that the method is for magnitude images only.
 	Magnitude bool
@@ -40,26 +41,74 @@ type Method struct {
 // FromModel is the method that a function of a model makes, such as Model.Denoise
 // with its options set. It is given the noisy pixels and nothing else.
 func FromModel(name string, denoise func(ctx context.Context, img models.Image) (*models.Result, error)) Method {
-	return Method{Name: name, Run: func(ctx context.Context, in Input) ([]float32, error) {
-		r, err := denoise(ctx, models.Image{Width: in.Width, Height: in.Height, Pixels: in.Pixels})
-		if err != nil {
+	return Method{Name: name, Run: func(ctx context.Context, in Input) (*models.Result, error) {
+		return denoise(ctx, models.Image{Width: in.Width, Height: in.Height, Pixels: in.Pixels})
+	}}
+}
+
+// filter is a classical method.
+type filter func(ctx context.Context, in Input) ([]float32, error)
+
+func (f filter) run(ctx context.Context, in Input) (*models.Result, error) {
+	px, err := f(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	return &models.Result{Pixels: px}, nil
+}
+
+// estimated is the filter as anybody can use it: told one standard deviation for the
+// whole slice, which it estimates itself, and a strength that is the same for everything.
+func (f filter) estimated(strength float64) func(context.Context, Input) (*models.Result, error) {
+	return func(ctx context.Context, in Input) (*models.Result, error) {
+		in.Sigma, in.Strength = make([]float32, len(in.Pixels)), strength
+		if err := in.check(); err != nil {
 			return nil, err
 		}
-		return r.Pixels, nil
-	}}
+		sigma := float32(waveletNoise(in.Pixels, in.Width, in.Height))
+		for i := range in.Sigma {
+			in.Sigma[i] = sigma
+		}
+		return f.run(ctx, in)
+	}
+}
+
+// waveletNoise estimates the standard deviation of white noise: the median size of the
+// finest diagonal coefficients of Haar's wavelet by 0.6745 (Donoho and Johnstone,
+// Biometrika 81 (1994) 425). What is exactly 0 is blanked air and does not count.
+func waveletNoise(px []float32, w, h int) float64 {
+	var sizes []float32
+	for y := 0; y+1 < h; y += 2 {
+		for x := 0; x+1 < w; x += 2 {
+			i := y*w + x
+			if d := px[i] - px[i+1] - px[i+w] + px[i+w+1]; d != 0 {
+				sizes = append(sizes, max(d, -d)/2)
+			}
+		}
+	}
+	if len(sizes) == 0 {
+		return 0
+	}
+	slices.Sort(sizes)
+	return float64(sizes[len(sizes)/2]) / 0.6745
 }
 
 // Noisy is the name of the first row of every table: the input itself.
 const Noisy = "noisy"
 
-// Classical returns the methods to beat. Each knows the true noise, and its one
-// free number is tuned for every kind of noise on slices that are not scored.
+// Classical returns the methods to beat. The estimated ones find out by themselves what
+// the networks must find out, too. The others are told the true noise at every pixel, and
+// their one free number is tuned for every kind of noise on slices that are not scored.
 func Classical() []Method {
+	means, rician, variation := filter(nlm(false)), filter(nlm(true)), filter(totalVariation)
+	// the first is the best for most images
+	similar, smooth := []float64{0.8, 0.15, 0.3, 0.45, 0.6, 1, 1.4, 2}, []float64{0.4, 0.1, 0.2, 0.6, 0.8, 1, 1.4, 2}
 	return []Method{
-		{Name: "Gaussian", Run: gaussian, Strengths: []float64{0.6, 0.3, 0.4, 0.5, 0.7, 0.85, 1, 1.3, 1.7}},
-		{Name: "non-local means", Run: nlm(false), Strengths: []float64{0.6, 0.3, 0.45, 0.8, 1, 1.4}},
-		{Name: "non-local means, Rician", Run: nlm(true), Strengths: []float64{0.6, 0.3, 0.45, 0.8, 1, 1.4}, Magnitude: true},
-		{Name: "total variation", Run: totalVariation, Strengths: []float64{0.6, 0.2, 0.4, 0.8, 1, 1.4}},
+		{Name: "non-local means, estimated", Run: means.estimated(similar[0])},
+		{Name: "total variation, estimated", Run: variation.estimated(smooth[0])},
+		{Name: "non-local means", Run: means.run, Strengths: similar},
+		{Name: "non-local means, Rician", Run: rician.run, Strengths: similar, Magnitude: true},
+		{Name: "total variation", Run: variation.run, Strengths: smooth},
 	}
 }
 
@@ -71,51 +120,6 @@ func (in Input) check() error {
 		return fmt.Errorf("denoise: strength %g is not above 0", in.Strength)
 	}
 	return nil
-}
-
-// gaussian smooths with a Gaussian of the standard deviation Strength, in pixels.
-// Beyond the border the image is mirrored.
-func gaussian(_ context.Context, in Input) ([]float32, error) {
-	if err := in.check(); err != nil {
-		return nil, err
-	}
-	side := int(math.Ceil(4 * in.Strength))
-	k, sum := make([]float32, side+1), 0.0
-	for d := range k {
-		g := math.Exp(-float64(d*d) / (2 * in.Strength * in.Strength))
-		k[d] = float32(g)
-		if sum += g; d > 0 {
-			sum += g
-		}
-	}
-	for d := range k {
-		k[d] /= float32(sum)
-	}
-	w, h := in.Width, in.Height
-	tmp, out := make([]float32, w*h), make([]float32, w*h)
-	for y := range h {
-		row := in.Pixels[y*w:][:w]
-		for x := range row {
-			s := k[0] * row[x]
-			for d := 1; d <= side; d++ {
-				s += k[d] * (row[mirror(x-d, w)] + row[mirror(x+d, w)])
-			}
-			tmp[y*w+x] = s
-		}
-	}
-	for y := range h {
-		row := out[y*w:][:w]
-		for x, v := range tmp[y*w:][:w] {
-			row[x] = k[0] * v
-		}
-		for d := 1; d <= side; d++ {
-			above, below := tmp[mirror(y-d, h)*w:][:w], tmp[mirror(y+d, h)*w:][:w]
-			for x := range row {
-				row[x] += k[d] * (above[x] + below[x])
-			}
-		}
-	}
-	return out, nil
 }
 
 // mirror is the place in 0 … n-1 that i is reflected to, the border being met once.

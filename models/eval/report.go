@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -17,19 +18,20 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/atomicfile"
 	"github.com/diffdenoise/denoised/internal/chart"
+	"github.com/diffdenoise/denoised/internal/dataset"
 )
 
 // Report is what Run measured. Its JSON is stable and the same for the same images,
 // seed and model.
 type Report struct {
-	Program string   `json:"program"` // version of what measured
-	Model   string   `json:"model"`
-	Hash    string   `json:"model_hash"`
-	Seed    uint64   `json:"seed"`
-	Shrink  int      `json:"shrink"`  // of the slices that noise was added to
-	Methods []string `json:"methods"` // in the order of the tables, Noisy first
-	Tables  []Table  `json:"tables"`
-	Skipped []Skip   `json:"skipped"`
+	Program string         `json:"program"` // version of what measured
+	Model   string         `json:"model"`
+	Hash    string         `json:"model_hash"`
+	Seed    uint64         `json:"seed"`
+	Shrink  int            `json:"shrink"`  // of the slices that noise was added to
+	Methods []string       `json:"methods"` // in the order of the tables, Noisy first
+	Tables  []Table        `json:"tables"`
+	Skipped []dataset.Skip `json:"skipped"`
 	// References are the slices that noise was added to.
 	References []Reference `json:"references"`
 	Scores     []Score     `json:"scores"`
@@ -57,7 +59,6 @@ type Table struct {
 	Group    string `json:"group"`
 	Sets     int    `json:"sets"`
 	Slices   int    `json:"slices"` // different ones, or pairs of slice and repetition
-	Others   int    `json:"others,omitempty"`
 	// Noise is the median of the references' own noise.
 	Noise float64 `json:"own_noise"`
 	Means []Mean  `json:"means"`
@@ -67,18 +68,27 @@ type Table struct {
 // AllRows is the row that holds the means over all kinds of noise.
 const AllRows = "mean of the rows"
 
-// Mean is the mean score of a method for a kind of noise.
+// Mean is the score of a method for a kind of noise: PSNR of the mean squared error over
+// all slices' pixels, the mean of SSIM over slices.
 type Mean struct {
-	Row             string   `json:"row"`
-	Method          string   `json:"method"`
-	Slices          int      `json:"slices"`
-	PSNR            float64  `json:"psnr"`
-	SSIM            float64  `json:"ssim"`
-	TissuePSNR      float64  `json:"tissue_psnr"`
-	TissueSSIM      float64  `json:"tissue_ssim"`
+	Row        string  `json:"row"`
+	Method     string  `json:"method"`
+	Slices     int     `json:"slices"`
+	PSNR       float64 `json:"psnr"`
+	SSIM       float64 `json:"ssim"`
+	TissuePSNR float64 `json:"tissue_psnr"`
+	TissueSSIM float64 `json:"tissue_ssim"`
+	// Corrected is the PSNR without the reference's own noise; nil if that explains all of
+	// the error, and if the reference is no mean of repetitions.
 	Corrected       *float64 `json:"psnr_corrected,omitempty"`
 	TissueCorrected *float64 `json:"tissue_psnr_corrected,omitempty"`
-	Strength        float64  `json:"strength,omitempty"` // that was tuned, of a classical method
+	// Edges is the root mean square of what was taken off at edges by that in flat tissue;
+	// nil where nothing was taken off there. Of the noisy image, it is that of its error.
+	Edges *float64 `json:"edges,omitempty"`
+	// Outcomes and Causes count slices, of methods with a quality gate.
+	Outcomes map[Outcome]int `json:"outcomes,omitempty"`
+	Causes   map[string]int  `json:"causes,omitempty"`
+	Strength float64         `json:"strength,omitempty"` // that was tuned, of a classical method
 }
 
 // Pair is how much better, in dB, Method is than Than on the same slices.
@@ -112,14 +122,17 @@ func (r *Report) summarize(strength map[tuneKey]float64) {
 		}
 		byTable[k] = append(byTable[k], s)
 	}
-	slices.SortStableFunc(order, func(a, b at) int { return strings.Compare(b.protocol, a.protocol) }) // simulated first
+	protocols := []string{Simulated, Scanner, Repetitions}
+	slices.SortStableFunc(order, func(a, b at) int {
+		return slices.Index(protocols, a.protocol) - slices.Index(protocols, b.protocol)
+	})
 	for _, k := range order {
 		t := Table{Protocol: k.protocol, Group: k.group, Pairs: []Pair{}}
 		sets, keys := map[string]bool{}, map[string]bool{}
 		var rows []string
 		scores := map[[2]string][]*Score{} // by row and method, in the order of the slices
 		for _, s := range byTable[k] {
-			sets[s.Set], keys[s.key()], t.Others = true, true, s.Others
+			sets[s.Set], keys[s.key()] = true, true
 			if !slices.Contains(rows, s.Row) {
 				rows = append(rows, s.Row)
 			}
@@ -128,7 +141,7 @@ func (r *Report) summarize(strength map[tuneKey]float64) {
 		t.Sets, t.Slices = len(sets), len(keys)
 		var own []float64
 		for _, ref := range r.References {
-			if k.protocol == Simulated && ref.Group == k.group {
+			if k.protocol != Repetitions && ref.Group == k.group {
 				own = append(own, ref.Noise)
 			}
 		}
@@ -155,13 +168,13 @@ func (r *Report) summarize(strength map[tuneKey]float64) {
 				}
 			}
 		}
-		if len(rows) > 1 {
+		if len(rows) > 1 && k.protocol != Repetitions {
 			t.Means = append(t.Means, overRows(t.Means, r.Methods, len(rows))...)
 		}
 		r.Tables = append(r.Tables, t)
 	}
 	if r.Skipped == nil {
-		r.Skipped = []Skip{}
+		r.Skipped = []dataset.Skip{}
 	}
 	if r.References == nil {
 		r.References = []Reference{}
@@ -170,28 +183,50 @@ func (r *Report) summarize(strength map[tuneKey]float64) {
 
 func mean(list []*Score) Mean {
 	m := Mean{Row: list[0].Row, Method: list[0].Method, Slices: len(list)}
-	n := float64(len(list))
+	var whole, tissue, edge, flat pool
 	for _, s := range list {
-		m.PSNR, m.SSIM = m.PSNR+s.PSNR/n, m.SSIM+s.SSIM/n
-		m.TissuePSNR, m.TissueSSIM = m.TissuePSNR+s.TissuePSNR/n, m.TissueSSIM+s.TissueSSIM/n
+		m.SSIM, m.TissueSSIM = m.SSIM+s.SSIM/float64(len(list)), m.TissueSSIM+s.TissueSSIM/float64(len(list))
+		whole.add(s.Pixels, math.Pow(10, -s.PSNR/10), s.Variance)
+		tissue.add(s.Tissue, math.Pow(10, -s.TissuePSNR/10), s.TissueVariance)
+		edge.add(s.Tissue, s.Edge, 0)
+		flat.add(s.Tissue, s.Flat, 0)
+		if s.Outcome == "" {
+			continue
+		}
+		if m.Outcomes == nil {
+			m.Outcomes, m.Causes = map[Outcome]int{}, map[string]int{}
+		}
+		m.Outcomes[s.Outcome]++
+		if s.Cause != "" {
+			m.Causes[s.Cause]++
+		}
 	}
-	m.Corrected = meanOrNil(list, func(s *Score) *float64 { return s.Corrected })
-	m.TissueCorrected = meanOrNil(list, func(s *Score) *float64 { return s.TissueCorrected })
+	m.PSNR, m.TissuePSNR = psnr(whole.mean()), psnr(tissue.mean())
+	m.Corrected, m.TissueCorrected = whole.corrected(), tissue.corrected()
+	if flat.sum > 0 {
+		q := math.Sqrt(edge.mean() / flat.mean())
+		m.Edges = &q
+	}
 	return m
 }
 
-// meanOrNil is the mean of values, nil if one of them is.
-func meanOrNil(list []*Score, of func(*Score) *float64) *float64 {
-	sum := 0.0
-	for _, s := range list {
-		v := of(s)
-		if v == nil {
-			return nil
-		}
-		sum += *v
+// pool is a mean square over the pixels of all slices.
+type pool struct{ pixels, sum, variance float64 }
+
+func (p *pool) add(pixels int, square, variance float64) {
+	n := float64(pixels)
+	p.pixels, p.sum, p.variance = p.pixels+n, p.sum+n*square, p.variance+n*variance
+}
+
+func (p *pool) mean() float64 { return p.sum / p.pixels }
+
+// corrected is the PSNR without the reference's own noise.
+func (p *pool) corrected() *float64 {
+	if p.variance == 0 || p.sum <= p.variance {
+		return nil
 	}
-	sum /= float64(len(list))
-	return &sum
+	v := psnr((p.sum - p.variance) / p.pixels)
+	return &v
 }
 
 // overRows are the means over all rows of the methods that were run on each.
@@ -205,6 +240,15 @@ func overRows(means []Mean, methods []string, rows int) []Mean {
 			}
 			n++
 			sum.Slices += m.Slices
+			for k, v := range m.Outcomes {
+				if sum.Outcomes == nil {
+					sum.Outcomes, sum.Causes = map[Outcome]int{}, map[string]int{}
+				}
+				sum.Outcomes[k] += v
+			}
+			for k, v := range m.Causes {
+				sum.Causes[k] += v
+			}
 			sum.PSNR, sum.SSIM = sum.PSNR+m.PSNR, sum.SSIM+m.SSIM
 			sum.TissuePSNR, sum.TissueSSIM = sum.TissuePSNR+m.TissuePSNR, sum.TissueSSIM+m.TissueSSIM
 		}
@@ -260,11 +304,37 @@ func (t *Table) mean(row, method string) *Mean {
 
 // Title says what a table is of.
 func (t *Table) Title() string {
-	if t.Protocol == Repetitions {
-		return fmt.Sprintf("%s: one repetition against the mean of the other %d, %d pairs", t.Group, t.Others, t.Slices)
+	switch t.Protocol {
+	case Repetitions:
+		what := "one measurement against the mean of the others"
+		if t.Group == pairs {
+			what = "one measurement against the other"
+		}
+		return fmt.Sprintf("%s: %s, %d %s of %d %s", t.Group, what, t.Slices, plural(t.Slices, "slice"), t.Sets, plural(t.Sets, "set"))
+	case Scanner:
+		return t.of("simulated scanners")
 	}
-	return fmt.Sprintf("%s: simulated noise, %d %s of %d %s, own noise about %.1f/255", t.Group, t.Slices, plural(t.Slices, "slice"), t.Sets, plural(t.Sets, "set"), 255*t.Noise)
+	return t.of("simulated noise")
 }
+
+func (t *Table) of(what string) string {
+	return fmt.Sprintf("%s: %s, %d %s of %d %s, own noise about %.1f/255",
+		t.Group, what, t.Slices, plural(t.Slices, "slice"), t.Sets, plural(t.Sets, "set"), 255*t.Noise)
+}
+
+// head says what the rows are.
+func (t *Table) head() string {
+	switch t.Protocol {
+	case Repetitions:
+		return "set"
+	case Scanner:
+		return "scanner"
+	}
+	return "noise"
+}
+
+// name tells the table's pictures from those of others.
+func (t *Table) name() string { return t.Protocol + "_" + t.Group }
 
 func plural(n int, word string) string {
 	if n == 1 {
@@ -284,7 +354,7 @@ type Grid struct {
 // and the differences of ours and the other methods.
 func (r *Report) Grids(t *Table) []Grid {
 	grid := func(title, format string, of func(*Mean) *float64) Grid {
-		g := Grid{Title: title, Head: []string{"noise"}}
+		g := Grid{Title: title, Head: []string{t.head()}}
 		g.Head = append(g.Head, r.Methods...)
 		for _, row := range t.rows() {
 			line := []string{row}
@@ -312,8 +382,13 @@ func (r *Report) Grids(t *Table) []Grid {
 			grid("PSNR in dB without the reference's own noise, whole slice", "%.2f", func(m *Mean) *float64 { return m.Corrected }),
 			grid("PSNR in dB without the reference's own noise, tissue", "%.2f", func(m *Mean) *float64 { return m.TissueCorrected }))
 	}
+	grids = append(grids, grid("What is taken off at edges, times that in flat tissue (noisy: of the noise itself)", "%.2f",
+		func(m *Mean) *float64 { return m.Edges }))
+	if g := t.outcomes(); len(g.Lines) > 0 {
+		grids = append(grids, g)
+	}
 	pairs := Grid{Title: "Paired differences of PSNR in dB: mean ± standard error over slices, worst slice",
-		Head: []string{"noise", "method", "than", "whole slice", "worst", "tissue", "worst", "worst slice in tissue"}}
+		Head: []string{t.head(), "method", "than", "whole slice", "worst", "tissue", "worst", "worst slice in tissue"}}
 	for _, p := range t.Pairs {
 		pairs.Lines = append(pairs.Lines, []string{p.Row, p.Method, p.Than,
 			signed(p.PSNR.Mean) + fmt.Sprintf(" ± %.2f", p.PSNR.StdError), signed(p.PSNR.Worst),
@@ -323,6 +398,27 @@ func (r *Report) Grids(t *Table) []Grid {
 		grids = append(grids, pairs)
 	}
 	return grids
+}
+
+// outcomes says what became of the slices of the methods with a quality gate.
+func (t *Table) outcomes() Grid {
+	g := Grid{Title: "What became of the slices: percent, and how many for which reason",
+		Head: []string{t.head(), "method", string(Whole), string(InPart), string(HeldBack), string(Untouched), "because of"}}
+	for _, m := range t.Means {
+		if m.Outcomes == nil {
+			continue
+		}
+		line := []string{m.Row, m.Method}
+		for _, o := range []Outcome{Whole, InPart, HeldBack, Untouched} {
+			line = append(line, fmt.Sprintf("%.0f", 100*float64(m.Outcomes[o])/float64(m.Slices)))
+		}
+		var causes []string
+		for _, c := range slices.Sorted(maps.Keys(m.Causes)) {
+			causes = append(causes, fmt.Sprintf("%s %d", c, m.Causes[c]))
+		}
+		g.Lines = append(g.Lines, append(line, strings.Join(causes, ", ")))
+	}
+	return g
 }
 
 // signed writes a difference in dB; what rounds to 0 has no minus.
@@ -369,23 +465,21 @@ func (r *Report) Write(dir string) error {
 
 func (r *Report) writeCSV(w io.Writer) error {
 	c := csv.NewWriter(w)
-	if err := c.Write([]string{"protocol", "group", "set", "slice", "repetition", "others", "row", "method", "psnr", "ssim", "tissue_psnr", "tissue_ssim", "psnr_corrected", "tissue_psnr_corrected"}); err != nil {
+	if err := c.Write([]string{"protocol", "group", "set", "slice", "repetition", "others", "row", "method", "psnr", "ssim",
+		"tissue_psnr", "tissue_ssim", "pixels", "tissue_pixels", "removed_at_edges", "removed_in_flat_tissue", "outcome", "cause",
+		"reference_variance", "tissue_reference_variance"}); err != nil {
 		return err
 	}
 	number := func(v float64) string { return strconv.FormatFloat(v, 'f', 4, 64) }
-	optional := func(v *float64) string {
-		if v == nil {
-			return ""
-		}
-		return number(*v)
-	}
+	small := func(v float64) string { return strconv.FormatFloat(v, 'g', 5, 64) }
 	for _, s := range r.Scores {
 		rep, others := "", ""
 		if s.Repetition != nil {
 			rep, others = strconv.Itoa(*s.Repetition), strconv.Itoa(s.Others)
 		}
 		if err := c.Write([]string{s.Protocol, s.Group, s.Set, s.Slice, rep, others, s.Row, s.Method, number(s.PSNR), number(s.SSIM),
-			number(s.TissuePSNR), number(s.TissueSSIM), optional(s.Corrected), optional(s.TissueCorrected)}); err != nil {
+			number(s.TissuePSNR), number(s.TissueSSIM), strconv.Itoa(s.Pixels), strconv.Itoa(s.Tissue), small(s.Edge), small(s.Flat),
+			string(s.Outcome), s.Cause, small(s.Variance), small(s.TissueVariance)}); err != nil {
 			return err
 		}
 	}
@@ -428,7 +522,7 @@ func (r *Report) draw(dir string) error {
 					c.Series = append(c.Series, s)
 				}
 			}
-			if err := save(fileName(p.name, t.Group), c); err != nil {
+			if err := save(fileName(p.name, t.name()), c); err != nil {
 				return err
 			}
 		}
@@ -437,14 +531,14 @@ func (r *Report) draw(dir string) error {
 		t := &r.Tables[i]
 		for _, ours := range r.ours {
 			if c, ok := r.differences(t, ours); ok {
-				if err := save(fileName("difference_"+ours, t.Group), c); err != nil {
+				if err := save(fileName("difference_"+ours, t.name()), c); err != nil {
 					return err
 				}
 			}
 		}
 	}
 	for _, j := range r.worst {
-		if err := save(fileName("worst", j.group), j.panel()); err != nil {
+		if err := save(fileName("worst", j.protocol+"_"+j.group), j.panel()); err != nil {
 			return err
 		}
 	}
@@ -577,9 +671,13 @@ type section struct {
 
 // about says what the numbers mean.
 var about = []string{
-	"PSNR and SSIM are on a scale where 1 is the 99.9th percentile of the volume; nothing is clipped. Tissue is what lies above Otsu's threshold of the reference, closed with a disc of 3 pixels.",
-	"The classical methods are told the true noise, and their strength is tuned for every kind of noise on slices that are not scored. Ours are given the noisy pixels and nothing else.",
-	"Simulated noise and repetitions are different protocols: do not compare their numbers. The references of simulated noise have noise of their own; taking it off counts as an error. Where it is not far below what is added, the row says little.",
+	"PSNR is of the mean squared error over all slices of a row, SSIM the mean over slices, both on a scale where 1 is the 99.9th percentile " +
+		"of the volume; nothing is clipped. Tissue is what lies above Otsu's threshold of the reference, or above a tenth of a simulated " +
+		"scanner's, closed with a disc of 3 pixels. Where measurements are compared, values at either end of a slice's are left out of it.",
+	"The estimated methods find the noise out by themselves, as ours do. The other classical ones are told the true noise, and their strength " +
+		"is tuned for every kind of noise on slices that are not scored. Ours are given the noisy pixels and nothing else.",
+	"Added noise, simulated scanners and repetitions are different protocols: do not compare their numbers. The references of simulations have " +
+		"noise of their own; taking it off counts as an error. Where it is not far below what is added, the row says little.",
 	"For research use. Not a medical device.",
 }
 
@@ -592,17 +690,11 @@ func (r *Report) view() view {
 	return v
 }
 
-// markdown is the report as text.
-func (r *Report) markdown() []byte {
+// Markdown writes the tables as text, each under a heading, after a line that says what
+// was measured.
+func (r *Report) Markdown(w io.Writer) error {
 	var b bytes.Buffer
-	cell := func(s string) string {
-		return strings.NewReplacer("|", "\\|", "\n", " ", "\r", " ", "<", "&lt;").Replace(s)
-	}
-	fmt.Fprintf(&b, "# Evaluation\n\nModel %s (%s), seed %d, denoised %s.\n", cell(r.Model), cell(r.Hash), r.Seed, cell(r.Program))
-	for _, s := range about {
-		fmt.Fprintf(&b, "\n* %s", s)
-	}
-	b.WriteString("\n")
+	fmt.Fprintf(&b, "\nModel %s (%s), seed %d, denoised %s.\n", cell(r.Model), cell(r.Hash), r.Seed, cell(r.Program))
 	for _, s := range r.view().Sections {
 		fmt.Fprintf(&b, "\n## %s\n", cell(s.Title))
 		for _, g := range s.Grids {
@@ -620,6 +712,24 @@ func (r *Report) markdown() []byte {
 			}
 		}
 	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// cell makes a text safe in a table of Markdown.
+func cell(s string) string {
+	return strings.NewReplacer("|", "\\|", "\n", " ", "\r", " ", "<", "&lt;").Replace(s)
+}
+
+// markdown is the report as text.
+func (r *Report) markdown() []byte {
+	var b bytes.Buffer
+	b.WriteString("# Evaluation\n")
+	for _, s := range about {
+		fmt.Fprintf(&b, "\n* %s", s)
+	}
+	b.WriteString("\n")
+	r.Markdown(&b) // a buffer takes everything
 	if len(r.Pictures) > 0 {
 		b.WriteString("\n## Pictures\n")
 		for _, p := range r.Pictures {

@@ -14,7 +14,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/diffdenoise/denoised/internal/dataset"
 	"github.com/diffdenoise/denoised/internal/score"
+	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/gate"
 	"github.com/diffdenoise/denoised/models/simulate"
 )
 
@@ -25,9 +28,11 @@ type Config struct {
 	// Ours are the names of those methods that the others are compared with, best
 	// last.
 	Ours []string
-	// Rows are the kinds of noise that are added; nil: simulate.Rows, without those
-	// that only MR has for radiographs and PNG images.
-	Rows []simulate.Row
+	// Rows are the kinds of noise that are added, and Chains the scanners that slices are
+	// sent through. Both nil: simulate.Rows and simulate.ChainRows, without those that only
+	// MR has for radiographs and PNG images.
+	Rows   []simulate.Row
+	Chains []simulate.ChainRow
 	// Seed is of the noise.
 	Seed uint64
 	// Repetitions is how many repetitions of a slice are scored; 0: 3.
@@ -42,6 +47,7 @@ type Config struct {
 // Names of the protocols.
 const (
 	Simulated   = "simulated"
+	Scanner     = "scanner"
 	Repetitions = "repetitions"
 )
 
@@ -56,22 +62,67 @@ type Score struct {
 	Group    string `json:"group"` // what it is averaged with
 	Set      string `json:"set"`
 	Slice    string `json:"slice"`
-	Row      string `json:"row"` // kind of noise; "real"
+	Row      string `json:"row"` // kind of noise; the set, if it is of protocol Repetitions
 	Method   string `json:"method"`
 
 	PSNR       float64 `json:"psnr"`
 	SSIM       float64 `json:"ssim"`
 	TissuePSNR float64 `json:"tissue_psnr"`
 	TissueSSIM float64 `json:"tissue_ssim"`
+	Pixels     int     `json:"pixels"`
+	Tissue     int     `json:"tissue_pixels"`
+	// Edge and Flat are the mean squares of what was taken off where the reference is
+	// steepest and flattest; of the noisy image, those of its error.
+	Edge float64 `json:"removed_at_edges"`
+	Flat float64 `json:"removed_in_flat_tissue"`
 
-	// Repetition, from 0, is the one that was denoised, and Others how many the
-	// reference is the mean of. The corrected PSNR is without the reference's own
-	// noise; it is nil where that explains all of the error. All are of protocol
-	// Repetitions only.
-	Repetition      *int     `json:"repetition,omitempty"`
-	Others          int      `json:"others,omitempty"`
-	Corrected       *float64 `json:"psnr_corrected,omitempty"`
-	TissueCorrected *float64 `json:"tissue_psnr_corrected,omitempty"`
+	// Outcome is what became of the slice, and Cause why, if it was not denoised or in part
+	// only. Empty for what has no quality gate.
+	Outcome Outcome `json:"outcome,omitempty"`
+	Cause   string  `json:"cause,omitempty"`
+
+	// Repetition, from 0, is the one that was denoised, Others how many the reference is
+	// the mean of, and the variances those of the reference's own noise. All are of
+	// protocol Repetitions only.
+	Repetition     *int    `json:"repetition,omitempty"`
+	Others         int     `json:"others,omitempty"`
+	Variance       float64 `json:"reference_variance,omitempty"`
+	TissueVariance float64 `json:"tissue_reference_variance,omitempty"`
+}
+
+// Outcome is what became of a slice.
+type Outcome string
+
+// Outcomes.
+const (
+	Whole     Outcome = "whole"     // all that was found was taken off
+	InPart    Outcome = "in part"   // the gate let a part of it through
+	HeldBack  Outcome = "held back" // or nothing
+	Untouched Outcome = "untouched" // it did not come so far
+)
+
+// outcome reads what became of a slice, and the check of the gate or other reason that
+// decided it.
+func outcome(r *models.Result) (o Outcome, cause string) {
+	switch {
+	case r.Gate == nil && r.Untouched == "":
+		return "", ""
+	case r.Gate == nil:
+		return Untouched, r.Untouched
+	case r.Gate.Action == gate.OK:
+		return Whole, ""
+	case r.Gate.Action == gate.Blend:
+		o = InPart
+	default:
+		o = HeldBack
+	}
+	over := 0.0
+	for _, c := range r.Gate.Checks {
+		if q := c.Value / c.Limit; !c.Pass && q > over {
+			over, cause = q, c.Name
+		}
+	}
+	return o, cause
 }
 
 // key names the slice of a score among those of its table.
@@ -86,7 +137,7 @@ func (s *Score) key() string {
 type job struct {
 	protocol, group, set, slice, row string
 
-	make   func() example
+	make   func() (example, error)
 	rep    int
 	others int
 	keep   bool // the images, for a panel
@@ -104,13 +155,36 @@ type example struct {
 	mask              []bool
 }
 
+// row is a kind of noise, and how it comes into a slice.
+type row struct {
+	protocol, name string
+	magnitude      bool
+	make           func(p *slice, rng *rand.Rand) (example, error)
+}
+
+// added adds noise to a slice.
+func added(r simulate.Row) row {
+	return row{Simulated, r.Name, r.Magnitude, func(p *slice, rng *rand.Rand) (example, error) {
+		noisy, sigma, ref := r.Noise(p.px, p.w, p.h, rng)
+		return example{p.w, p.h, noisy, sigma, ref, p.mask}, nil
+	}}
+}
+
+// scanned sends a slice through a scanner, which may store it in another size.
+func scanned(r simulate.ChainRow) row {
+	return row{Scanner, r.Name, true, func(p *slice, rng *rand.Rand) (example, error) {
+		a, err := r.Chain(p.w, p.h).Run(p.px, p.w, p.h, rng)
+		if err != nil {
+			return example{}, err
+		}
+		return example{a.Width, a.Height, a.Noisy, a.Sigma, a.Truth, signal(a.Truth, a.Width, a.Height)}, nil
+	}}
+}
+
 type picture struct {
 	method string
 	px     []float32
 }
-
-// realRow is the name of the row of protocol Repetitions.
-const realRow = "real"
 
 // Run denoises and scores what a Collector holds, which is then spent. It is an
 // error if that is nothing, or if a method fails.
@@ -119,8 +193,8 @@ func Run(ctx context.Context, c *Collector, cfg Config) (*Report, error) {
 	if len(sets) == 0 {
 		return nil, nothing(c.skipped)
 	}
-	if cfg.Rows != nil && len(cfg.Rows) == 0 || len(cfg.Methods) == 0 {
-		return nil, errors.New("evaluate: no kinds of noise or no methods")
+	if len(cfg.Methods) == 0 {
+		return nil, errors.New("evaluate: no methods")
 	}
 	workers := cfg.Workers
 	if workers <= 0 {
@@ -219,7 +293,7 @@ func least(jobs []*job, method string) *job {
 }
 
 // nothing says why there is nothing to evaluate.
-func nothing(skipped []Skip) error {
+func nothing(skipped []dataset.Skip) error {
 	if len(skipped) == 0 {
 		return errors.New("nothing to evaluate: no images were found")
 	}
@@ -264,17 +338,29 @@ func (r *runner) each(ctx context.Context, n int, f func(ctx context.Context, i 
 }
 
 // rowsOf returns the kinds of noise of a group.
-func (r *runner) rowsOf(group string) []simulate.Row {
-	rows := r.cfg.Rows
-	if rows == nil {
-		for _, row := range simulate.Rows() {
-			if !row.MR || group != xray && group != pngs {
-				rows = append(rows, row)
-			}
+func (r *runner) rowsOf(group string) []row {
+	noise, chains := r.cfg.Rows, r.cfg.Chains
+	mr := group != xray && group != pngs
+	all := noise == nil && chains == nil
+	if all {
+		noise, chains = simulate.Rows(), simulate.ChainRows()
+	}
+	var rows []row
+	for _, n := range noise {
+		if mr || !all || !n.MR {
+			rows = append(rows, added(n))
+		}
+	}
+	for _, c := range chains {
+		if mr || !all {
+			rows = append(rows, scanned(c))
 		}
 	}
 	return rows
 }
+
+// row names the row of a set of repetitions: k is how many the reference is the mean of.
+func (s *set) row() string { return fmt.Sprintf("%s, k = %d", s.name, len(s.repeats)-1) }
 
 // jobs lists what is scored of a set, the k-th.
 func (r *runner) jobs(s *set, k int) []*job {
@@ -289,9 +375,9 @@ func (r *runner) jobs(s *set, k int) []*job {
 		for q := range n {
 			rep := int((float64(q) + 0.5) / float64(n) * float64(len(s.repeats)))
 			for i, p := range s.test {
-				jobs = append(jobs, &job{protocol: Repetitions, group: s.group, set: s.name, slice: p.name, row: realRow,
-					make: func() example { return repeated(s.repeats, i, rep) }, rep: rep, others: len(s.repeats) - 1,
-					keep: i == middle && q == 0, magni: s.group != xray})
+				jobs = append(jobs, &job{protocol: Repetitions, group: s.group, set: s.name, slice: p.name, row: s.row(),
+					make: func() (example, error) { return repeated(s.repeats, i, rep), nil }, rep: rep, others: len(s.repeats) - 1,
+					keep: i == middle && q == 0, magni: s.magnitude})
 			}
 		}
 		return jobs
@@ -299,31 +385,50 @@ func (r *runner) jobs(s *set, k int) []*job {
 	rows := r.rowsOf(s.group)
 	for q, row := range rows {
 		for i, p := range s.test {
-			jobs = append(jobs, &job{protocol: Simulated, group: s.group, set: s.name, slice: p.name, row: row.Name,
-				make: func() example { return r.simulated(p, row, 0) },
-				keep: i == middle && q == k%len(rows), magni: row.Magnitude})
+			jobs = append(jobs, &job{protocol: row.protocol, group: s.group, set: s.name, slice: p.name, row: row.name,
+				make: func() (example, error) { return r.example(p, row, 0) },
+				keep: i == middle && q == k%len(rows), magni: row.magnitude})
 		}
 	}
 	return jobs
 }
 
-// simulated adds noise to a slice. The noise follows from the seed, the slice's
-// name, the row's name and the use, and from nothing else.
-func (r *runner) simulated(p *slice, row simulate.Row, use uint64) example {
+// example makes a slice noisy. The noise follows from the seed, the slice's name, the
+// row's name and the use, and from nothing else.
+func (r *runner) example(p *slice, row row, use uint64) (example, error) {
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%s\x00%s\x00%d", p.name, row.Name, use)
-	noisy, sigma, ref := row.Noise(p.px, p.w, p.h, rand.New(rand.NewPCG(h.Sum64(), r.cfg.Seed)))
-	return example{w: p.w, h: p.h, noisy: noisy, sigma: sigma, ref: ref, mask: p.mask}
+	fmt.Fprintf(h, "%s\x00%s\x00%d", p.name, row.name, use)
+	e, err := row.make(p, rand.New(rand.NewPCG(h.Sum64(), r.cfg.Seed)))
+	if err != nil {
+		return e, fmt.Errorf("%s, %s: %w", p.name, row.name, err)
+	}
+	if e.mask == nil { // all that was tissue is gone
+		e.mask = slices.Repeat([]bool{true}, len(e.ref))
+	}
+	return e, nil
 }
 
 // repeated is repetition rep of slice i against the mean of the others. The noise
 // that the classical methods are told is measured from all repetitions: half the
-// mean square of what changes from one to the next, averaged over 7×7 pixels.
+// mean square of what changes from one to the next, averaged over 7×7 pixels. Pixels
+// that are at the least or greatest value of their slice in any repetition are no tissue:
+// they may have been cut off there.
 func repeated(repeats [][]*slice, i, rep int) example {
 	p := repeats[rep][i]
 	e := example{w: p.w, h: p.h, noisy: p.px, ref: meanOf(repeats, i, rep)}
 	if e.mask = Tissue(e.ref, p.w, p.h); e.mask == nil {
 		e.mask = p.mask
+	}
+	cutOff := make([]bool, len(p.px))
+	for r := range repeats {
+		saturated(cutOff, repeats[r][i].px)
+	}
+	inner := make([]bool, len(p.px))
+	for k, in := range e.mask {
+		inner[k] = in && !cutOff[k]
+	}
+	if count(inner) > 0 {
+		e.mask = inner
 	}
 	variance := make([]float64, len(p.px))
 	for r := range len(repeats) - 1 {
@@ -355,13 +460,13 @@ type tuneKey struct{ protocol, group, row, method string }
 type tuning struct {
 	key      tuneKey
 	method   Method
-	examples func() []example
+	examples func() ([]example, error)
 }
 
 // tunings lists what has a strength to find.
 func (r *runner) tunings(sets []*set) []tuning {
 	var list []tuning
-	add := func(protocol, group, row string, magnitude bool, examples func() []example) {
+	add := func(protocol, group, row string, magnitude bool, examples func() ([]example, error)) {
 		for _, m := range r.cfg.Methods {
 			if m.Strengths != nil && (!m.Magnitude || magnitude) {
 				list = append(list, tuning{tuneKey{protocol, group, row, m.Name}, m, examples})
@@ -372,15 +477,15 @@ func (r *runner) tunings(sets []*set) []tuning {
 	var names []string
 	for _, s := range sets {
 		if s.repeated {
-			if len(s.tune) > 0 {
-				add(Repetitions, s.group, realRow, s.group != xray, func() []example {
-					var list []example
-					for i := range s.tune {
-						list = append(list, repeated(s.tuneRepeats, i, i%len(s.tuneRepeats)))
-					}
-					return list
-				})
-			}
+			add(Repetitions, s.group, s.row(), s.magnitude, func() (list []example, err error) {
+				for i := range s.tune {
+					list = append(list, repeated(s.tuneRepeats, i, i%len(s.tuneRepeats)))
+				}
+				if len(list) == 0 { // there is one slice alone: rather too good for the classical methods
+					list = append(list, repeated(s.repeats, 0, len(s.repeats)-1))
+				}
+				return list, nil
+			})
 			continue
 		}
 		if groups[s.group] == nil {
@@ -398,12 +503,15 @@ func (r *runner) tunings(sets []*set) []tuning {
 			continue
 		}
 		for _, row := range r.rowsOf(name) {
-			add(Simulated, name, row.Name, row.Magnitude, func() []example {
-				var list []example
+			add(row.protocol, name, row.name, row.magnitude, func() (list []example, err error) {
 				for _, p := range few {
-					list = append(list, r.simulated(p, row, 1))
+					e, err := r.example(p, row, 1)
+					if err != nil {
+						return nil, err
+					}
+					list = append(list, e)
 				}
-				return list
+				return list, nil
 			})
 		}
 	}
@@ -440,7 +548,10 @@ func cut(px []float32, stride, x, y, w, h int) []float32 {
 
 // tune finds the strength of the best PSNR, whole slices and tissue counting alike.
 func (r *runner) tune(ctx context.Context, t tuning) error {
-	examples := t.examples()
+	examples, err := t.examples()
+	if err != nil {
+		return fmt.Errorf("tune %s: %w", t.method.Name, err)
+	}
 	best, at := math.Inf(-1), t.method.Strengths[0]
 	for _, strength := range t.method.Strengths {
 		sum := 0.0
@@ -449,9 +560,7 @@ func (r *runner) tune(ctx context.Context, t tuning) error {
 			if err != nil {
 				return fmt.Errorf("tune %s for %s: %w", t.method.Name, t.key.row, err)
 			}
-			if sum += psnr(score.MSE(out, e.ref)); e.mask != nil {
-				sum += psnr(score.MSEIn(out, e.ref, e.mask))
-			}
+			sum += psnr(score.MSE(out.Pixels, e.ref)) + psnr(score.MSEIn(out.Pixels, e.ref, e.mask))
 		}
 		if sum > best {
 			best, at = sum, strength
@@ -467,7 +576,11 @@ func psnr(mse float64) float64 { return min(-10*math.Log10(mse), mostPSNR) }
 
 // score runs all methods on a job.
 func (r *runner) score(ctx context.Context, j *job) error {
-	e := j.make()
+	e, err := j.make()
+	if err != nil {
+		return err
+	}
+	edge, flat := edges(e.ref, e.mask, e.w, e.h)
 	variance, inside, n := 0.0, 0.0, 0.0
 	for i, s := range e.sigma {
 		v := float64(s) * float64(s)
@@ -476,22 +589,28 @@ func (r *runner) score(ctx context.Context, j *job) error {
 		}
 	}
 	variance, inside = variance/float64(len(e.sigma)), inside/n
-	add := func(method string, px []float32) {
-		s := Score{Protocol: j.protocol, Group: j.group, Set: j.set, Slice: j.slice, Row: j.row, Method: method}
-		whole, tissue := score.MSE(px, e.ref), score.MSEIn(px, e.ref, e.mask)
-		s.PSNR, s.TissuePSNR = psnr(whole), psnr(tissue)
+	add := func(method string, r *models.Result) {
+		px := r.Pixels
+		s := Score{Protocol: j.protocol, Group: j.group, Set: j.set, Slice: j.slice, Row: j.row, Method: method,
+			Pixels: len(px), Tissue: int(n)}
+		s.PSNR, s.TissuePSNR = psnr(score.MSE(px, e.ref)), psnr(score.MSEIn(px, e.ref, e.mask))
 		s.SSIM, s.TissueSSIM = score.SSIMIn(px, e.ref, e.mask, e.w, e.h, 1)
+		left := px
+		if method == Noisy {
+			left = e.ref
+		}
+		s.Edge, s.Flat = meanSquare(e.noisy, left, edge), meanSquare(e.noisy, left, flat)
+		s.Outcome, s.Cause = outcome(r)
 		if j.protocol == Repetitions {
 			s.Repetition, s.Others = &j.rep, j.others
-			s.Corrected = corrected(whole, variance/float64(j.others))
-			s.TissueCorrected = corrected(tissue, inside/float64(j.others))
+			s.Variance, s.TissueVariance = variance/float64(j.others), inside/float64(j.others)
 		}
 		j.scores = append(j.scores, s)
 		if j.keep {
 			j.images = append(j.images, picture{method, px})
 		}
 	}
-	add(Noisy, e.noisy)
+	add(Noisy, &models.Result{Pixels: e.noisy})
 	for _, m := range r.cfg.Methods {
 		if m.Magnitude && !j.magni {
 			continue
@@ -506,10 +625,11 @@ func (r *runner) score(ctx context.Context, j *job) error {
 			r.mu.Unlock()
 		}
 		started := time.Now()
-		px, err := m.Run(ctx, in)
+		result, err := m.Run(ctx, in)
 		if err != nil {
 			return fmt.Errorf("%s on %s, %s: %w", m.Name, j.slice, j.row, err)
 		}
+		px := result.Pixels
 		if len(px) != len(e.noisy) {
 			return fmt.Errorf("%s on %s, %s: %d pixels of %d", m.Name, j.slice, j.row, len(px), len(e.noisy))
 		}
@@ -522,7 +642,7 @@ func (r *runner) score(ctx context.Context, j *job) error {
 		r.seconds[m.Name] += time.Since(started).Seconds()
 		r.slices[m.Name]++
 		r.mu.Unlock()
-		add(m.Name, px)
+		add(m.Name, result)
 	}
 	if j.keep {
 		j.truth = e
@@ -530,11 +650,10 @@ func (r *runner) score(ctx context.Context, j *job) error {
 	return nil
 }
 
-// corrected is the PSNR without the reference's own noise, of the given variance.
-func corrected(mse, variance float64) *float64 {
-	if mse <= variance {
-		return nil
+// meanSquare is that of the difference where it is marked; 0 if nothing is.
+func meanSquare(a, b []float32, mask []bool) float64 {
+	if v := score.MSEIn(a, b, mask); v == v {
+		return v
 	}
-	p := psnr(mse - variance)
-	return &p
+	return 0
 }
