@@ -11,7 +11,11 @@ import (
 	"testing"
 
 	"github.com/diffdenoise/denoised/internal/phantom"
+	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/kernels/cuda"
+	"github.com/diffdenoise/denoised/models/net"
+	"github.com/diffdenoise/denoised/models/safetensors"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // onDevice is the CUDA backend, on a device or in the emulation.
@@ -32,9 +36,36 @@ func onDevice(t *testing.T) *cuda.Backend {
 	return b
 }
 
+// inSingle is the default model on the CPU in single precision, so that what differs on the device is the device's.
+func inSingle(t *testing.T) *Model {
+	t.Helper()
+	b, err := cpu.Select()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := OpenOn(b, store.DefaultName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func readTensors(t *testing.T, path string) *safetensors.File {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := safetensors.Decode(b)
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return f
+}
+
 // TestGoldenCUDA is TestGolden on the device.
 func TestGoldenCUDA(t *testing.T) {
-	m, err := OpenOn(onDevice(t), bootstrap)
+	m, err := OpenOn(onDevice(t), filepath.Join("testdata", "bootstrap"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +84,7 @@ func TestGoldenCUDA(t *testing.T) {
 			}
 			// The output counts by the noise, below: where that is most of the image, what is left is a
 			// small difference.
-			if e := relativeError(got[what], want.Data); !(e <= most) && what != "output" {
+			if e := net.RelativeError(got[what], want.Data); !(e <= most) && what != "output" {
 				t.Errorf("%s: %s: relative error %.3g", size, what, e)
 			}
 			checked++
@@ -65,7 +96,7 @@ func TestGoldenCUDA(t *testing.T) {
 		for i, v := range y.Data {
 			noise[i], want[i] = v-got["output"][i], v-golden.Tensors["output"].Data[i]
 		}
-		e := relativeError(noise, want)
+		e := net.RelativeError(noise, want)
 		t.Logf("%s: predicted noise: relative error %.2g", size, e)
 		if !(e <= most) {
 			t.Errorf("%s: predicted noise: relative error %.3g", size, e)
@@ -76,14 +107,11 @@ func TestGoldenCUDA(t *testing.T) {
 // TestFaintCUDA: on a bright image, where halves have steps of the size of faint noise, the prediction is off by
 // 1e-4 of the range at most (root mean square), whatever the noise.
 func TestFaintCUDA(t *testing.T) {
-	there, err := OpenOn(onDevice(t), DefaultName)
+	there, err := OpenOn(onDevice(t), store.DefaultName)
 	if err != nil {
 		t.Fatal(err)
 	}
-	here, err := Open(DefaultName)
-	if err != nil {
-		t.Fatal(err)
-	}
+	here := inSingle(t)
 	const w, h = 60, 50
 	for _, strength := range []float32{0.002, 0.004, 0.05} {
 		rng := rand.New(rand.NewPCG(3, 4))
@@ -95,7 +123,7 @@ func TestFaintCUDA(t *testing.T) {
 		var noise [2][]float32
 		for i, m := range []*Model{here, there} {
 			noise[i] = make([]float32, w*h)
-			if err := m.Student().Forward(noise[i], y, sigma, [2]float32{}, w, h); err != nil {
+			if err := m.Student().Forward(noise[i], y, sigma, net.Told{}, w, h); err != nil {
 				t.Fatal(err)
 			}
 			for k, v := range noise[i] {
@@ -107,7 +135,7 @@ func TestFaintCUDA(t *testing.T) {
 			sum += float64(noise[1][k]-v) * float64(noise[1][k]-v)
 		}
 		e := math.Sqrt(sum / (w * h))
-		t.Logf("noise of %g: off by %.2g, relative error %.2g", strength, e, relativeError(noise[1], noise[0]))
+		t.Logf("noise of %g: off by %.2g, relative error %.2g", strength, e, net.RelativeError(noise[1], noise[0]))
 		if !(e <= 1e-4) {
 			t.Errorf("noise of %g: off by %.3g", strength, e)
 		}
@@ -116,7 +144,7 @@ func TestFaintCUDA(t *testing.T) {
 
 // TestVerifyCUDA: the embedded networks give their golden vectors.
 func TestVerifyCUDA(t *testing.T) {
-	m, err := OpenOn(onDevice(t), DefaultName)
+	m, err := OpenOn(onDevice(t), store.DefaultName)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,8 +152,8 @@ func TestVerifyCUDA(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(v.Networks) != 3 {
-		t.Errorf("%d networks, want 3", len(v.Networks))
+	if len(v.Networks) != 4 {
+		t.Errorf("%d networks, want 4", len(v.Networks))
 	}
 	for _, n := range v.Networks {
 		t.Logf("%s: relative error %.2g", n.Network, n.GoldenError)
@@ -138,14 +166,11 @@ func TestVerifyCUDA(t *testing.T) {
 // TestQualityCUDA: what rounding to halves costs is not to be seen in either quality.
 func TestQualityCUDA(t *testing.T) {
 	clean, noisy, w, h := noisySlice(t, phantom.Spec{Seed: 3, Width: 64, Height: 64, Slices: 1, Sigma: 0.05})
-	there, err := OpenOn(onDevice(t), DefaultName)
+	there, err := OpenOn(onDevice(t), store.DefaultName)
 	if err != nil {
 		t.Fatal(err)
 	}
-	here, err := Open(DefaultName)
-	if err != nil {
-		t.Fatal(err)
-	}
+	here := inSingle(t)
 	img := Image{Width: w, Height: h, Pixels: noisy}
 	psnr := func(r *Result, err error) float64 {
 		t.Helper()

@@ -3,6 +3,7 @@ package models
 import (
 	"context"
 	"errors"
+	"github.com/diffdenoise/denoised/models/net"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -52,9 +53,6 @@ func TestDenoise(t *testing.T) {
 		gain := score.PSNR(r.Pixels, truth, 3000) - score.PSNR(noisy, truth, 3000)
 		if gain < 1 {
 			t.Errorf("zero fill %g: gain %.2f dB", fill, gain)
-		}
-		if (r.NativeWidth < w) != (fill > 1) {
-			t.Errorf("zero fill %g: native width %d of %d", fill, r.NativeWidth, w)
 		}
 		if slices.Max(r.Pixels) > slices.Max(noisy) || slices.Min(r.Pixels) < slices.Min(noisy) {
 			t.Errorf("zero fill %g: new extrema", fill)
@@ -211,7 +209,7 @@ func TestDenoiseRefuses(t *testing.T) {
 // blur is a network that takes off whatever is fine, noise or not.
 type blur struct{}
 
-func (blur) Forward(dst, y, _ []float32, _ [2]float32, w, h int) error {
+func (blur) Forward(dst, y, _ []float32, _ net.Told, w, h int) error {
 	for i := range dst {
 		x, n, sum := i%w, float32(0), float32(0)
 		for j := max(i/w-1, 0); j <= min(i/w+1, h-1); j++ {
@@ -228,12 +226,12 @@ func (blur) Forward(dst, y, _ []float32, _ [2]float32, w, h int) error {
 // works where there is noise only.
 func TestConfirm(t *testing.T) {
 	truth, noisy, w, h := noisySlice(t, phantom.Spec{Seed: 9, Slices: 3, Sigma: 0.015})
-	r, err := denoise(context.Background(), blur{}, Image{Width: w, Height: h, Pixels: noisy}, Options{Strength: 1})
+	r, err := defaultModel(t).denoise(context.Background(), Image{Width: w, Height: h, Pixels: noisy}, Options{Strength: 1}, by(blur{}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	blurred := make([]float32, w*h)
-	if err := (blur{}).Forward(blurred, noisy, nil, [2]float32{}, w, h); err != nil {
+	if err := (blur{}).Forward(blurred, noisy, nil, net.Told{}, w, h); err != nil {
 		t.Fatal(err)
 	}
 	a, b, c := score.PSNR(noisy, truth, 1), score.PSNR(r.Pixels, truth, 1), score.PSNR(blurred, truth, 1)
@@ -245,8 +243,8 @@ func TestConfirm(t *testing.T) {
 // TestMeans against the definition, also in images smaller than the window.
 func TestMeans(t *testing.T) {
 	rng := rand.New(rand.NewPCG(2, 1))
-	for _, size := range [][3]int{{1, 1, 3}, {2, 5, 3}, {4, 3, 3}, {9, 8, 2}, {20, 17, 3}} {
-		w, h, half := size[0], size[1], size[2]
+	for _, size := range [][2]int{{1, 1}, {2, 5}, {4, 3}, {9, 8}, {20, 17}} {
+		w, h, half := size[0], size[1], windowRemoved
 		v := make([]float32, w*h)
 		for i := range v {
 			v[i] = rng.Float32() - 0.5
@@ -270,7 +268,7 @@ func TestMeans(t *testing.T) {
 // TestRanked against a sort, with negative values and zeros.
 func TestRanked(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
-	var b scratch
+	var b normalized
 	img := Image{Width: 40, Height: 25, Pixels: make([]float32, 1000), Skip: make([]bool, 1000)}
 	var kept []float32
 	for i := range img.Pixels {
@@ -295,8 +293,9 @@ func TestAllocations(t *testing.T) {
 	}
 	_, noisy, w, h := noisySlice(t, phantom.Spec{Seed: 9, Slices: 1, Sigma: 0.03})
 	img := Image{Width: w, Height: h, Pixels: noisy}
+	m := defaultModel(t)
 	n := testing.AllocsPerRun(10, func() {
-		if _, err := denoise(context.Background(), identity{}, img, Options{Strength: 1}); err != nil {
+		if _, err := m.denoise(context.Background(), img, Options{Strength: 1}, by(identity{})); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -308,7 +307,7 @@ func TestAllocations(t *testing.T) {
 // identity is a network that finds nothing, to time what is around it.
 type identity struct{}
 
-func (identity) Forward(dst, y, _ []float32, _ [2]float32, _, _ int) error {
+func (identity) Forward(dst, y, _ []float32, _ net.Told, _, _ int) error {
 	copy(dst, y)
 	return nil
 }
@@ -331,7 +330,11 @@ func BenchmarkDenoise512(b *testing.B) {
 	benchmarkDenoise(b, m.Student(), 1)
 }
 
-func benchmarkDenoise(b *testing.B, net forwarder, fill float64) {
+func benchmarkDenoise(b *testing.B, f forwarder, fill float64) {
+	m, err := Default()
+	if err != nil {
+		b.Fatal(err)
+	}
 	v := phantom.New(phantom.Spec{Seed: 2, Width: 512, Height: 512, Slices: 1, Sigma: 0.02, ZeroFill: fill})
 	img := Image{Width: 512, Height: 512, Pixels: v.Noisy[0]}
 	used := func() time.Duration {
@@ -344,7 +347,7 @@ func benchmarkDenoise(b *testing.B, net forwarder, fill float64) {
 	b.ReportAllocs()
 	start := used()
 	for b.Loop() {
-		r, err := denoise(context.Background(), net, img, Options{Strength: 1})
+		r, err := m.denoise(context.Background(), img, Options{Strength: 1}, by(f))
 		if err != nil || r.Untouched != "" {
 			b.Fatal(err, r.Untouched)
 		}

@@ -1,7 +1,6 @@
-// Package models holds the networks, their weights files and where they come
-// from.
+// Package models takes the noise off images.
 //
-// A Model is a network with its Card, opened by Default or Open; its Student is
-// the network itself, which maps an image and a map of its noise to the image
-// with the noise taken off. The file student.go is the whole definition of it.
+// A Model, opened by Default or Open, has two ways to do so: Denoise, which runs its
+// student once, and High, the full method. The networks are in package net, the files
+// of a model in package store.
 package models

@@ -6,15 +6,19 @@ import (
 	"math"
 	"math/rand/v2"
 
+	"github.com/diffdenoise/denoised/internal/numeric"
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/models/diffusion"
-	"github.com/diffdenoise/denoised/models/noise"
+	"github.com/diffdenoise/denoised/models/meter"
+	"github.com/diffdenoise/denoised/models/net"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // HighOptions steer High.
 type HighOptions struct {
-	// Strength is as in Options.
+	// Strength and Series are as in Options.
 	Strength float64
+	Series   meter.Series
 	// Steps of the sampling of one pair; 0: DefaultSteps.
 	Steps int
 	// Passes is how many positions of the image, of eight, are sampled and averaged;
@@ -38,21 +42,20 @@ const (
 
 // HasHigh tells whether the model has the networks that High needs.
 func (m *Model) HasHigh() bool {
-	return m.Has(NetworkBSN) && m.Has(NetworkDiffusion)
+	return m.Has(store.NetworkBSN) && m.Has(store.NetworkDiffusion)
 }
 
 // High takes the noise off one slice by the full method (arXiv 2504.00264, in the
 // leak-free form of docs/quality.md):
 //
-//  1. to 3. as Denoise;
-//  4. a blind-spot network predicts every pixel from its surroundings, across a hole
+//  1. and 2. as Denoise;
+//  3. a blind-spot network predicts every pixel from its surroundings, across a hole
 //     as wide as the noise's correlation asks for, and the prediction is fused with
-//     the pixel (Posterior);
-//  5. a diffusion network, given the image, that prediction, the student's result and
-//     the noise, samples what is missing from the student's result to the image, as
-//     the mean of a stabilized pair (diffusion.SRDS), in several positions of the
-//     image, which are averaged;
-//  6. to 9. as 4. to 7. of Denoise.
+//     the pixel (net.Posterior); a diffusion network, given the image, that prediction,
+//     the student's result and the noise, samples what is missing from the student's
+//     result to the image, as the mean of a stabilized pair (diffusion.SRDS), in several
+//     positions of the image, which are averaged; on the grid of Denoise;
+//  4. to 7. as Denoise.
 //
 // The promises are those of Denoise; it takes 50 to 100 times as long. The result
 // is the same for the same seed. A model without the networks is an error that wraps
@@ -67,12 +70,12 @@ func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, er
 	if o.Steps < 1 || o.Steps > diffusion.MaxSteps || o.Passes < 1 || o.Passes > maxPasses {
 		return nil, fmt.Errorf("denoise: %d steps and %d passes, allowed are 1 to %d and 1 to %d", o.Steps, o.Passes, diffusion.MaxSteps, maxPasses)
 	}
-	h := &high{HighOptions: o, student: m.student}
+	h := &high{HighOptions: o, student: m.Student()}
 	var err error
-	if _, h.blind, err = m.Graph(NetworkBSN); err != nil {
+	if _, h.blind, err = m.Graph(store.NetworkBSN); err != nil {
 		return nil, err
 	}
-	g, teacher, err := m.Graph(NetworkDiffusion)
+	g, teacher, err := m.Graph(store.NetworkDiffusion)
 	if err != nil {
 		return nil, err
 	}
@@ -82,13 +85,13 @@ func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, er
 			h.condition = n.Channels
 		}
 	}
-	return remove(ctx, img, o.Strength, h.find)
+	return m.denoise(ctx, img, Options{Strength: o.Strength, Series: o.Series}, h.predict)
 }
 
 // high is one call of High.
 type high struct {
 	HighOptions
-	student        *Student
+	student        *net.Student
 	blind, teacher kernels.Program
 	condition      int // channels that teacher is given
 	done, total    int
@@ -104,15 +107,16 @@ const (
 	margin = 24
 )
 
-func (h *high) find(ctx context.Context, b *scratch, native []float32, width, height int) error {
+func (h *high) predict(ctx context.Context, p *predicted, n *normalized, told *meter.Reading) error {
+	width, height := n.w, n.h
 	across, down := (width+tileSide-1)/tileSide, (height+tileSide-1)/tileSide
 	h.total = across * down * h.Passes * (1 + 2*h.Steps)
-	b.uncertain = grow(b.uncertain, width*height)
-	rng := rand.New(rand.NewPCG(h.Seed, pixelHash(native)))
+	p.uncertain = numeric.Grow(p.uncertain, width*height)
+	rng := rand.New(rand.NewPCG(h.Seed, pixelHash(n.y)))
 	for j := range down {
 		for i := range across {
 			x0, y0, x1, y1 := i*width/across, j*height/down, (i+1)*width/across, (j+1)*height/down
-			if err := h.tile(ctx, b, native, width, height, x0, y0, x1-x0, y1-y0, rng); err != nil {
+			if err := h.tile(ctx, p, n, told, x0, y0, x1-x0, y1-y0, rng); err != nil {
 				return err
 			}
 		}
@@ -131,15 +135,16 @@ func pixelHash(img []float32) uint64 {
 }
 
 // tile finds the noise of the w×h pixels at (x0, y0).
-func (h *high) tile(ctx context.Context, b *scratch, native []float32, width, height, x0, y0, w, ht int, rng *rand.Rand) error {
+func (h *high) tile(ctx context.Context, p *predicted, n *normalized, told *meter.Reading, x0, y0, w, ht int, rng *rand.Rand) error {
+	width, height := n.w, n.h
 	tw, th := roundUp(w, 4)+2*margin, roundUp(ht, 4)+2*margin
-	y := extended(native, width, height, x0-margin, y0-margin, tw, th)
-	sigma := extended(b.sigma, width, height, x0-margin, y0-margin, tw, th)
+	y := extended(n.y, width, height, x0-margin, y0-margin, tw, th)
+	sigma := extended(told.Given, width, height, x0-margin, y0-margin, tw, th)
 	mean, spread := make([]float32, tw*th), make([]float32, tw*th)
 	for pass := range h.Passes {
 		// positions that keep the axes and such that exchange them take turns
 		turn := []int{0, 7, 1, 6, 2, 5, 3, 4}[pass]
-		if err := h.pass(ctx, mean, spread, y, sigma, &b.noise.Correlation, turn, tw, th, rng); err != nil {
+		if err := h.pass(ctx, mean, spread, y, sigma, told, turn, tw, th, rng); err != nil {
 			return err
 		}
 	}
@@ -151,7 +156,7 @@ func (h *high) tile(ctx context.Context, b *scratch, native []float32, width, he
 			if !finite(v) {
 				return fmt.Errorf("denoise: the networks' result is not finite at (%d, %d)", x0+c, y0+r)
 			}
-			b.removed[to], b.uncertain[to] = native[to]-v, spread[from]*scale
+			p.removed[to], p.uncertain[to] = n.y[to]-v, spread[from]*scale
 		}
 	}
 	return nil
@@ -159,32 +164,32 @@ func (h *high) tile(ctx context.Context, b *scratch, native []float32, width, he
 
 // pass adds the result in one position of the image to mean and the spread of its
 // pair to spread.
-func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, c *noise.Correlation, turn, w, ht int, rng *rand.Rand) error {
+func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, told *meter.Reading, turn, w, ht int, rng *rand.Rand) error {
 	n := w * ht
-	sx, sy := c.Holes()
-	rhoX, rhoY := float32(c.At(1, 0)), float32(c.At(0, 1))
+	sx, sy := told.Map.Correlation.Holes()
+	lags := told.Told
 	tw, th := w, ht
 	if turn&4 == 4 {
-		sx, sy, rhoX, rhoY, tw, th = sy, sx, rhoY, rhoX, ht, w
+		sx, sy, lags, tw, th = sy, sx, lags.Turned(), ht, w
 	}
-	y, sigma = Turned(y, w, ht, turn), Turned(sigma, w, ht, turn)
+	y, sigma = net.Turned(y, w, ht, turn), net.Turned(sigma, w, ht, turn)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	blind, unit := make([]float32, n), make([]float32, n)
-	if err := h.blind.Run(blind, BSNBatch(y, 1, tw, th, sx, sy)); err != nil {
+	if err := h.blind.Run(blind, net.BSNBatch(y, 1, tw, th, sx, sy)); err != nil {
 		return fmt.Errorf("blind-spot network: %w", err)
 	}
 	h.reached(h.done + 1)
-	Unit(unit, sigma)
+	net.Unit(unit, sigma)
 	base, p := blind, &conditioned{high: h, w: tw, h: th, given: blind}
-	if h.condition != WrittenCondition {
-		Posterior(blind, y, blind, sigma, tw, th)
-		base, p.given = make([]float32, n), make([]float32, n*TeacherCondition)
-		if err := h.student.Forward(base, y, sigma, [2]float32{rhoX, rhoY}, tw, th); err != nil {
+	if h.condition != net.WrittenCondition {
+		net.Posterior(blind, y, blind, sigma, tw, th)
+		base, p.given = make([]float32, n), make([]float32, n*net.TeacherCondition)
+		if err := h.student.Forward(base, y, sigma, lags, tw, th); err != nil {
 			return fmt.Errorf("student: %w", err)
 		}
-		Condition(p.given, y, base, blind, sigma, rhoX, rhoY)
+		net.Condition(p.given, y, base, blind, sigma, lags[0], lags[1])
 	}
 	eps, plus, half := make([]float32, n), make([]float32, n), make([]float32, n)
 	for i := range eps {
@@ -197,7 +202,7 @@ func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, c *no
 		plus[i] = base[i] + unit[i]*plus[i]
 		half[i] *= unit[i]
 	}
-	plus, half = Unturned(plus, w, ht, turn), Unturned(half, w, ht, turn)
+	plus, half = net.Unturned(plus, w, ht, turn), net.Unturned(half, w, ht, turn)
 	for i := range mean {
 		mean[i] += plus[i]
 		spread[i] += half[i]
@@ -219,7 +224,7 @@ type conditioned struct {
 	w, h  int
 	given []float32
 	state []float32
-	code  [TimeCode]float32
+	code  [net.TimeCode]float32
 }
 
 // sample does diffusion.SRDS, on the network's device if that can.
@@ -233,8 +238,8 @@ func (p *conditioned) sample(ctx context.Context, mean, spread, eps []float32) e
 	}
 	var steps []kernels.SampleStep
 	for _, s := range diffusion.Steps(p.Steps) {
-		code := make([]float32, TimeCode)
-		EncodeTime(code, s.T)
+		code := make([]float32, net.TimeCode)
+		net.EncodeTime(code, s.T)
 		// The state is given as StateInput has it.
 		steps = append(steps, kernels.SampleStep{State: float32(diffusion.Alpha(s.T)), Vector: code, Keep: float32(s.Keep), Add: float32(s.Add)})
 	}
@@ -257,9 +262,9 @@ func (p *conditioned) Predict(ctx context.Context, v, x []float32, t float64) er
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	EncodeTime(p.code[:], t)
-	p.state = grow(p.state, len(x))
-	StateInput(p.state, x, t)
+	net.EncodeTime(p.code[:], t)
+	p.state = numeric.Grow(p.state, len(x))
+	net.StateInput(p.state, x, t)
 	err := p.teacher.Run(v, &kernels.Batch{Count: 1, Height: p.h, Width: p.w, Inputs: [][]float32{p.state, p.given, p.code[:]}})
 	if err != nil {
 		return fmt.Errorf("diffusion network: %w", err)
@@ -273,72 +278,12 @@ func (p *conditioned) Predict(ctx context.Context, v, x []float32, t float64) er
 func extended(img []float32, width, height, x0, y0, w, h int) []float32 {
 	out := make([]float32, w*h)
 	for r := range h {
-		row := img[mirrored(y0+r, height)*width:][:width]
+		row := img[numeric.Mirror(y0+r, height)*width:][:width]
 		for c := range w {
-			out[r*w+c] = row[mirrored(x0+c, width)]
+			out[r*w+c] = row[numeric.Mirror(x0+c, width)]
 		}
 	}
 	return out
-}
-
-// mirrored returns the place within 0 to n-1 that i falls on when a line of n is
-// mirrored at its ends, again and again.
-func mirrored(i, n int) int {
-	if n == 1 {
-		return 0
-	}
-	if i = i % (2*n - 2); i < 0 {
-		i += 2*n - 2
-	}
-	return min(i, 2*n-2-i)
-}
-
-// Turned returns a w×h image in one of eight positions: mirrored in x (bit 0) and in
-// y (bit 1), then with its axes exchanged (bit 2), which makes it h×w.
-func Turned(img []float32, w, h, turn int) []float32 {
-	out := make([]float32, len(img))
-	turns(w, h, turn, func(from, to int) { out[to] = img[from] })
-	return out
-}
-
-// Unturned is the inverse of Turned; w and h are those of the result.
-func Unturned(img []float32, w, h, turn int) []float32 {
-	out := make([]float32, len(img))
-	turns(w, h, turn, func(from, to int) { out[from] = img[to] })
-	return out
-}
-
-func turns(w, h, turn int, f func(from, to int)) {
-	for r := range h {
-		for c := range w {
-			x, y := c, r
-			if turn&1 == 1 {
-				x = w - 1 - x
-			}
-			if turn&2 == 2 {
-				y = h - 1 - y
-			}
-			if turn&4 == 4 {
-				f(r*w+c, x*h+y)
-			} else {
-				f(r*w+c, y*w+x)
-			}
-		}
-	}
 }
 
 func roundUp(n, multiple int) int { return (n + multiple - 1) / multiple * multiple }
-
-// uncertainty brings b.uncertain to the image's grid and unit. It is smooth enough
-// for the values that zero-filling puts below zero to be cut off.
-func (b *scratch) uncertainty(grid *noise.Grid, filled bool, scale float32) []float32 {
-	u := b.uncertain
-	if filled {
-		u = grid.Fill(nil, u)
-	}
-	out := make([]float32, len(u))
-	for i, v := range u {
-		out[i] = float32(math.Max(0, float64(v))) * scale
-	}
-	return out
-}

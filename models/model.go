@@ -1,0 +1,28 @@
+package models
+
+import (
+	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/models/store"
+)
+
+// Model is an opened model that denoises. It never changes and is safe for concurrent
+// use.
+type Model struct{ *store.Model }
+
+// Default is store.Default.
+func Default() (*Model, error) { return model(store.Default()) }
+
+// Open is store.Open.
+func Open(nameOrDir string) (*Model, error) { return model(store.Open(nameOrDir)) }
+
+// OpenOn is store.OpenOn.
+func OpenOn(backend kernels.Backend, nameOrDir string) (*Model, error) {
+	return model(store.OpenOn(backend, nameOrDir))
+}
+
+func model(m *store.Model, err error) (*Model, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &Model{m}, nil
+}
