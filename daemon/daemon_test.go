@@ -31,6 +31,7 @@ import (
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline"
 	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
 // TestEndToEnd: scanner, daemon with the real model, two archives.
@@ -213,10 +214,10 @@ type turnstile struct {
 	open    chan struct{}
 }
 
-func (g turnstile) Denoise(ctx context.Context, f *derive.Frame, strength float64) (*pipeline.Denoised, error) {
+func (g turnstile) Denoise(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64) (*pipeline.Denoised, error) {
 	g.entered <- struct{}{}
 	<-g.open
-	return g.blur.Denoise(ctx, f, strength)
+	return g.blur.Denoise(ctx, f, known, strength)
 }
 
 // TestDrain: a stop finishes the slice in hand, and the next start delivers the

@@ -4,12 +4,16 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strconv"
 
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/gate"
+	"github.com/diffdenoise/denoised/models/meter"
+	"github.com/diffdenoise/denoised/models/store"
 	"github.com/diffdenoise/denoised/pipeline"
 	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
 // denoiser is a model as the pipeline wants it.
@@ -21,7 +25,7 @@ type denoiser struct {
 // modelPath is what models.Open takes for denoise.model: a plain name is first looked
 // for among the installed models, in the folder models of state_dir.
 func (c *Config) modelPath() string {
-	return models.Find(c.Denoise.Model, filepath.Join(c.StateDir, "models"))
+	return store.Find(c.Denoise.Model, filepath.Join(c.StateDir, "models"))
 }
 
 func openDenoiser(on kernels.Backend, nameOrDir string) (pipeline.Denoiser, error) {
@@ -38,8 +42,45 @@ func (d denoiser) Model() derive.ModelInfo {
 }
 
 // Denoise implements pipeline.Denoiser.
-func (d denoiser) Denoise(ctx context.Context, f *derive.Frame, strength float64) (*pipeline.Denoised, error) {
-	return denoised(d.m.Denoise(ctx, frameImage(f), models.Options{Strength: strength}))
+func (d denoiser) Denoise(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64,
+) (*pipeline.Denoised, error) {
+	return denoised(d.m.Denoise(ctx, frameImage(f), models.Options{Strength: strength, Series: Known(known)}))
+}
+
+// Measure implements pipeline.Denoiser.
+func (d denoiser) Measure(_ context.Context, f *derive.Frame) (evidence.Sums, error) {
+	s, err := d.m.Measure(frameImage(f))
+	return Told(s), err
+}
+
+// Told is what slices told of their series as sums that can be kept: weight and lags of the meter,
+// number and powers of the flattest
+// cells.
+func Told(s meter.Series) evidence.Sums {
+	if s == (meter.Series{}) {
+		return nil
+	}
+	e := append(evidence.Sums{s.Weight}, s.Lags[:]...)
+	e = append(append(append(e, s.Cells), s.Along[0][:]...), s.Along[1][:]...)
+	for i, v := range e {
+		// as many digits as say something, so that little is to be kept
+		e[i], _ = strconv.ParseFloat(strconv.FormatFloat(v, 'g', digits, 64), 64)
+	}
+	return e
+}
+
+// digits of a number that is kept.
+const digits = 6
+
+// Known is the opposite of Told. What another method told is nothing.
+func Known(e evidence.Sums) (s meter.Series) {
+	if len(e) == 2+len(s.Lags)+len(s.Along[0])+len(s.Along[1]) {
+		s.Weight, e = e[0], e[1:]
+		e = e[copy(s.Lags[:], e):]
+		s.Cells, e = e[0], e[1:]
+		copy(s.Along[1][:], e[copy(s.Along[0][:], e):])
+	}
+	return s
 }
 
 // HasHigh implements pipeline.HighDenoiser.
@@ -47,8 +88,10 @@ func (d denoiser) HasHigh() bool { return d.high }
 
 // DenoiseHigh implements pipeline.HighDenoiser. The noise that sampling starts
 // from is the same for every image, so that the same image gives the same result on one backend.
-func (d denoiser) DenoiseHigh(ctx context.Context, f *derive.Frame, strength float64, progress func(done, total int)) (*pipeline.Denoised, error) {
-	return denoised(d.m.High(ctx, frameImage(f), models.HighOptions{Strength: strength, Progress: progress}))
+func (d denoiser) DenoiseHigh(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64,
+	progress func(done, total int)) (*pipeline.Denoised, error) {
+	o := models.HighOptions{Strength: strength, Series: Known(known), Progress: progress}
+	return denoised(d.m.High(ctx, frameImage(f), o))
 }
 
 func frameImage(f *derive.Frame) models.Image {
@@ -59,7 +102,7 @@ func denoised(r *models.Result, err error) (*pipeline.Denoised, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &pipeline.Denoised{Pixels: r.Pixels, Sigma: r.Sigma}
+	d := &pipeline.Denoised{Pixels: r.Pixels, Sigma: r.Sigma, Told: Told(r.Series)}
 	if g := r.Gate; g != nil && g.Action != gate.OK {
 		d.Gate, d.Share = g.Reason, g.Blend
 	}

@@ -7,6 +7,9 @@ import (
 
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/gate"
+	"github.com/diffdenoise/denoised/models/meter"
+	"github.com/diffdenoise/denoised/models/store"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
 // TestInstalledModel: denoise.model finds the built-in model, an installed one by
@@ -15,7 +18,7 @@ func TestInstalledModel(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.StateDir = t.TempDir()
 	dir := filepath.Join(cfg.StateDir, "models")
-	if _, err := models.Install("default", dir, "knee-3t", false); err != nil {
+	if _, err := store.Install("default", dir, "knee-3t", false); err != nil {
 		t.Fatal(err)
 	}
 	for model, want := range map[string]string{
@@ -53,6 +56,19 @@ func TestDenoised(t *testing.T) {
 		if err != nil || got.Gate != c.want || got.Share != c.share || got.Sigma != 3 || len(got.Pixels) != 2 {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
+	}
+	said := meter.Series{Weight: 2, Lags: [7]float64{1, -0.5, 0.333333}, Cells: 3, Along: [2][8]float64{{1: 0.5, 7: 0.25}, {0: 123.456}}}
+	got, err := denoised(&models.Result{Series: said}, nil)
+	if err != nil || Known(got.Told) != said {
+		t.Errorf("told %+v, %v, want %+v", got, err, said)
+	}
+	for _, other := range []evidence.Sums{nil, {1}, make(evidence.Sums, evidence.Most)} {
+		if s := Known(other); s != (meter.Series{}) {
+			t.Errorf("%v became %+v", other, s)
+		}
+	}
+	if e := Told(meter.Series{}); e != nil {
+		t.Errorf("nothing became %v", e)
 	}
 	fail := errors.New("no memory")
 	if got, err := denoised(nil, fail); got != nil || !errors.Is(err, fail) {

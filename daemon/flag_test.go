@@ -13,8 +13,10 @@ import (
 	"github.com/diffdenoise/denoised/daemon/web"
 	"github.com/diffdenoise/denoised/internal/phantom"
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/store"
 	"github.com/diffdenoise/denoised/pipeline"
 	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
 // sharp knows the full method too.
@@ -22,11 +24,11 @@ type sharp struct{ blur }
 
 func (sharp) HasHigh() bool { return true }
 
-func (s sharp) DenoiseHigh(ctx context.Context, f *derive.Frame, strength float64, progress func(done, total int)) (*pipeline.Denoised, error) {
+func (s sharp) DenoiseHigh(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64, progress func(done, total int)) (*pipeline.Denoised, error) {
 	progress(1, 2)
 	twice := *f
 	for range 2 {
-		r, err := s.Denoise(ctx, &twice, strength)
+		r, err := s.Denoise(ctx, &twice, known, strength)
 		if err != nil {
 			return nil, err
 		}
@@ -139,13 +141,13 @@ func TestModelAsDenoiser(t *testing.T) {
 		f.Pixels[i] = 1000 * v.Noisy[0][i]
 	}
 	steps := 0
-	r, err := h.DenoiseHigh(t.Context(), f, 1, func(done, total int) {
+	r, err := h.DenoiseHigh(t.Context(), f, nil, 1, func(done, total int) {
 		if steps++; done != steps || total < done {
 			t.Errorf("step %d of %d after %d calls", done, total, steps)
 		}
 	})
 	if !h.HasHigh() {
-		if !errors.Is(err, models.ErrNoNetwork) {
+		if !errors.Is(err, store.ErrNoNetwork) {
 			t.Errorf("error %v", err)
 		}
 		return

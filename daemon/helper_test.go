@@ -27,6 +27,7 @@ import (
 	"github.com/diffdenoise/denoised/kernels/remote"
 	"github.com/diffdenoise/denoised/pipeline"
 	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
 // asWorker in the environment makes the test binary a worker; its value says of which kind.
@@ -258,7 +259,9 @@ func (blur) Model() derive.ModelInfo {
 	return derive.ModelInfo{Name: "blur", Version: "1", Hash: fmt.Sprintf("%x", sha256.Sum256(nil))}
 }
 
-func (blur) Denoise(_ context.Context, f *derive.Frame, _ float64) (*pipeline.Denoised, error) {
+func (blur) Measure(context.Context, *derive.Frame) (evidence.Sums, error) { return nil, nil }
+
+func (blur) Denoise(_ context.Context, f *derive.Frame, _ evidence.Sums, _ float64) (*pipeline.Denoised, error) {
 	out := make([]float32, len(f.Pixels))
 	for i, v := range f.Pixels {
 		out[i] = (2*v + f.Pixels[(i+1)%len(out)]) / 3

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
 // The crash tests run this test binary as a child that receives, denoises and
@@ -260,6 +262,10 @@ func checkObjects(t *testing.T, state string, objects int, inFlight ...string) {
 		if c := got[im.sop]; len(c) == 0 || c[0] != hex.EncodeToString(sum[:]) {
 			t.Errorf("image %s: not in the archive as it was sent: %v", im.sop, c)
 		}
+	}
+	// Each image told once, whatever had to be done again.
+	if got, want := told(t, state), (evidence.Sums{crashImages}); !slices.Equal(got, want) {
+		t.Errorf("the series told %v, want %v", got, want)
 	}
 	if len(got) != objects {
 		t.Errorf("%d instances in the archive of %d images, want %d", len(got), crashImages, objects)

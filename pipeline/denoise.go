@@ -13,6 +13,7 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 	"github.com/diffdenoise/denoised/pipeline/spool"
 )
 
@@ -49,7 +50,7 @@ const (
 // once), passed (gate) or failed. Slices are taken from the journal one by one,
 // series in turn, so nothing but row numbers waits in memory and a big series
 // does not hold up a small one. Killed at any point, the next process finds the
-// slice queued and makes the same object again.
+// slice queued and makes the object again.
 func (p *Pipeline) denoiseAll(ctx context.Context) {
 	cfg := p.cfg.Load()
 	if cfg.Denoiser == nil {
@@ -208,8 +209,8 @@ func gated(reason string) bool {
 }
 
 // params are the same for the same original, model, strength, quality and
-// program version, so that the derived object is the same, byte for byte,
-// however often it is made. Its creation time is therefore the time the original
+// program version, so that the derived object has the same UIDs however often it is
+// made. Its pixels are the same if the series has told the same of its noise. Its creation time is therefore the time the original
 // was received, and its series time stays the source's: when the series was
 // first seen would not survive a rebuild of the journal.
 func params(cfg *config, in spool.Instance, q Quality) derive.Params {
@@ -221,7 +222,11 @@ type work struct {
 	in      spool.Instance
 	quality Quality
 	tokens  chan struct{} // one for each frame at a time
-	frame   func(ctx context.Context, f *derive.Frame) (*Denoised, error)
+	known   evidence.Sums // what the series told
+	// measure, if not nil, tells what a frame says of its series. Of several, all are
+	// measured before the first is denoised.
+	measure func(ctx context.Context, f *derive.Frame) (*Denoised, error)
+	frame   func(ctx context.Context, f *derive.Frame, known evidence.Sums) (*Denoised, error)
 	related *derive.Related
 	// fill: a copy, because of this reason.
 	fill string
@@ -237,9 +242,21 @@ func (w *work) step() string {
 
 // derive makes the derived object of the fast lane.
 func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, tokens chan struct{}) (row spool.Instance, err error) {
-	row, err = p.make(ctx, cfg, work{in: in, quality: Fast, tokens: tokens, frame: func(ctx context.Context, f *derive.Frame) (*Denoised, error) {
-		return p.callDenoiser(context.WithoutCancel(ctx), cfg, f)
-	}})
+	measure := func(ctx context.Context, f *derive.Frame) (*Denoised, error) {
+		return p.callDenoiser(context.WithoutCancel(ctx), cfg, func(ctx context.Context) (*Denoised, error) {
+			told, err := cfg.Denoiser.Measure(ctx, f)
+			return &Denoised{Told: told}, err
+		})
+	}
+	if cfg.Strength == 0 {
+		measure = nil // nothing will be taken off
+	}
+	row, err = p.make(ctx, cfg, work{in: in, quality: Fast, tokens: tokens, known: p.known(ctx, in), measure: measure,
+		frame: func(ctx context.Context, f *derive.Frame, known evidence.Sums) (*Denoised, error) {
+			return p.callDenoiser(context.WithoutCancel(ctx), cfg, func(ctx context.Context) (*Denoised, error) {
+				return cfg.Denoiser.Denoise(ctx, f, known, cfg.Strength)
+			})
+		}})
 	if err != nil {
 		return row, err
 	}
@@ -254,6 +271,15 @@ func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, t
 		p.met.sigma.Observe(row.Sigma)
 	}
 	return row, nil
+}
+
+// known is what the series of an original told so far. It is a help, and no image waits for it.
+func (p *Pipeline) known(ctx context.Context, in spool.Instance) evidence.Sums {
+	told, err := p.jrnl.Told(context.WithoutCancel(ctx), in.Series)
+	if err != nil {
+		p.log.Warn("image is denoised without what its series told", zap.String("instance", in.SOP), zap.Error(err))
+	}
+	return told
 }
 
 // make makes the derived object of one original durable and returns the row
@@ -289,15 +315,19 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	defer t.Discard()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	fr := &frames{p: p, work: w, o: o, count: derive.Frames(o), started: map[int]chan frameResult{}}
-	defer fr.wait()
+	fr := &frames{p: p, work: w, o: o, count: derive.Frames(o)}
+	if err := fr.measured(ctx); err != nil {
+		return row, err
+	}
+	fr.ahead = derive.NewAhead(fr.count, cap(w.tokens), func(i int) (*Denoised, error) { return fr.frame(ctx, i) })
+	defer fr.ahead.Wait()
 	par := params(cfg, in, w.quality)
 	par.Related, par.Remark = w.related, fr.checked.Remark
 	if w.fill != "" {
 		par.Copy = "the method failed (" + w.fill + ")"
 	}
 	p.hook(w.step() + "-write")
-	info, err := derive.Write(t, o, par, func(i int) ([]float32, error) { return fr.next(ctx, i) })
+	info, err := derive.Write(t, o, par, fr.next)
 	if err != nil {
 		var perm *PermanentError
 		if errors.As(err, &perm) || errors.Is(err, errDraining) || errors.Is(err, spool.ErrNoSpace) || fr.err != nil {
@@ -315,7 +345,7 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 		return row, &PermanentError{Reason: reasonDerive, Err: err}
 	}
 	row = spool.Instance{SOP: sop, Class: made.String(dcm.SOPClassUID), Syntax: made.TransferSyntaxUID(), Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
-		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: string(w.quality), Channel: in.Channel, Rule: in.Rule, Sigma: fr.sigma(),
+		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: string(w.quality), Channel: in.Channel, Rule: in.Rule, Sigma: fr.sigma(), Told: fr.told,
 		File: spool.FileName(spool.Derived, in.File, sop, "")}
 	switch {
 	case w.fill != "":
@@ -325,7 +355,7 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	case info.Changed == 0:
 		row.Reason = reasonUnchanged
 	}
-	rec := spool.Record{Kind: spool.Derived, Quality: string(w.quality), Received: in.Received, Source: in.File, Sigma: row.Sigma, Reason: row.Reason, Detail: row.Detail, Fill: w.fill != ""}
+	rec := spool.Record{Kind: spool.Derived, Quality: string(w.quality), Received: in.Received, Source: in.File, Sigma: row.Sigma, Reason: row.Reason, Detail: row.Detail, Fill: w.fill != "", Told: row.Told}
 	if err := t.Sync(rec); err != nil {
 		return row, err
 	}
@@ -338,53 +368,53 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	return row, nil
 }
 
-// frames denoises the frames of one object ahead of the writer that asks for
-// them in order. It holds at most as many frames as there are tokens.
+// frames denoises the frames of one object ahead of the writer that asks for them. It
+// holds at most as many as there are tokens.
 type frames struct {
 	p *Pipeline
 	work
 	o       *dcm.Object
 	count   int
-	wg      sync.WaitGroup
-	started map[int]chan frameResult
-	begun   int
+	ahead   *derive.Ahead[*Denoised]
 	sigmas  []float64
 	checked derive.Checked // by the model itself
+	told    evidence.Sums  // by the frames, if they are measured
 	err     error          // the first error of a frame
 }
 
-type frameResult struct {
-	*Denoised
-	err error
+// measured adds what all frames of an object of several tell to what is known.
+func (f *frames) measured(ctx context.Context) error {
+	if f.measure == nil || f.count == 1 {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ahead := derive.NewAhead(f.count, cap(f.tokens), func(i int) (*Denoised, error) { return f.turn(ctx, i, f.measure) })
+	defer ahead.Wait() // after cancel
+	defer cancel()
+	for i := range f.count {
+		r, err := ahead.Next(i)
+		if err != nil {
+			return fmt.Errorf("measure: %w", err)
+		}
+		f.told = f.told.Plus(r.Told)
+	}
+	f.known = f.known.Plus(f.told)
+	return nil
 }
 
-func (f *frames) next(ctx context.Context, i int) ([]float32, error) {
-	for ; f.begun < f.count && f.begun <= i+cap(f.tokens)-1; f.begun++ {
-		c, n := make(chan frameResult, 1), f.begun
-		f.started[n] = c
-		f.wg.Add(1)
-		go func() {
-			defer f.wg.Done()
-			c <- f.frame(ctx, n)
-		}()
-	}
-	c := f.started[i]
-	if c == nil {
-		return nil, fmt.Errorf("frame %d asked for out of order", i)
-	}
-	r := <-c
-	delete(f.started, i)
-	if r.err != nil {
-		f.err = r.err
-		return nil, r.err
+func (f *frames) next(i int) ([]float32, error) {
+	r, err := f.ahead.Next(i)
+	if err != nil {
+		f.err = err
+		return nil, err
 	}
 	f.sigmas = append(f.sigmas, r.Sigma)
 	f.checked.Add(r.Gate, r.Share)
+	if f.measure != nil && f.count == 1 {
+		f.told = f.told.Plus(r.Told)
+	}
 	return r.Pixels, nil
 }
-
-// wait is for the frames begun ahead when the writer gave up.
-func (f *frames) wait() { f.wg.Wait() }
 
 func (f *frames) sigma() float64 {
 	if len(f.sigmas) == 0 {
@@ -398,10 +428,22 @@ func (f *frames) sigma() float64 {
 	return 0
 }
 
-func (f *frames) frame(ctx context.Context, i int) (r frameResult) {
+// frame denoises frame i.
+func (f *frames) frame(ctx context.Context, i int) (*Denoised, error) {
+	return f.turn(ctx, i, func(ctx context.Context, in *derive.Frame) (*Denoised, error) {
+		out, err := f.work.frame(ctx, in, f.known)
+		if err != nil {
+			return nil, fmt.Errorf("denoise: %w", err)
+		}
+		return out, gate(in, out.Pixels)
+	})
+}
+
+// turn reads frame i and does something with it when a token is free.
+func (f *frames) turn(ctx context.Context, i int, do func(context.Context, *derive.Frame) (*Denoised, error)) (out *Denoised, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			r = frameResult{err: &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("frame %d: panic: %v", i, v)}}
+			out, err = nil, &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("frame %d: panic: %v", i, v)}
 		}
 	}()
 	// An object of one frame that is in hand is finished; one of many stops
@@ -410,11 +452,11 @@ func (f *frames) frame(ctx context.Context, i int) (r frameResult) {
 		select {
 		case f.tokens <- struct{}{}:
 		case <-ctx.Done():
-			return frameResult{err: errDraining}
+			return nil, errDraining
 		}
 		if ctx.Err() != nil {
 			<-f.tokens
-			return frameResult{err: errDraining}
+			return nil, errDraining
 		}
 	} else {
 		f.tokens <- struct{}{}
@@ -422,21 +464,17 @@ func (f *frames) frame(ctx context.Context, i int) (r frameResult) {
 	defer func() { <-f.tokens }()
 	in, err := derive.ReadFrame(f.o, i)
 	if err != nil {
-		return frameResult{err: &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("read frame %d: %w", i, err)}}
+		return nil, &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("read frame %d: %w", i, err)}
 	}
-	out, err := f.work.frame(ctx, in)
-	if err != nil {
-		return frameResult{err: fmt.Errorf("denoise frame %d: %w", i, err)}
+	if out, err = do(ctx, in); err != nil {
+		return nil, fmt.Errorf("frame %d: %w", i, err)
 	}
-	if err := gate(in, out.Pixels); err != nil {
-		return frameResult{err: fmt.Errorf("frame %d: %w", i, err)}
-	}
-	return frameResult{Denoised: out}
+	return out, nil
 }
 
 // callDenoiser runs the denoiser on its own goroutine, so that neither its panic
 // nor its silence stops a worker. A call that outlives its time is abandoned.
-func (p *Pipeline) callDenoiser(ctx context.Context, cfg *config, in *derive.Frame) (*Denoised, error) {
+func (p *Pipeline) callDenoiser(ctx context.Context, cfg *config, call func(context.Context) (*Denoised, error)) (*Denoised, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.SliceTimeout)
 	defer cancel()
 	type result struct {
@@ -454,7 +492,7 @@ func (p *Pipeline) callDenoiser(ctx context.Context, cfg *config, in *derive.Fra
 			}
 			c <- r
 		}()
-		r.out, r.err = cfg.Denoiser.Denoise(ctx, in, cfg.Strength)
+		r.out, r.err = call(ctx)
 	}()
 	select {
 	case r := <-c:

@@ -20,6 +20,7 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
 const classMR = "1.2.840.10008.5.1.4.1.1.4"
@@ -124,7 +125,11 @@ func (h *halver) Model() derive.ModelInfo {
 	return derive.ModelInfo{Name: "test", Version: "1", Hash: "00ff"}
 }
 
-func (h *halver) Denoise(_ context.Context, f *derive.Frame, _ float64) (*Denoised, error) {
+func (h *halver) Measure(context.Context, *derive.Frame) (evidence.Sums, error) {
+	return evidence.Sums{1}, nil
+}
+
+func (h *halver) Denoise(_ context.Context, f *derive.Frame, _ evidence.Sums, _ float64) (*Denoised, error) {
 	h.mu.Lock()
 	h.calls++
 	n := h.calls
@@ -147,7 +152,7 @@ func smooth(f *derive.Frame) *Denoised {
 	for i, v := range f.Pixels {
 		out[i] = (v + 700) / 2
 	}
-	return &Denoised{Pixels: out, Sigma: 12}
+	return &Denoised{Pixels: out, Sigma: 12, Told: evidence.Sums{1}}
 }
 
 // archive is the far end: a PACS keyed by SOP instance UID that remembers
@@ -342,7 +347,9 @@ type blocked struct{ hold chan struct{} }
 
 func (b *blocked) Model() derive.ModelInfo { return derive.ModelInfo{Name: "test", Hash: "00"} }
 
-func (b *blocked) Denoise(ctx context.Context, f *derive.Frame, _ float64) (*Denoised, error) {
+func (b *blocked) Measure(context.Context, *derive.Frame) (evidence.Sums, error) { return nil, nil }
+
+func (b *blocked) Denoise(ctx context.Context, f *derive.Frame, _ evidence.Sums, _ float64) (*Denoised, error) {
 	select {
 	case <-b.hold:
 	case <-ctx.Done():

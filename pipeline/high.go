@@ -12,6 +12,7 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 	"github.com/diffdenoise/denoised/pipeline/spool"
 )
 
@@ -151,7 +152,7 @@ func (p *Pipeline) highStart() spool.Start {
 // denoiseHigh is the stage of the high lane. It owns the rows of the table high:
 // queued becomes denoised (derived object, its row and its deliveries durable at
 // once) or failed. Finished images stay finished; killed at any point, the next
-// process finds the one in hand queued and makes the same object again.
+// process finds the one in hand queued and makes the object again.
 func (p *Pipeline) denoiseHigh(ctx context.Context) {
 	if p.cfg.Load().highDenoiser() == nil {
 		return
@@ -258,15 +259,16 @@ func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlic
 	}
 	if h.Fill {
 		w.fill = h.Reason
-		w.frame = func(_ context.Context, f *derive.Frame) (*Denoised, error) {
+		w.frame = func(_ context.Context, f *derive.Frame, _ evidence.Sums) (*Denoised, error) {
 			return &Denoised{Pixels: slices.Clone(f.Pixels)}, nil
 		}
 	} else {
 		frame := 0
-		w.frame = func(ctx context.Context, f *derive.Frame) (*Denoised, error) {
+		w.known = p.known(ctx, in)
+		w.frame = func(ctx context.Context, f *derive.Frame, known evidence.Sums) (*Denoised, error) {
 			frame++
 			p.fast.wait(ctx)
-			return p.callHigh(ctx, cfg, f, func(done, total int) {
+			return p.callHigh(ctx, cfg, f, known, func(done, total int) {
 				if p.high.advance(frame, done, total) {
 					p.bus.send(Event{Time: p.clock.Now(), Type: EventHigh, SeriesID: in.Series, Instance: in.SOP, State: "step", Frame: frame, Step: done, Steps: total})
 				}
@@ -316,7 +318,7 @@ const abandonAfter = 5 * time.Second
 // callHigh runs the full method on its own goroutine, as callDenoiser does. A
 // step that outlives its time ends the call; while the fast lane works no time
 // passes.
-func (p *Pipeline) callHigh(ctx context.Context, cfg *config, in *derive.Frame, told func(done, total int)) (*Denoised, error) {
+func (p *Pipeline) callHigh(ctx context.Context, cfg *config, in *derive.Frame, known evidence.Sums, told func(done, total int)) (*Denoised, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	late := &PermanentError{Reason: reasonTimeout, Err: fmt.Errorf("no step ended within %v", cfg.StepTimeout)}
@@ -348,7 +350,7 @@ func (p *Pipeline) callHigh(ctx context.Context, cfg *config, in *derive.Frame, 
 			}
 			c <- r
 		}()
-		r.out, r.err = cfg.highDenoiser().DenoiseHigh(ctx, in, cfg.Strength, progress)
+		r.out, r.err = cfg.highDenoiser().DenoiseHigh(ctx, in, known, cfg.Strength, progress)
 	}()
 	var r result
 	select {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 	"github.com/diffdenoise/denoised/pipeline/spool"
 )
 
@@ -34,7 +35,7 @@ const teacherSteps = 4
 
 func (d *teacher) HasHigh() bool { return !d.no }
 
-func (d *teacher) DenoiseHigh(ctx context.Context, f *derive.Frame, _ float64, progress func(done, total int)) (*Denoised, error) {
+func (d *teacher) DenoiseHigh(ctx context.Context, f *derive.Frame, _ evidence.Sums, _ float64, progress func(done, total int)) (*Denoised, error) {
 	d.hmu.Lock()
 	d.highs++
 	n := d.highs

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 	"github.com/diffdenoise/denoised/pipeline/spool"
 )
 
@@ -30,9 +31,15 @@ func (q Quality) valid() bool { return q == Off || q == Fast || q == High }
 
 // Denoiser makes one frame cleaner. It is safe for concurrent use. It may
 // change neither the frame nor keep it.
+//
+// What frames tell of their series helps the others. known is what those of the
+// series told that were denoised before, or all of them; nil for the first, which waits
+// for nobody. Results depend on nothing but the arguments.
 type Denoiser interface {
 	Model() derive.ModelInfo
-	Denoise(ctx context.Context, f *derive.Frame, strength float64) (*Denoised, error)
+	Denoise(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64) (*Denoised, error)
+	// Measure is what Denoise would give as Told.
+	Measure(ctx context.Context, f *derive.Frame) (evidence.Sums, error)
 }
 
 // HighDenoiser is a Denoiser that may know the full method too.
@@ -44,7 +51,7 @@ type HighDenoiser interface {
 	// calls progress from its own goroutine after each of its steps, 1 <= done <=
 	// total; progress may block, for as long as images of the fast lane need the
 	// processor. It must return soon after ctx has ended.
-	DenoiseHigh(ctx context.Context, f *derive.Frame, strength float64, progress func(done, total int)) (*Denoised, error)
+	DenoiseHigh(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64, progress func(done, total int)) (*Denoised, error)
 }
 
 // Denoised is a result in stored units, row by row like the frame.
@@ -56,6 +63,9 @@ type Denoised struct {
 	// and Pixels are the frame itself, to below 1, and Pixels lie between the two.
 	Gate  string
 	Share float64
+	// Told is what the frame by itself tells of its series, whatever is known. Unused
+	// where DenoiseHigh gives it.
+	Told evidence.Sums
 }
 
 // Sender opens links to destinations. It is safe for concurrent use.

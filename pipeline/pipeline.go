@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/diffdenoise/denoised/internal/lockfile"
 	"github.com/diffdenoise/denoised/pipeline/spool"
 )
 
@@ -66,7 +67,7 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 	if err := os.MkdirAll(filepath.Join(o.StateDir, "spool"), 0o750); err != nil {
 		return nil, fmt.Errorf("make state folder: %w", err)
 	}
-	lock, err := spool.Lock(filepath.Join(o.StateDir, "lock"))
+	lock, err := lockfile.Take(filepath.Join(o.StateDir, "lock"))
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +146,7 @@ func moveAside(path string, now time.Time) error {
 // with the same bytes. No other process may use the folder.
 func Rebuild(ctx context.Context, o Options) error {
 	if err := func() error {
-		lock, err := spool.Lock(filepath.Join(o.StateDir, "lock"))
+		lock, err := lockfile.Take(filepath.Join(o.StateDir, "lock"))
 		if err != nil {
 			return err
 		}

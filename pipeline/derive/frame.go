@@ -18,13 +18,14 @@ func (e *RefusedError) Error() string {
 // Frame is one image of an object.
 type Frame struct {
 	Width, Height int
-	// Pixels are the stored values, row major, no rescale applied (PS3.3 C.7.6.3.1.1).
+	// Pixels are real values, row major, in steps of one stored value: what is stored, if
+	// there is no rescale intercept, and what begins at 0 in a magnitude if there is one.
 	Pixels []float32
 	// Skip marks padding (PS3.3 C.7.5.1.1.2): never changed, never to be estimated
 	// from. Nil means that there is none.
 	Skip []bool
-	// Min and Max are the range that BitsStored and PixelRepresentation allow;
-	// Write clips to it.
+	// Min and Max are the range that BitsStored and PixelRepresentation allow, in the
+	// unit of Pixels; Write clips to it.
 	Min, Max float32
 }
 
@@ -52,12 +53,14 @@ func ReadFrame(o *dcm.Object, i int) (*Frame, error) {
 	if err := l.pixels.ReadAt(raw, int64(i)*l.frameBytes()); err != nil {
 		return nil, fmt.Errorf("read frame %d: %w", i, err)
 	}
-	f := &Frame{Width: l.columns, Height: l.rows, Min: float32(c.min), Max: float32(c.max)}
+	r := l.rescale(i)
+	f := &Frame{Width: l.columns, Height: l.rows}
+	f.Min, f.Max = r.limits(c.min, c.max)
 	f.Pixels = make([]float32, l.pixelsPerFrame())
 	for k := range f.Pixels {
 		cell := c.cell(raw, k)
 		n := c.value(cell)
-		f.Pixels[k] = float32(n)
+		f.Pixels[k] = r.real(n)
 		if c.padded && c.isPadding(cell, n) {
 			if f.Skip == nil {
 				f.Skip = make([]bool, len(f.Pixels))
@@ -215,11 +218,11 @@ type stats struct {
 	any                       bool
 }
 
-// encode overwrites raw, the source's cells, with the denoised values: rounded
+// encode overwrites raw, the source's cells, with the denoised real values: rounded
 // to nearest, clipped to the stored range, bits above BitsStored kept. Padding
 // stays as it is, and no other pixel becomes padding: a value that would is
 // moved to the nearest one that is not.
-func (c *cells) encode(raw []byte, pixels []float32, st *stats) error {
+func (c *cells) encode(raw []byte, pixels []float32, rescale rescale, st *stats) error {
 	extend := c.signed && c.wide && c.mask != 0xFFFF && c.extends(raw)
 	lo, hi := float64(c.min), float64(c.max)+1
 	least, most, changed := c.max, c.min, int64(0)
@@ -232,7 +235,7 @@ func (c *cells) encode(raw []byte, pixels []float32, st *stats) error {
 			continue
 		}
 		var n int32
-		switch r := float64(v) + 0.5; {
+		switch r := rescale.stored(v) + 0.5; {
 		case r >= lo && r < hi:
 			if n = int32(r); float64(n) > r {
 				n-- // floor of a negative number

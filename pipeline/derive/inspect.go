@@ -88,6 +88,7 @@ type layout struct {
 	alloc, stored         int
 	signed                bool
 	pixels                dcm.Element
+	rescales              []rescale // one for all frames, or one for each; only of what Inspect has nothing against
 }
 
 func (l *layout) pixelsPerFrame() int { return l.rows * l.columns }
@@ -128,7 +129,14 @@ func inspectAll(o *dcm.Object) (Verdict, layout) {
 			return v, layout{}
 		}
 	}
-	return pixelLayout(o)
+	v, l := pixelLayout(o)
+	if v.OK() {
+		v = inspectRescale(o, &l)
+	}
+	if !v.OK() {
+		return v, layout{}
+	}
+	return v, l
 }
 
 // inspectFile: could the file be read to its end, and can it be rebuilt?
@@ -385,10 +393,6 @@ func inspectContent(o *dcm.Object) Verdict {
 		case dcm.VolumeBasedCalculationTechnique:
 			if c := e.String(); c != "" && c != "NONE" {
 				v = no(Projection, "volume based calculation %s", clean(c, 16))
-			}
-		case dcm.RescaleIntercept:
-			if f, ok := e.Float(); mr && ok && f < 0 {
-				v = no(Phase, "negative rescale intercept: a signed quantity")
 			}
 		case dcm.RescaleType:
 			if mr {

@@ -11,7 +11,7 @@ import (
 
 // UIDs are the SOP Instance UID and Series Instance UID of the derived object:
 // a hash of the source's UIDs, the model and the parameters, and of nothing
-// else, so that a retry after a crash makes the same object again. They have
+// else, so that a retry after a crash makes an object of the same name. They have
 // the form 2.25.<UUID as a decimal number> (PS3.5 B.2), at most 44 characters.
 func UIDs(o *dcm.Object, p Params) (sopInstance, series string) {
 	return hashUID("instance", o.String(dcm.SOPInstanceUID), p), hashUID("series", o.String(dcm.SeriesInstanceUID), p)

@@ -112,8 +112,8 @@ func (p *Params) validate() error {
 }
 
 // Write splices the derived object of o and writes it to w as a Part-10 file in
-// the source's transfer syntax. next(i) returns the denoised stored values of
-// frame i; it is called once per frame, in order, so an object of any size needs
+// the source's transfer syntax. next(i) returns the denoised values of frame i, in the
+// unit of ReadFrame; it is called once per frame, in order, so an object of any size needs
 // the memory of one frame. Values are rounded to nearest and clipped; padding
 // is never changed; a value that is not finite is an error. Strength is recorded,
 // not applied, but 0 keeps every pixel whatever next returns, as does Copy.
@@ -195,21 +195,22 @@ func (p *pixelWriter) make(i int) error {
 	if len(pixels) != p.l.pixelsPerFrame() {
 		return fmt.Errorf("denoise frame %d: %d pixels, %d expected", i, len(pixels), p.l.pixelsPerFrame())
 	}
+	r := p.l.rescale(i)
 	if p.keep {
-		pixels = p.source()
+		pixels = p.source(r)
 	}
-	if err := p.cells.encode(p.raw, pixels, &p.st); err != nil {
+	if err := p.cells.encode(p.raw, pixels, r, &p.st); err != nil {
 		return fmt.Errorf("denoise frame %d: %w", i, err)
 	}
 	p.ready = i + 1
 	return nil
 }
 
-// source is the frame in raw as stored values.
-func (p *pixelWriter) source() []float32 {
+// source is the frame in raw as real values.
+func (p *pixelWriter) source(r rescale) []float32 {
 	v := make([]float32, p.l.pixelsPerFrame())
 	for k := range v {
-		v[k] = float32(p.cells.value(p.cells.cell(p.raw, k)))
+		v[k] = r.real(p.cells.value(p.cells.cell(p.raw, k)))
 	}
 	return v
 }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
 // One file of the spool, drawn in bytes. It is an ordinary DICOM Part-10 file
@@ -56,8 +58,10 @@ type Record struct {
 	Reason   string    `json:"reason,omitempty"` // derived: why it is not the method's plain result
 	Detail   string    `json:"detail,omitempty"` // derived: the same in words, left out where there is no room for them
 	Fill     bool      `json:"fill,omitempty"`   // derived, high: a copy of the original, which could not be denoised
-	Size     int64     `json:"size"`             // of the data set
-	CRC      uint32    `json:"crc"`              // CRC-32C of the data set
+	// derived, fast: what the original tells of its series
+	Told evidence.Sums `json:"told,omitempty"`
+	Size int64         `json:"size"` // of the data set
+	CRC  uint32        `json:"crc"`  // CRC-32C of the data set
 }
 
 // CorruptError tells of a spool file that is not what was written.

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/diffdenoise/denoised/internal/disk"
 )
 
 // FS is the little of a file system that the spool needs. Names are relative
@@ -98,6 +100,6 @@ func (d DirFS) List(dir string) ([]string, error) {
 func (d DirFS) SyncDir(dir string) error { return syncDir(d.path(dir)) }
 
 // Free implements FS.
-func (d DirFS) Free() (total, free uint64, err error) { return diskFree(string(d)) }
+func (d DirFS) Free() (total, free uint64, err error) { return disk.Space(string(d)) }
 
 func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }

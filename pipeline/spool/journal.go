@@ -16,7 +16,7 @@ import (
 
 // schemaVersion is stored in user_version. A journal of another version is
 // moved aside and rebuilt from the files.
-const schemaVersion = 3
+const schemaVersion = 4
 
 // Times are Unix nanoseconds, 0 = never. Words are the constants of rows.go.
 const schema = `
@@ -29,7 +29,8 @@ CREATE TABLE series (
   expected INTEGER NOT NULL, received INTEGER NOT NULL,
   first_at INTEGER NOT NULL, opened_at INTEGER NOT NULL, last_at INTEGER NOT NULL, complete_at INTEGER NOT NULL DEFAULT 0,
   reopened INTEGER NOT NULL DEFAULT 0,
-  quality TEXT NOT NULL, channel TEXT NOT NULL, rule TEXT NOT NULL
+  quality TEXT NOT NULL, channel TEXT NOT NULL, rule TEXT NOT NULL,
+  told TEXT NOT NULL DEFAULT ''        -- evidence.Sums of its originals, those with told=1
 ) STRICT;
 CREATE INDEX series_recent ON series(last_at);
 CREATE INDEX series_open ON series(id) WHERE state='receiving';
@@ -49,6 +50,7 @@ CREATE TABLE instance (
   sigma REAL NOT NULL DEFAULT 0,
   gone INTEGER NOT NULL DEFAULT 0,     -- when the file was purged
   unwanted INTEGER NOT NULL DEFAULT 0, -- there were destinations and none of them takes originals
+  told INTEGER NOT NULL DEFAULT 0,     -- what it told is in the sums of its series
   UNIQUE (series, sop, kind, variant)
 ) STRICT;
 CREATE INDEX instance_queue ON instance(series, id) WHERE stage='queued';

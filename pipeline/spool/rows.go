@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
 // Stages of an original in the denoise stage.
@@ -62,6 +64,8 @@ type Instance struct {
 	Attempts               int64
 	Sigma                  float64
 	Gone                   bool
+	// Told is for AddDerived and Adopt: what the original tells of its series. It is not read back.
+	Told evidence.Sums
 }
 
 // maxDetail bounds the bytes of a text that goes on record.
@@ -366,7 +370,8 @@ func (j *Journal) NextRetry(ctx context.Context) (time.Time, error) {
 }
 
 // AddDerived records a derived object of the fast lane, marks its original as
-// denoised, with d's reason and detail, and queues the deliveries, all at once.
+// denoised, with d's reason and detail, adds what it told to that of its series, and
+// queues the deliveries, all at once.
 // ErrNotWanted: nobody waits for it any more, nothing was recorded.
 func (j *Journal) AddDerived(original int64, d Instance, dests []string) error {
 	return j.change("record derived object", func(t *tx) error {
@@ -394,7 +399,44 @@ func (t *tx) addDerived(original int64, d Instance, dests []string) error {
 			return err
 		}
 	}
-	return nil
+	return t.tell(original, series, d.Told)
+}
+
+// tell adds what an original told to that of its series, once, however often it is denoised.
+func (t *tx) tell(original, series int64, told evidence.Sums) error {
+	if len(told) == 0 {
+		return nil
+	}
+	var text string
+	err := t.row(`SELECT s.told FROM series s JOIN instance i ON i.series=s.id WHERE s.id=? AND i.id=? AND i.told=0`, []any{series, original}, &text)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	have, err := evidence.Parse(text)
+	if err != nil {
+		have = nil // begins anew: no image waits for it
+	}
+	if _, err := t.exec(`UPDATE series SET told=? WHERE id=?`, have.Plus(told).String(), series); err != nil {
+		return err
+	}
+	_, err = t.exec(`UPDATE instance SET told=1 WHERE id=?`, original)
+	return err
+}
+
+// Told reads what the originals of a series that have been denoised told of it.
+func (j *Journal) Told(ctx context.Context, series int64) (evidence.Sums, error) {
+	var text string
+	err := j.db.QueryRowContext(ctx, `SELECT told FROM series WHERE id=?`, series).Scan(&text)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, journalErr("read what a series told", err)
+	}
+	return evidence.Parse(text)
 }
 
 // Adopt records a derived object that was found finished and that the journal does

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -300,23 +302,6 @@ func TestFolderSyncsCoalesce(t *testing.T) {
 	}
 }
 
-func TestLock(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "lock")
-	l, err := Lock(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Lock(path); err == nil {
-		t.Error("locked twice")
-	}
-	l.Close()
-	l, err = Lock(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-}
-
 func openJournal(t testing.TB, path string) *Journal {
 	t.Helper()
 	j, _, err := OpenJournal(context.Background(), path, nil, nil)
@@ -442,6 +427,68 @@ func TestOriginal(t *testing.T) {
 			t.Errorf("original %d: %+v, %v, want row %d", n, in, err, want)
 		}
 	}
+}
+
+// What an original tells is added once, to its series.
+func TestTold(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j.db")
+	j := openJournal(t, path)
+	add := func(key string, n int, told evidence.Sums) (series, derived, original int64) {
+		t.Helper()
+		a, err := j.AddOriginal(arrival(key, n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := Instance{SOP: fmt.Sprintf("2.25.%d", n), Class: "1", Syntax: "1", File: fmt.Sprintf("derived/00/%d.dcm", n), Quality: "fast", Told: told}
+		if err := j.AddDerived(a.Instance, d, nil); err != nil {
+			t.Fatal(err)
+		}
+		made, err := j.Derived(t.Context(), a.Instance, "fast")
+		if err != nil || made == nil {
+			t.Fatal(made, err)
+		}
+		return a.Series, made.ID, a.Instance
+	}
+	is := func(series int64, want evidence.Sums) {
+		t.Helper()
+		if got, err := j.Told(t.Context(), series); err != nil || !slices.Equal(got, want) {
+			t.Errorf("series %d told %v, %v, want %v", series, got, err, want)
+		}
+	}
+	one, _, _ := add("1.2", 1, nil)
+	is(one, nil)
+	_, derived, original := add("1.2", 2, evidence.Sums{1, 0.25})
+	add("1.2", 3, evidence.Sums{2, -1})
+	want := evidence.Sums{3, -0.75}
+	is(one, want)
+	if err := j.Remake(derived, original, Start{}, time.Unix(20, 0)); err != nil {
+		t.Fatal(err)
+	}
+	d := Instance{SOP: "2.25.2", Class: "1", Syntax: "1", File: "derived/00/2.dcm", Quality: "fast", Told: evidence.Sums{5, 5}}
+	if err := j.AddDerived(original, d, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.AddDerived(original, d, nil); !errors.Is(err, ErrNotWanted) {
+		t.Errorf("recorded twice: %v", err)
+	}
+	is(one, want)
+	other, _, _ := add("1.3", 4, evidence.Sums{7})
+	is(other, evidence.Sums{7})
+	is(99, nil)
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	j = openJournal(t, path)
+	is(one, want)
+	// Text that is none does not keep images from their end.
+	if err := j.change("test", func(t *tx) error { _, err := t.exec(`UPDATE series SET told='x'`); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := j.Told(t.Context(), one); err == nil {
+		t.Errorf("read %v", got)
+	}
+	add("1.2", 6, evidence.Sums{4, 4})
+	is(one, evidence.Sums{4, 4})
 }
 
 func TestOtherVersionsAreNotTouched(t *testing.T) {

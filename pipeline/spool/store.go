@@ -48,8 +48,6 @@ var (
 	ErrEmpty = errors.New("empty data set")
 	// ErrDamaged: a file's data set is not the one that was written.
 	ErrDamaged = errors.New("stored data set is damaged")
-	// ErrLocked means that another process holds the lock.
-	ErrLocked = errors.New("another process uses this folder")
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
