@@ -13,6 +13,7 @@ import (
 	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/kernels/remote"
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // Values of --backend.
@@ -81,7 +82,7 @@ func openTried(block bool) (*backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := models.OpenOn(b.GraphBackend, models.DefaultName)
+	m, err := models.OpenOn(b.GraphBackend, store.DefaultName)
 	if err == nil {
 		err = b.shapes(func() error {
 			_, err := m.Verify()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/diffdenoise/denoised/models/net"
 	"io"
 	"math"
 	"math/rand/v2"
@@ -22,6 +23,7 @@ import (
 	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/diffusion"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // maxBenchSize bounds --size: an image of 8192 × 8192.
@@ -178,7 +180,7 @@ measured first. Kernels are timed one by one.`,
 	f.IntSliceVar(&gpu.batches, "batch", []int{1, maxBenchBatch}, "on a GPU: slices in one run")
 	f.IntVar(&gpu.steps, "steps", 20, "on a GPU: steps of a sampling")
 	f.IntVar(&gpu.soak, "soak", 0, "on a GPU: only run so many slices, and fail if memory or handles grow")
-	f.StringVar(&model, "model", models.DefaultName, "model, by name or folder")
+	f.StringVar(&model, "model", store.DefaultName, "model, by name or folder")
 	f.IntVar(&rounds, "rounds", 9, "rounds")
 	f.IntVar(&cores, "cores", runtime.GOMAXPROCS(0), "slices at once in the columns for N cores")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
@@ -219,7 +221,7 @@ func runBench(ctx context.Context, model string, isas []string, sizes []int, rou
 				run  func(dst, y, sigma []float32) error
 			}{
 				{"student", m.Student().Net().FLOP(size, size), func(dst, y, sigma []float32) error {
-					return m.Student().Forward(dst, y, sigma, [2]float32{}, size, size)
+					return m.Student().Forward(dst, y, sigma, net.Told{}, size, size)
 				}},
 				{"plain32", benchPlain32().FLOP(size, size), func(dst, y, sigma []float32) error {
 					return plain.Forward(dst, y, sigma, size, size)

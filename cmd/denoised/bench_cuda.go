@@ -19,6 +19,8 @@ import (
 	"github.com/diffdenoise/denoised/kernels/cuda/driver"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/diffusion"
+	"github.com/diffdenoise/denoised/models/net"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // run measures on a GPU and prints.
@@ -91,7 +93,7 @@ func (o *gpuBench) size(ctx context.Context, r *gpuReport, b *cuda.Backend, m *m
 	if size%4 != 0 {
 		return nil // what follows halves sizes twice
 	}
-	for _, name := range []string{models.NetworkBSN, models.NetworkDiffusion} {
+	for _, name := range []string{store.NetworkBSN, store.NetworkDiffusion} {
 		if !m.Has(name) {
 			continue
 		}
@@ -114,7 +116,7 @@ func (o *gpuBench) size(ctx context.Context, r *gpuReport, b *cuda.Backend, m *m
 			}
 			r.Results = append(r.Results, result(name, size, batch, t, c, 1e3/(rate*float64(batch))))
 		}
-		if name != models.NetworkDiffusion {
+		if name != store.NetworkDiffusion {
 			continue
 		}
 		took, err := o.sample(ctx, g, p, size)
@@ -216,8 +218,8 @@ func (o *gpuBench) sample(ctx context.Context, g *kernels.Graph, p kernels.Progr
 	}
 	var steps []kernels.SampleStep
 	for _, d := range diffusion.Steps(o.steps) {
-		code := make([]float32, models.TimeCode)
-		models.EncodeTime(code, d.T)
+		code := make([]float32, net.TimeCode)
+		net.EncodeTime(code, d.T)
 		steps = append(steps, kernels.SampleStep{State: float32(diffusion.Alpha(d.T)), Vector: code, Keep: float32(d.Keep), Add: float32(d.Add)})
 	}
 	mean, spread := make([]float32, len(eps)), make([]float32, len(eps))
@@ -253,7 +255,7 @@ func (o *gpuBench) endure(cmd *cobra.Command, b *cuda.Backend, m *models.Model) 
 					if errs[i] = cmd.Context().Err(); errs[i] != nil {
 						return
 					}
-					errs[i] = m.Student().Forward(dst, y, sigma, [2]float32{}, size, size)
+					errs[i] = m.Student().Forward(dst, y, sigma, net.Told{}, size, size)
 				}
 			})
 		}

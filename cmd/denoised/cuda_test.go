@@ -23,6 +23,7 @@ import (
 	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/kernels/remote"
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // TestServeOnGPU: the real daemon, the real worker and an emulated device, as it should be and with
@@ -39,7 +40,7 @@ func TestServeOnGPU(t *testing.T) {
 	}{
 		"well": {"", func(w *web.Worker) bool { return w.State == "ready" && w.Done >= 5 && w.OnCPU == 0 && w.Starts == 1 }},
 		// Among the slices: the golden vectors, which the worker computes first, take about 100 launches.
-		"lost": {"fail_launch_after=115:700", func(w *web.Worker) bool { return w.Starts > 1 && w.Done+w.OnCPU >= 5 }},
+		"lost": {"fail_launch_after=550:700", func(w *web.Worker) bool { return w.Starts > 1 && w.Done+w.OnCPU >= 5 }},
 		"full": {"fail_alloc_after=0", func(w *web.Worker) bool { return w.Done == 0 && strings.Contains(w.LastError, "memory") }},
 		"none": {"fail_init=100", func(w *web.Worker) bool {
 			return w.State != "ready" && strings.Contains(w.LastError, "no CUDA-capable device")
@@ -167,13 +168,13 @@ func TestHighOnGPU(t *testing.T) {
 		t.Fatal(err)
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
-	img := models.Image{Width: 24, Height: 20, Pixels: make([]float32, 24*20)}
+	img := models.Image{Width: 64, Height: 48, Pixels: make([]float32, 64*48)}
 	for i := range img.Pixels {
-		img.Pixels[i] = float32(300 + 100*math.Sin(float64(i%24)/4) + 20*rng.NormFloat64())
+		img.Pixels[i] = float32(300 + 100*math.Sin(float64(i%64)/9) + 20*rng.NormFloat64())
 	}
 	var results []*models.Result
 	for _, on := range []kernels.Backend{local, remote.NewBackend(w, local)} {
-		m, err := models.OpenOn(on, models.DefaultName)
+		m, err := models.OpenOn(on, store.DefaultName)
 		if err != nil {
 			t.Fatal(err)
 		}

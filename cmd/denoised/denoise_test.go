@@ -3,8 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,13 +15,16 @@ import (
 	"testing"
 
 	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/internal/dcm/dcmtest"
 	"github.com/diffdenoise/denoised/internal/nifti"
 	"github.com/diffdenoise/denoised/internal/phantom"
 	"github.com/diffdenoise/denoised/internal/score"
+	"github.com/diffdenoise/denoised/internal/testdata"
 	"github.com/diffdenoise/denoised/pipeline/derive"
+	"github.com/diffdenoise/denoised/pipeline/offline"
 )
 
-func runDenoise(t *testing.T, args ...string) (denoiseReport, error) {
+func runDenoise(t *testing.T, args ...string) (offline.Report, error) {
 	t.Helper()
 	cmd := newDenoiseCmd()
 	var out bytes.Buffer
@@ -27,7 +33,7 @@ func runDenoise(t *testing.T, args ...string) (denoiseReport, error) {
 	cmd.SetArgs(append(args, "--json"))
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	err := cmd.ExecuteContext(context.Background())
-	var r denoiseReport
+	var r offline.Report
 	if out.Len() > 0 {
 		if err := json.Unmarshal(out.Bytes(), &r); err != nil {
 			t.Fatalf("report: %v\n%s", err, out.Bytes())
@@ -161,6 +167,170 @@ func TestDenoiseVolume(t *testing.T) {
 	}
 	if b, err := os.ReadFile(in); err != nil || !bytes.Equal(b, source) {
 		t.Error("the input changed")
+	}
+}
+
+// scaledTypes writes the same real values, 0 to about 800, as three types: as they are,
+// and as integers whose scaling puts the real zero far below or just at their least.
+func scaledTypes(t *testing.T, dir string) (files []string) {
+	t.Helper()
+	const w, h, depth = 128, 112, 2
+	v := phantom.New(phantom.Spec{Seed: 3, Width: w, Height: h, Slices: depth, Sigma: 0.04})
+	for _, c := range []struct {
+		typ              nifti.Datatype
+		slope, intercept float32
+	}{
+		{nifti.Float32, 1, 0}, {nifti.Int16, 0.0125, 409.6}, {nifti.Uint16, 0.0125, -0.5}, {nifti.Float64, 3, -700}, {nifti.Int16, -0.0125, 409.6},
+	} {
+		n, err := nifti.New(w, h, depth, 1, c.typ)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		if err := n.Encode(&b); err != nil {
+			t.Fatal(err)
+		}
+		binary.LittleEndian.PutUint32(b.Bytes()[112:], math.Float32bits(c.slope))
+		binary.LittleEndian.PutUint32(b.Bytes()[116:], math.Float32bits(c.intercept))
+		if n, err = nifti.Decode(&b); err != nil {
+			t.Fatal(err)
+		}
+		for k := range depth {
+			px := slices.Clone(v.Noisy[k])
+			for i := range px {
+				px[i] *= 600
+			}
+			if clamped, err := n.SetSlice(k, px); err != nil || clamped > 0 {
+				t.Fatal(clamped, err)
+			}
+		}
+		name := filepath.Join(dir, fmt.Sprintf("%v%+g.nii", c.typ, c.slope))
+		if err := nifti.Write(name, n); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, name)
+	}
+	return files
+}
+
+// sameResults denoises files that hold the same real values, and demands results that
+// differ by no more than limit, headers that stay, and a change worth the name.
+func sameResults(t *testing.T, files []string, limit float64) {
+	t.Helper()
+	var first []float32
+	for _, in := range files {
+		out := filepath.Join(t.TempDir(), "out.nii")
+		r, err := runDenoise(t, in, "--out", out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, err := nifti.Read(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		after, err := nifti.Read(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after.Type != before.Type || after.Slope != before.Slope || after.Intercept != before.Intercept {
+			t.Errorf("%s: %v %g %g became %v %g %g", in, before.Type, before.Slope, before.Intercept, after.Type, after.Slope, after.Intercept)
+		}
+		var px, old []float32
+		buf := make([]float32, after.Width*after.Height)
+		for k := range after.Slices() {
+			if err := before.Slice(buf, k); err != nil {
+				t.Fatal(err)
+			}
+			old = append(old, buf...)
+			if err := after.Slice(buf, k); err != nil {
+				t.Fatal(err)
+			}
+			px = append(px, buf...)
+		}
+		if first == nil {
+			first = px
+		}
+		worst, change := 0.0, 0.0
+		for i := range px {
+			worst = max(worst, math.Abs(float64(px[i]-first[i])))
+			change = max(change, math.Abs(float64(px[i]-old[i])))
+		}
+		t.Logf("%s: sigma %.2f, at most %.3f off, changed by at most %.1f", filepath.Base(in), r.Files[0].Sigma, worst, change)
+		if worst > limit || change < 10*limit || r.Untouched+r.Held > 0 {
+			t.Errorf("%s: at most %g off, changed by at most %g, %d slices untouched and %d held back", in, worst, change, r.Untouched, r.Held)
+		}
+	}
+}
+
+// TestDenoiseScaled: a volume is denoised in real values, whatever it is stored as.
+func TestDenoiseScaled(t *testing.T) {
+	sameResults(t, scaledTypes(t, t.TempDir()), 3)
+}
+
+// TestDenoiseScaledCase is the same with files that another program has scaled.
+func TestDenoiseScaledCase(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(testdata.Dir(t), "..", "cases", "04-*", "*.nii.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) == 0 {
+		t.Skip("there is no folder cases beside the real data")
+	}
+	sameResults(t, files, 3)
+}
+
+// TestDenoiseOffset: an MR image is denoised in real values: an offset of what is stored
+// changes nothing but what is stored.
+func TestDenoiseOffset(t *testing.T) {
+	dir := t.TempDir()
+	v := phantom.New(phantom.Spec{Seed: 4, Width: 128, Height: 128, Slices: 1, Sigma: 0.04})
+	var first []int
+	for name, c := range map[string]struct {
+		signed    bool
+		intercept int
+	}{"plain": {false, 0}, "offset": {false, -1024}, "signed": {true, 2000}} {
+		cells := make([]uint16, 128*128)
+		for i, p := range v.Noisy[0] {
+			cells[i] = uint16(int(3000*p) - c.intercept)
+		}
+		d := dcmtest.MR(128, 128, 0).US(dcm.BitsStored, 16).US(dcm.HighBit, 15).Pixels(cells).Text(dcm.RescaleIntercept, dcm.DS, fmt.Sprint(c.intercept))
+		if c.signed {
+			d.US(dcm.PixelRepresentation, 1)
+		}
+		in, out := filepath.Join(dir, name+".dcm"), filepath.Join(dir, name+"-out.dcm")
+		write(t, in, d.File(dcmtest.Form{}))
+		r, err := runDenoise(t, in, "--out", out)
+		if err != nil || r.Denoised != 1 || r.Untouched+r.Held > 0 {
+			t.Fatalf("%s: %v, %+v", name, err, r)
+		}
+		raw, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := dcm.Scan(bytes.NewReader(raw), int64(len(raw)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := derive.ReadRaster(o, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		real, changed := make([]int, len(cells)), 0
+		for i := range real {
+			n := binary.LittleEndian.Uint16(made.Pixels[2*i:])
+			if n != cells[i] {
+				changed++
+			}
+			if real[i] = int(n) + c.intercept; c.signed {
+				real[i] = int(int16(n)) + c.intercept
+			}
+		}
+		if first == nil {
+			first = real
+		}
+		if !slices.Equal(real, first) || changed < len(real)/2 {
+			t.Errorf("%s: another result, %d of %d pixels changed", name, changed, len(real))
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/diffdenoise/denoised/models/store"
 	"io"
 	"maps"
 	"os"
@@ -15,11 +16,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/diffdenoise/denoised/internal/dataset"
 	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/eval"
 	"github.com/diffdenoise/denoised/models/simulate"
-	"github.com/diffdenoise/denoised/models/train"
 )
 
 // Bounds of eval's numbers.
@@ -31,12 +32,13 @@ const (
 // evaluation is one call of eval.
 type evaluation struct {
 	data, out, model    string
+	repeats, pairs      []string
 	quality, rows       string
 	backend             string
 	slices, repetitions int
 	shrink              int
 	seed                uint64
-	asJSON              bool
+	asJSON, asMarkdown  bool
 }
 
 func newEvalCmd() *cobra.Command {
@@ -45,36 +47,53 @@ func newEvalCmd() *cobra.Command {
 	for _, r := range simulate.Rows() {
 		names = append(names, "  "+r.Name)
 	}
+	var chains []string
+	for _, r := range simulate.ChainRows() {
+		chains = append(chains, "  "+r.Name)
+	}
 	cmd := &cobra.Command{
 		Use:   "eval --data DIR",
 		Short: "Measure the quality of a model on your own images",
 		Long: `Measure the quality of a model on your own images.
 
 DIR is a folder (with its subfolders) of NIfTI volumes, DICOM series or grey PNG
-images, or one of them. Two protocols are used, whose numbers must not be
+images, or one of them. Three protocols are used, whose numbers must not be
 compared:
 
-  simulated     noise of known kinds is added to slices, which are taken for
+  noise         noise of known kinds is added to slices, which are taken for
                 clean; the result is compared with the slice
+  scanner       a slice is sent through a simulated scanner: coils, parallel
+                imaging, k-space, filters and storage; the result is compared
+                with what the scanner stores without noise
   repetitions   a 4-D NIfTI volume is taken for repetitions of one acquisition;
-                one is denoised and compared with the mean of the others
+                one is denoised and compared with the mean of the others.
+                --repeats names such files beside DIR, --pair two files of the
+                same slices (DICOM, NIfTI or PNG)
 
-Beside the model, a Gaussian filter, non-local means and total variation are
-scored. They are told the true noise and tuned for each kind of it on slices that
-are not scored. Scores are PSNR and SSIM, of whole slices and in tissue.
+Beside the model, non-local means and total variation are scored: at a strength
+that they estimate themselves, and told the true noise and tuned for each kind of it
+on slices that are not scored. Scores are PSNR and SSIM, of whole slices and in
+tissue, how much is taken off at edges against flat tissue, and what became of the
+slices at the quality gate.
 
 The tables go to the output. With --out a folder gets results.json, results.csv,
 report.md, report.html, plots and image panels (PNG).
 
 Kinds of noise for --rows:
-` + strings.Join(names, "\n"),
+` + strings.Join(names, "\n") + `
+
+and scanners:
+` + strings.Join(chains, "\n"),
 		Example: `  denoised eval --data volumes/ --out report/
-  denoised eval --data t1.nii.gz --rows "Rician 6/255,correlated 1.2" --slices 8`,
+  denoised eval --data t1.nii.gz --rows "Rician 6/255,correlated 1.2" --slices 8
+  denoised eval --repeats epi.nii.gz --pair first.dcm,second.dcm`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
-			case o.data == "":
-				return usagef("eval: no images; name their folder with --data")
+			case o.data == "" && len(o.repeats) == 0 && len(o.pairs) == 0:
+				return usagef("eval: no images; name their folder with --data, or --repeats or --pair")
+			case o.asJSON && o.asMarkdown:
+				return usagef("eval: --json and --markdown exclude each other")
 			case o.slices < 1 || o.slices > maxEvalSlices:
 				return usagef("eval: --slices %d is outside 1 to %d", o.slices, maxEvalSlices)
 			case o.shrink < 1 || o.shrink > eval.MaxShrink:
@@ -86,29 +105,32 @@ Kinds of noise for --rows:
 				return err
 			}
 			if err := o.run(cmd); err != nil {
-				return fmt.Errorf("eval %s: %w", o.data, err)
+				return fmt.Errorf("eval: %w", err)
 			}
 			return nil
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.data, "data", "", "folder or file with the images (required)")
+	f.StringVar(&o.data, "data", "", "folder or file with the images")
+	f.StringArrayVar(&o.repeats, "repeats", nil, "4-D NIfTI file of one acquisition, repeated; may stand several times")
+	f.StringArrayVar(&o.pairs, "pair", nil, "A,B: two files of one acquisition, repeated; may stand several times")
 	f.StringVarP(&o.out, "out", "o", "", "folder of the report; none: no files are written")
-	f.StringVar(&o.model, "model", models.DefaultName, "model name or folder")
-	f.StringVar(&o.quality, "quality", "", "fast, high or both as fast,high (default: what the model has; high takes long)")
-	f.StringVar(&o.rows, "rows", "", "kinds of simulated noise, separated by commas (default: all that fit the images)")
+	f.StringVar(&o.model, "model", store.DefaultName, "model name or folder")
+	f.StringVar(&o.quality, "quality", "fast", "fast, high or both as fast,high (high takes long)")
+	f.StringVar(&o.rows, "rows", "", "kinds of noise and scanners, separated by commas (default: all that fit the images)")
 	f.IntVar(&o.slices, "slices", 3, "slices of each volume that are scored")
 	f.IntVar(&o.repetitions, "repetitions", 3, "repetitions of each slice that are scored")
 	f.IntVar(&o.shrink, "shrink", 1, "make slices smaller by this factor before noise is added, for grainy images")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of the simulated noise and of high")
 	backendFlag(cmd, &o.backend)
 	f.BoolVar(&o.asJSON, "json", false, "print the report as JSON")
+	f.BoolVar(&o.asMarkdown, "markdown", false, "print the tables as Markdown")
 	return cmd
 }
 
 func (o *evaluation) run(cmd *cobra.Command) error {
 	ctx := cmd.Context()
-	rows, err := parseRows(o.rows)
+	rows, chains, err := parseRows(o.rows)
 	if err != nil {
 		return err
 	}
@@ -119,45 +141,24 @@ func (o *evaluation) run(cmd *cobra.Command) error {
 	defer on.close()
 	m, err := models.OpenOn(on.GraphBackend, findModel(o.model))
 	if err != nil {
-		return fmt.Errorf("open model %s: %w", o.model, err)
+		return err
 	}
 	ours, err := ownMethods(m, o.quality, o.seed)
 	if err != nil {
 		return err
 	}
-	if o.out != "" {
-		if err := apart(o.data, o.out); err != nil {
-			return err
-		}
-	}
 	c := eval.NewCollector(o.slices, o.shrink)
-	err = readDataset(ctx, o.data, func(v train.Volume) error {
-		c.Add(eval.Volume{Source: v.Source, Modality: v.Modality, Slices: v.Slices, Read: v.Read})
-		return nil
-	}, func(s train.Skip) {
-		c.Skip(eval.Skip{Source: s.Source, Reason: s.Reason, Detail: s.Detail})
-	})
-	if err != nil {
+	if err := o.collect(ctx, c); err != nil {
 		return err
 	}
-	cfg := eval.Config{Methods: eval.Classical(), Rows: rows, Seed: o.seed, Repetitions: o.repetitions}
+	cfg := eval.Config{Methods: eval.Classical(), Rows: rows, Chains: chains, Seed: o.seed, Repetitions: o.repetitions}
 	for _, own := range ours {
 		cfg.Methods, cfg.Ours = append(cfg.Methods, own), append(cfg.Ours, own.Name)
 	}
-	var bar *denoiseProgress
-	done := 0
-	cfg.Progress = func(n, total int) {
-		if bar == nil {
-			bar = newDenoiseProgress(cmd.ErrOrStderr(), total, "steps")
-		}
-		for ; done < n; done++ {
-			bar.step()
-		}
-	}
+	bar := &progress{w: cmd.ErrOrStderr()}
+	cfg.Progress = func(done, total int) { bar.at(done, total, "steps") }
 	report, err := eval.Run(ctx, c, cfg)
-	if bar != nil {
-		bar.done()
-	}
+	bar.done()
 	if err != nil {
 		return err
 	}
@@ -172,16 +173,74 @@ func (o *evaluation) run(cmd *cobra.Command) error {
 		e.SetIndent("", "  ")
 		return e.Encode(report)
 	}
+	if o.asMarkdown {
+		return report.Markdown(cmd.OutOrStdout())
+	}
 	return o.print(cmd.OutOrStdout(), report)
+}
+
+// collect gives the images to the collector. What is named one by one must be of use.
+func (o *evaluation) collect(ctx context.Context, c *eval.Collector) error {
+	read := func(path string, add func(dataset.Volume), skip func(dataset.Skip)) error {
+		if o.out != "" {
+			if err := apart(path, o.out); err != nil {
+				return err
+			}
+		}
+		_, err := readData(ctx, path, nil, func(v dataset.Volume) error {
+			add(v)
+			return nil
+		}, skip)
+		return err
+	}
+	if o.data != "" {
+		if err := read(o.data, c.Add, c.Skip); err != nil {
+			return err
+		}
+	}
+	// one reads a file whose volumes are to be repetitions; sources are named by name.
+	one := func(path, name string, first int) (volumes int, err error) {
+		var why []string
+		err = read(path, func(v dataset.Volume) {
+			v.Source = fmt.Sprintf("%s#%d", name, first+volumes)
+			volumes++
+			c.Add(v)
+		}, func(s dataset.Skip) { why = append(why, s.Reason+" "+s.Detail) })
+		if err == nil && volumes == 0 {
+			err = fmt.Errorf("%s: no images: %s", path, strings.Join(why, ", "))
+		}
+		return volumes, err
+	}
+	for _, path := range o.repeats {
+		n, err := one(path, filepath.Base(path), 0)
+		if err != nil {
+			return err
+		}
+		if n < 2 {
+			return fmt.Errorf("--repeats %s: one volume; a score needs two", path)
+		}
+	}
+	for _, pair := range o.pairs {
+		a, b, ok := strings.Cut(pair, ",")
+		if !ok || a == "" || b == "" || strings.Contains(b, ",") {
+			return usagef("eval: --pair %q is not A,B", pair)
+		}
+		name := filepath.Base(filepath.Dir(a)) + "/" + filepath.Base(a) + " and " + filepath.Base(b)
+		for k, path := range []string{a, b} {
+			n, err := one(path, name, k)
+			if err != nil {
+				return err
+			}
+			if n != 1 {
+				return fmt.Errorf("--pair %s: %s holds %d volumes, one is needed", pair, path, n)
+			}
+		}
+	}
+	return nil
 }
 
 // ownMethods are the model's methods for the qualities asked for.
 func ownMethods(m *models.Model, quality string, seed uint64) ([]eval.Method, error) {
-	if quality == "" {
-		if quality = "fast"; m.HasHigh() {
-			quality = "fast,high"
-		}
-	}
 	var list []eval.Method
 	for name := range strings.SplitSeq(quality, ",") {
 		name = strings.TrimSpace(name)
@@ -211,48 +270,53 @@ func ownMethods(m *models.Model, quality string, seed uint64) ([]eval.Method, er
 
 // parseRows finds the rows of a list. Names have commas in them, so the longest
 // name that fits is taken. An empty list is nil.
-func parseRows(list string) ([]simulate.Row, error) {
+func parseRows(list string) (rows []simulate.Row, chains []simulate.ChainRow, err error) {
 	if strings.TrimSpace(list) == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
-	var rows []simulate.Row
 	parts := strings.Split(list, ",")
 	for i := range parts {
 		parts[i] = strings.TrimSpace(parts[i])
 	}
+	seen := map[string]bool{}
 	for len(parts) > 0 {
 		n := len(parts)
 		for ; n > 0; n-- {
-			if found, err := simulate.Find(strings.Join(parts[:n], ", ")); err == nil {
-				if slices.ContainsFunc(rows, func(r simulate.Row) bool { return r.Name == found[0].Name }) {
-					return nil, usagef("eval: --rows names %q twice", found[0].Name)
-				}
-				rows = append(rows, found...)
-				break
+			name := strings.Join(parts[:n], ", ")
+			row, err := simulate.Find(name)
+			chain, err2 := simulate.FindChain(name)
+			if err != nil && err2 != nil {
+				continue
 			}
+			if seen[name] {
+				return nil, nil, usagef("eval: --rows names %q twice", name)
+			}
+			seen[name] = true
+			if err == nil {
+				rows = append(rows, row...)
+			} else {
+				chains = append(chains, chain)
+			}
+			break
 		}
 		if n == 0 {
-			return nil, usagef("eval: --rows: there is no kind of noise %q; the help lists them", parts[0])
+			return nil, nil, usagef("eval: --rows: there is no kind of noise or scanner %q; the help lists them", parts[0])
 		}
 		parts = parts[n:]
 	}
-	return rows, nil
+	return rows, chains, nil
 }
 
 // apart refuses an output folder that is the input or lies in it.
 func apart(in, out string) error {
-	root, err := realPath(in)
+	inside, err := dataset.Inside(out, in)
 	if err != nil {
 		return err
 	}
-	target, err := realPath(out)
-	if err != nil {
-		return err
-	}
-	if target == root || strings.HasPrefix(target, root+string(filepath.Separator)) {
+	if inside {
 		return fmt.Errorf("the output %s lies in the input; choose another --out", out)
 	}
-	if info, err := os.Stat(target); err == nil && !info.IsDir() {
+	if info, err := os.Stat(out); err == nil && !info.IsDir() {
 		return errors.New("the output " + out + " is a file; --out names a folder")
 	}
 	return nil

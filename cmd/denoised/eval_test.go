@@ -9,12 +9,14 @@ import (
 	"image/color"
 	"image/png"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/diffdenoise/denoised/internal/dataset"
 	"github.com/diffdenoise/denoised/internal/nifti"
 	"github.com/diffdenoise/denoised/internal/phantom"
 	"github.com/diffdenoise/denoised/models/eval"
@@ -36,13 +38,16 @@ func runEval(t *testing.T, args ...string) (out, errOut string, err error) {
 // writeVolume writes slices as float32 NIfTI, as many repetitions as there are.
 func writeVolume(t *testing.T, path string, side int, repeats ...[][]float32) {
 	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	v, err := nifti.New(side, side, len(repeats[0]), len(repeats), nifti.Float32)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for r, rep := range repeats {
 		for k, px := range rep {
-			if err := v.SetSlice(r*len(rep)+k, px); err != nil {
+			if _, err := v.SetSlice(r*len(rep)+k, px); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -112,13 +117,14 @@ func TestEval(t *testing.T) {
 	writeVolume(t, filepath.Join(dir, "diffusion.nii"), side, [][]float32{clean.Truth[1]}, [][]float32{dark})
 
 	to := filepath.Join(t.TempDir(), "report")
-	args := []string{"--data", dir, "--rows", "Gaussian 6/255,zero-filled 2, magnitude", "--slices", "1", "--repetitions", "2"}
+	args := []string{"--data", dir, "--rows", "Gaussian 6/255,zero-filled 2, magnitude,plain magnitude, 4 %", "--slices", "1", "--repetitions", "2"}
 	out, errOut, err := runEval(t, append(args, "--out", to)...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"volumes: simulated noise, 1 slice of 1 set", "MR: simulated noise", "PNG: simulated noise", "b0.nii: one repetition against the mean of the other 3",
-		"zero-filled 2, magnitude", "fast", "non-local means", "total variation", "left out: ", "report.html"} {
+	for _, want := range []string{"volumes: simulated noise, 1 slice of 1 set", "MR: simulated noise", "PNG: simulated noise", "MR: simulated scanners",
+		"repetitions: one measurement against the mean of the others", "b0.nii, k = 3", "zero-filled 2, magnitude", "plain magnitude, 4 %",
+		"fast", "non-local means", "total variation, estimated", "left out: ", "report.html"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the output does not say %q:\n%s", want, out)
 		}
@@ -139,7 +145,7 @@ func TestEval(t *testing.T) {
 		reasons[s.Source] = s.Reason
 	}
 	for source, want := range map[string]string{
-		"colour.png": skipColour, "notes.txt": skipNotImage, "nan.nii": eval.SkipPadding, "flat.nii": eval.SkipConstant,
+		"colour.png": dataset.Colour, "notes.txt": dataset.NotImage, "nan.nii": eval.SkipPadding, "flat.nii": eval.SkipConstant,
 		"small.nii": eval.SkipTooSmall, "diffusion.nii": eval.SkipNotRepeats,
 	} {
 		if reasons[source] != want {
@@ -170,6 +176,8 @@ func TestEvalRefuses(t *testing.T) {
 	writeVolume(t, filepath.Join(full, "v.nii"), 64, v.Truth)
 	file := filepath.Join(t.TempDir(), "file")
 	write(t, file, nil)
+	twice := filepath.Join(t.TempDir(), "twice.nii")
+	writeVolume(t, twice, 64, v.Truth, v.Truth)
 	for _, c := range []struct {
 		args  []string
 		want  string
@@ -182,6 +190,12 @@ func TestEvalRefuses(t *testing.T) {
 		{[]string{"--data", full, "--rows", "gamma 100,gamma 100"}, "twice", true},
 		{[]string{"--data", full, "--quality", "best"}, "choose fast", true},
 		{[]string{"--data", full, "--quality", "fast,fast"}, "twice", true},
+		{[]string{"--pair", file}, "A,B", true},
+		{[]string{"--pair", file + "," + filepath.Join(full, "v.nii")}, "no images", false},
+		{[]string{"--pair", twice + "," + twice}, "holds 2 volumes", false},
+		{[]string{"--repeats", filepath.Join(full, "v.nii")}, "needs two", false},
+		{[]string{"--repeats", filepath.Join(dir, "missing")}, "missing", false},
+		{[]string{"--data", full, "--json", "--markdown"}, "exclude", true},
 		{[]string{"--data", full, "--slices", "0"}, "--slices", true},
 		{[]string{"--data", full, "--shrink", "9"}, "--shrink", true},
 		{[]string{"--data", full, "--repetitions", "0"}, "--repetitions", true},
@@ -198,10 +212,43 @@ func TestEvalRefuses(t *testing.T) {
 	}
 }
 
-func TestParseRows(t *testing.T) {
-	rows, err := parseRows(" zero-filled 2, magnitude, zero-filled 2 ,Poisson 200")
+// TestEvalMeasurements: repetitions and a pair that are named, as Markdown.
+func TestEvalMeasurements(t *testing.T) {
+	const side = 64
+	dir := t.TempDir()
+	noisy := func(seed uint64, n int) [][]float32 {
+		v := phantom.New(phantom.Spec{Seed: 11, Width: side, Height: side, Slices: n})
+		rng := rand.New(rand.NewPCG(seed, 1))
+		for _, px := range v.Truth {
+			for i := range px {
+				px[i] += 0.03 * float32(rng.NormFloat64())
+			}
+		}
+		return v.Truth
+	}
+	writeVolume(t, filepath.Join(dir, "epi.nii.gz"), side, noisy(1, 3), noisy(2, 3), noisy(3, 3))
+	a, b := filepath.Join(dir, "a.nii"), filepath.Join(dir, "b.nii")
+	writeVolume(t, a, side, noisy(4, 1))
+	writeVolume(t, b, side, noisy(5, 1))
+	out, _, err := runEval(t, "--repeats", filepath.Join(dir, "epi.nii.gz"), "--pair", a+","+b, "--slices", "1", "--markdown")
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, want := range []string{"\n## repetitions: ", "\n| epi.nii.gz, k = 2 | ", "\n## pairs: one measurement against the other, 2 slices of 1 set\n",
+		"/a.nii and b.nii, k = 1 | ", "\nPSNR in dB without the reference's own noise, tissue:\n", "\nWhat is taken off at edges"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the output does not say %q:\n%s", want, out)
+		}
+	}
+}
+
+func TestParseRows(t *testing.T) {
+	rows, chains, err := parseRows(" zero-filled 2, magnitude, zero-filled 2 ,plain magnitude, 4 %, Poisson 200")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(chains) != 1 || chains[0].Name != "plain magnitude, 4 %" {
+		t.Errorf("scanners %v", chains)
 	}
 	var names []string
 	for _, r := range rows {
@@ -210,7 +257,7 @@ func TestParseRows(t *testing.T) {
 	if want := []string{"zero-filled 2, magnitude", "zero-filled 2", "Poisson 200"}; !slices.Equal(names, want) {
 		t.Errorf("%q, want %q", names, want)
 	}
-	if rows, err := parseRows("  "); rows != nil || err != nil {
-		t.Errorf("an empty list gives %v, %v", rows, err)
+	if rows, chains, err := parseRows("  "); rows != nil || chains != nil || err != nil {
+		t.Errorf("an empty list gives %v, %v, %v", rows, chains, err)
 	}
 }

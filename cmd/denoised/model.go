@@ -13,6 +13,7 @@ import (
 
 	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // modelsDir is where models are installed if --dir does not say otherwise: under
@@ -20,7 +21,7 @@ import (
 const modelsDir = "/var/lib/denoised/models"
 
 // findModel returns what models.Open takes for the argument of --model.
-func findModel(nameOrDir string) string { return models.Find(nameOrDir, modelsDir) }
+func findModel(nameOrDir string) string { return store.Find(nameOrDir, modelsDir) }
 
 func newModelCmd() *cobra.Command {
 	cmd := &cobra.Command{
@@ -49,15 +50,15 @@ func newModelListCmd() *cobra.Command {
 			if !cmd.Flags().Changed("dir") && !isFolder(dir) {
 				dir = "" // nothing was ever installed
 			}
-			list, err := models.List(dir)
+			list, err := store.List(dir)
 			if err != nil {
 				return err
 			}
 			if asJSON {
 				type item struct {
-					Open  string       `json:"open"`
-					Card  *models.Card `json:"card,omitempty"`
-					Error string       `json:"error,omitempty"`
+					Open  string      `json:"open"`
+					Card  *store.Card `json:"card,omitempty"`
+					Error string      `json:"error,omitempty"`
 				}
 				items := []item{}
 				for _, e := range list {
@@ -158,11 +159,11 @@ folder models in its state_dir.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if name != "" {
-				if err := models.CheckName(name); err != nil {
+				if err := store.CheckName(name); err != nil {
 					return usagef("model install: --as: %v", err)
 				}
 			}
-			m, err := models.Install(args[0], dir, name, force)
+			m, err := store.Install(args[0], dir, name, force)
 			if errors.Is(err, fs.ErrExist) {
 				return fmt.Errorf("%w; choose another name with --as, or replace it with --force", err)
 			}
@@ -186,7 +187,7 @@ folder models in its state_dir.`,
 // modelArgument is the optional name of a model.
 func modelArgument(args []string) string {
 	if len(args) == 0 {
-		return models.DefaultName
+		return store.DefaultName
 	}
 	return args[0]
 }

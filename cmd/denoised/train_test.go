@@ -17,11 +17,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/diffdenoise/denoised/internal/lockfile"
 	"github.com/diffdenoise/denoised/internal/nifti"
 	"github.com/diffdenoise/denoised/internal/phantom"
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/models"
+	"github.com/diffdenoise/denoised/models/net"
 	"github.com/diffdenoise/denoised/models/safetensors"
+	"github.com/diffdenoise/denoised/models/store"
 	"github.com/diffdenoise/denoised/models/train"
 	"github.com/diffdenoise/denoised/pipeline/spool"
 )
@@ -51,23 +54,26 @@ func (q *quick) run(ctx context.Context, _ kernels.GraphBackend, set *train.Set,
 		var f *safetensors.File
 		var err error
 		switch name {
+		case train.StageMeter:
+			n := net.MeterConfig{Channels: 4}
+			f, err = net.EncodeGraph(n.String(), n.Graph(), n.Graph().Init(c.Seed))
 		case train.StageBSN:
-			n := models.BSNConfig{Channels: [3]int{4, 4, 4}, Mix: 4}
-			f, err = models.EncodeGraph(n.String(), n.Graph(), n.Graph().Init(c.Seed))
+			n := net.BSNConfig{Channels: [3]int{4, 4, 4}, Mix: 4}
+			f, err = net.EncodeGraph(n.String(), n.Graph(), n.Graph().Init(c.Seed))
 		case train.StageDiffusion:
-			n := models.TeacherConfig{Condition: models.TeacherCondition, Channels: [3]int{4, 4, 4}, Code: 4}
-			f, err = models.EncodeGraph(n.String(), n.Graph(), n.Graph().Init(c.Seed))
+			n := net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{4, 4, 4}, Code: 4}
+			f, err = net.EncodeGraph(n.String(), n.Graph(), n.Graph().Init(c.Seed))
 		case train.StageStudent:
 			var m *models.Model
 			if m, err = models.Default(); err == nil {
-				f, err = m.Network(models.NetworkStudent)
+				f, err = m.Network(store.NetworkStudent)
 			}
 		}
 		if err != nil {
 			return nil, err
 		}
 		r.Networks[name] = f
-		r.Stages = append(r.Stages, models.Stage{Network: name, Architecture: f.Metadata["format"], Steps: 10, BestStep: 10, Batch: 4, Crop: 64, Scores: map[string]float64{"gain_db": 2.5}})
+		r.Stages = append(r.Stages, store.Stage{Network: name, Architecture: f.Metadata["format"], Steps: 10, BestStep: 10, Batch: 4, Crop: 64, Scores: map[string]float64{"gain_db": 2.5}})
 	}
 	return r, ctx.Err()
 }
@@ -124,7 +130,7 @@ func TestTrain(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &r); err != nil {
 		t.Fatalf("%v\n%s", err, stdout)
 	}
-	if r.Model != filepath.Join(out, "model") || r.Data.Slices != 18 || r.Data.Volumes != 3 || len(r.Stages) != 3 || r.Stages[1].Seconds != 60 || r.Seed != 5 {
+	if r.Model != filepath.Join(out, "model") || r.Data.Slices != 18 || r.Data.Volumes != 3 || len(r.Stages) != 4 || r.Stages[1].Seconds != 60 || r.Seed != 5 {
 		t.Errorf("report %+v", r)
 	}
 	for _, want := range []string{"reading " + data, "18 slices of 3 volumes", "left out: 1 not-an-image", "bsn: step 1 of 10, loss 1\n"} {
@@ -137,12 +143,12 @@ func TestTrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	v, err := m.Verify()
-	if err != nil || len(v.Networks) != 3 || m.Hash() != r.Hash {
+	if err != nil || len(v.Networks) != 4 || m.Hash() != r.Hash {
 		t.Errorf("%+v, %v", v, err)
 	}
 	c := m.Card
 	if c.Name != "knee-3t" || c.Version != "7" || c.Licence != "ours" || c.Training.Data[0].Name != "knees" || c.Training.Preset != "tiny" || c.Training.Seed != 5 ||
-		c.Training.Seconds != 180 || c.Training.Fingerprint != q.sets[0].Fingerprint() || len(c.Training.Stages) != 3 || c.Training.Noise == "" || len(c.Scores) != 3 || c.Created.IsZero() {
+		c.Training.Seconds != 240 || c.Training.Fingerprint != q.sets[0].Fingerprint() || len(c.Training.Stages) != 4 || c.Training.Noise == "" || len(c.Scores) != 4 || c.Created.IsZero() {
 		t.Errorf("card %+v", c)
 	}
 	for _, name := range []string{"report.html", "report.md", "loss-bsn.png", "slices.png", "log.jsonl"} {
@@ -206,15 +212,24 @@ func TestTrainResume(t *testing.T) {
 	_, _, err = q.train(append(args, "--resume")...)
 	wantError(t, "a full disk", err, "no space left on device; what was trained until the last checkpoint")
 	// As if it had been begun on a card.
-	run, err := readTrainRun(filepath.Join(out, "run.json"))
-	if err != nil || len(run.Backends) != 1 || !strings.HasPrefix(run.Backends[0], "cpu/") {
-		t.Fatalf("%+v, %v", run, err)
-	}
-	backends := []string{"cuda/sm_89", run.Backends[0]}
-	run.Backends = backends[:1]
-	if err := writeJSON(filepath.Join(out, "run.json"), run); err != nil {
+	var run map[string]any
+	b, err := os.ReadFile(filepath.Join(out, "run.json"))
+	if err != nil {
 		t.Fatal(err)
 	}
+	if err := json.Unmarshal(b, &run); err != nil {
+		t.Fatal(err)
+	}
+	here, ok := run["backends"].([]any)
+	if !ok || len(here) != 1 || !strings.HasPrefix(here[0].(string), "cpu/") {
+		t.Fatalf("%s", b)
+	}
+	backends := []string{"cuda/sm_89", here[0].(string)}
+	run["backends"] = backends[:1]
+	if b, err = json.Marshal(run); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(out, "run.json"), b)
 	q.err = nil
 	q.calls, q.sets = q.calls[:1], q.sets[:1]
 	_, stderr, err := q.train(append(args, "--resume")...)
@@ -292,7 +307,7 @@ func TestTrainRefuses(t *testing.T) {
 	if err := os.Mkdir(locked, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	lock, err := spool.Lock(filepath.Join(locked, trainLockFile))
+	lock, err := lockfile.Take(filepath.Join(locked, ".lock"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +320,7 @@ func TestTrainRefuses(t *testing.T) {
 	}{
 		{[]string{"--out", out}, "--data", true},
 		{[]string{"--data", data}, "--out", true},
-		{[]string{"--data", data, "--out", out, "--stage", "teacher"}, "choose bsn, student, diffusion or all", true},
+		{[]string{"--data", data, "--out", out, "--stage", "teacher"}, "choose meter, bsn, student, diffusion or all", true},
 		{[]string{"--data", data, "--out", out, "--preset", "small"}, "tiny, default, large", true},
 		{[]string{"--data", data, "--out", out, "--backend", "cuda"}, "use --backend auto", false},
 		{[]string{"--data", data, "--out", out, "--backend", "tpu"}, "choose auto, cpu or cuda", true},
@@ -438,7 +453,7 @@ func TestTrainInterrupted(t *testing.T) {
 		if _, err := fmt.Sscanf(text[strings.Index(text, "last step: ")+len("last step: "):], "%d of", &step); err != nil || step < 1 {
 			t.Fatalf("no step in:\n%s", text)
 		}
-		if _, err := os.Stat(filepath.Join(out, "bsn.checkpoint")); err != nil {
+		if _, err := os.Stat(filepath.Join(out, "meter.checkpoint")); err != nil {
 			t.Error(err)
 		}
 	}
