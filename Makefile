@@ -10,7 +10,7 @@ FUZZTIME ?= 10s
 RACE := ./dicomnet/... ./pipeline ./pipeline/spool ./kernels/... ./daemon ./daemon/web ./cmd/...
 
 .DEFAULT_GOAL := build
-.PHONY: build build-cuda gpu-kit emulator test test-emulated emulated-forward emulated-reversed emulated-programs test-sanitized race interop kernels fuzz bench bench-receive package lint train-default ablation clean
+.PHONY: build build-cuda gpu-kit emulator test test-emulated emulated-forward emulated-reversed emulated-programs test-sanitized race interop kernels fuzz bench bench-network bench-receive package lint train-default ablation quality clean
 
 build: ## bin/denoised: static, CPU
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/denoised ./cmd/denoised
@@ -88,6 +88,12 @@ fuzz: ## every fuzz target for FUZZTIME; FUZZ names packages
 bench: ## all benchmarks, in the form that benchstat reads
 	$(GO) test -run '^$$' -bench . -benchmem -count 6 ./...
 
+# A registry is asked for onnxruntime-node once; PyTorch is that of /usr/bin/python3.
+bench-network: ## docs/measured/network.md: networks on one core against ONNX Runtime and PyTorch (needs node, npm, torch)
+	npm install --prefix dist/bench --ignore-scripts --no-audit --no-fund --silent onnxruntime-node@1
+	@mkdir -p docs/measured
+	$(GO) run ./kernels/cpu/bench -modules dist/bench/node_modules -out docs/measured/network.md
+
 bench-receive: build ## images per second against other receivers in the same run
 	daemon/interop/bench_receive.sh
 
@@ -102,13 +108,31 @@ lint: ## gofmt, go vet, staticcheck (needs a C compiler)
 	$(CUDA) $(TOOLS) staticcheck -tags cuda,emulated ./...
 
 # The recipe of the embedded networks: some hours on two cores, resumable. The Philips
-# volumes are of the volunteer whose repetitions are scored.
+# volumes are of the volunteer whose repetitions are scored; settings are chosen on the others.
 train-default: build ## train the embedded model's recipe on DATA into OUT
 	bin/denoised train --data $(or $(DATA),../shared/data/mri) --out $(or $(OUT),dist/train-default) \
-		--exclude philips_mprage,philips_dwi --preset default --seed 1 $(if $(wildcard $(or $(OUT),dist/train-default)),--resume)
+		--exclude "philips_mprage,philips_dwi,patient20*,brain_gd_clinical" --preset default --seed 1 $(if $(wildcard $(or $(OUT),dist/train-default)),--resume)
 
 ablation: ## what each part of the method is worth: trainings of some hours, resumable, networks in OUT
 	DENOISED_ABLATION=$(abspath $(or $(OUT),dist/ablation)) $(GO) test ./models/train -run Ablation -v -count=1 -timeout 0
+
+# Every section is a file, so that what was cut short goes on where it stopped; newer networks make
+# all of them anew. One core, for it may run beside a training.
+QUALITY := $(addprefix dist/quality/,mri.md repetitions.md pairs.md radiographs.md)
+IMAGES  := $(or $(DATA),../shared/data)
+dist/quality/mri.md: FLAGS = --data $(IMAGES)/mri/philips_mprage
+dist/quality/repetitions.md: FLAGS = $(foreach f,$(wildcard $(addprefix $(IMAGES)/repeats/,*.nii.gz */*.nii.gz)),--repeats $f)
+dist/quality/pairs.md: FLAGS = $(foreach d,$(wildcard $(IMAGES)/repeats/phantom_pairs/*),--pair $d/acq1.dcm$(comma)$d/acq2.dcm)
+dist/quality/radiographs.md: FLAGS = --data $(IMAGES)/xray/hannover_png --shrink 2
+
+quality: $(QUALITY) ## docs/measured/quality.md: the embedded model on the images in DATA, SLICES of each volume (3)
+	@mkdir -p docs/measured
+	cat docs/measured/quality.head $(QUALITY) > docs/measured/quality.md
+
+$(QUALITY): $(wildcard models/default/*.safetensors) | build
+	@mkdir -p $(@D)
+	GOMAXPROCS=1 nice bin/denoised eval --markdown --slices $(or $(SLICES),3) $(FLAGS) > $@.part
+	mv $@.part $@
 
 clean:
 	rm -rf bin dist
