@@ -214,7 +214,8 @@ type turnstile struct {
 	open    chan struct{}
 }
 
-func (g turnstile) Denoise(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64) (*pipeline.Denoised, error) {
+func (g turnstile) Denoise(ctx context.Context, f *derive.Frame, known evidence.Sums,
+	strength float64) (*pipeline.Denoised, error) {
 	g.entered <- struct{}{}
 	<-g.open
 	return g.blur.Denoise(ctx, f, known, strength)

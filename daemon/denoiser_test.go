@@ -57,7 +57,8 @@ func TestDenoised(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
-	said := meter.Series{Weight: 2, Lags: [7]float64{1, -0.5, 0.333333}, Cells: 3, Along: [2][8]float64{{1: 0.5, 7: 0.25}, {0: 123.456}}}
+	said := meter.Series{Weight: 2, Lags: [7]float64{1, -0.5, 0.333333}, Cells: 3, Along: [2][8]float64{{1: 0.5,
+		7: 0.25}, {0: 123.456}}}
 	got, err := denoised(&models.Result{Series: said}, nil)
 	if err != nil || Known(got.Told) != said {
 		t.Errorf("told %+v, %v, want %+v", got, err, said)

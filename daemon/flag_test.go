@@ -24,7 +24,8 @@ type sharp struct{ blur }
 
 func (sharp) HasHigh() bool { return true }
 
-func (s sharp) DenoiseHigh(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64, progress func(done, total int)) (*pipeline.Denoised, error) {
+func (s sharp) DenoiseHigh(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64,
+	progress func(done, total int)) (*pipeline.Denoised, error) {
 	progress(1, 2)
 	twice := *f
 	for range 2 {

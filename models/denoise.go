@@ -325,7 +325,8 @@ func (b *scratch) judge(res *Result, p *predicted, n *normalized, told *meter.Re
 		s := told.Map.Sigma[i]
 		b.air[i] = v > 0 && abs(n.y[i]) < leastTissue*s && abs(b.after[i]) < mostSignal*s
 	}
-	in := gate.Input{Width: n.w, Height: n.h, Before: n.y, After: b.after, Skip: n.outside, Air: b.air, Noise: &told.Map}
+	in := gate.Input{Width: n.w, Height: n.h, Before: n.y, After: b.after, Skip: n.outside, Air: b.air,
+		Noise: &told.Map}
 	if len(p.uncertain) > 0 {
 		in.Uncertainty = p.uncertain
 	}

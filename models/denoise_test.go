@@ -226,7 +226,8 @@ func (blur) Forward(dst, y, _ []float32, _ net.Told, w, h int) error {
 // works where there is noise only.
 func TestConfirm(t *testing.T) {
 	truth, noisy, w, h := noisySlice(t, phantom.Spec{Seed: 9, Slices: 3, Sigma: 0.015})
-	r, err := defaultModel(t).denoise(context.Background(), Image{Width: w, Height: h, Pixels: noisy}, Options{Strength: 1}, by(blur{}))
+	r, err := defaultModel(t).denoise(context.Background(), Image{Width: w, Height: h, Pixels: noisy},
+		Options{Strength: 1}, by(blur{}))
 	if err != nil {
 		t.Fatal(err)
 	}

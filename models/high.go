@@ -135,7 +135,8 @@ func pixelHash(img []float32) uint64 {
 }
 
 // tile finds the noise of the w×h pixels at (x0, y0).
-func (h *high) tile(ctx context.Context, p *predicted, n *normalized, told *meter.Reading, x0, y0, w, ht int, rng *rand.Rand) error {
+func (h *high) tile(ctx context.Context, p *predicted, n *normalized, told *meter.Reading, x0, y0, w, ht int,
+	rng *rand.Rand) error {
 	width, height := n.w, n.h
 	tw, th := roundUp(w, 4)+2*margin, roundUp(ht, 4)+2*margin
 	y := extended(n.y, width, height, x0-margin, y0-margin, tw, th)
@@ -164,7 +165,8 @@ func (h *high) tile(ctx context.Context, p *predicted, n *normalized, told *mete
 
 // pass adds the result in one position of the image to mean and the spread of its
 // pair to spread.
-func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, told *meter.Reading, turn, w, ht int, rng *rand.Rand) error {
+func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, told *meter.Reading, turn, w, ht int,
+	rng *rand.Rand) error {
 	n := w * ht
 	sx, sy := told.Map.Correlation.Holes()
 	lags := told.Told

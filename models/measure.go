@@ -67,7 +67,8 @@ const (
 
 // inBand predicts where the noise is: where it has no high frequencies, on a grid without them.
 // The other frequencies of the image stay as they are.
-func (b *scratch) inBand(ctx context.Context, p *predicted, n *normalized, told *meter.Reading, predict predictor) error {
+func (b *scratch) inBand(ctx context.Context, p *predicted, n *normalized, told *meter.Reading,
+	predict predictor) error {
 	side := func(size int, rho float32) int {
 		f := min(1+cropGain*(float64(rho)-leastCropped), mostCrop)
 		if coarse := int(float64(size)/f) / 2 * 2; f >= leastCrop && coarse >= leastBand {

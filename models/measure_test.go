@@ -30,10 +30,12 @@ func TestMeasure(t *testing.T) {
 		chain simulate.Chain
 		lag   float64 // along x
 	}{
-		"white":       {simulate.Chain{Noise: 0.04}, 0},
-		"zero-filled": {simulate.Chain{NativeWidth: 196, NativeHeight: 196, FillX: 1.31, FillY: 1.31, Noise: 0.04}, 0.28},
-		"Hamming":     {simulate.Chain{NativeWidth: 160, NativeHeight: 160, FillX: 1.6, FillY: 1.6, Filter: simulate.Hamming, Noise: 0.04}, 0.84},
-		"four coils":  {simulate.Chain{Coils: 4, Noise: 0.04}, 0},
+		"white": {simulate.Chain{Noise: 0.04}, 0},
+		"zero-filled": {simulate.Chain{NativeWidth: 196, NativeHeight: 196, FillX: 1.31, FillY: 1.31, Noise: 0.04},
+			0.28},
+		"Hamming": {simulate.Chain{NativeWidth: 160, NativeHeight: 160, FillX: 1.6, FillY: 1.6,
+			Filter: simulate.Hamming, Noise: 0.04}, 0.84},
+		"four coils": {simulate.Chain{Coils: 4, Noise: 0.04}, 0},
 	} {
 		var all meter.Series
 		var noise []float64
@@ -90,7 +92,8 @@ func TestSeries(t *testing.T) {
 		t.Error("nothing is not nothing")
 	}
 	// an image that cannot be denoised tells nothing
-	if s, err := m.Measure(Image{Width: 2, Height: 2, Pixels: make([]float32, 4)}); err != nil || s != (meter.Series{}) {
+	if s, err := m.Measure(Image{Width: 2, Height: 2, Pixels: make([]float32, 4)}); err != nil ||
+		s != (meter.Series{}) {
 		t.Errorf("%v, %v", s, err)
 	}
 }
@@ -122,10 +125,12 @@ func TestKeepMeans(t *testing.T) {
 
 // TestInBand: where the noise has no high frequencies, those of the image stay as they are.
 func TestInBand(t *testing.T) {
-	a := scanned(t, simulate.Chain{NativeWidth: 128, NativeHeight: 128, FillX: 2, FillY: 2, Filter: simulate.Hamming, Noise: 0.04}, 3)
+	a := scanned(t, simulate.Chain{NativeWidth: 128, NativeHeight: 128, FillX: 2, FillY: 2, Filter: simulate.Hamming,
+		Noise: 0.04}, 3)
 	seen := [2]int{}
 	m := defaultModel(t)
-	_, err := m.denoise(context.Background(), Image{Width: a.Width, Height: a.Height, Pixels: a.Noisy}, Options{Strength: 1},
+	_, err := m.denoise(context.Background(), Image{Width: a.Width, Height: a.Height, Pixels: a.Noisy},
+		Options{Strength: 1},
 		func(_ context.Context, p *predicted, n *normalized, told *meter.Reading) error {
 			seen = [2]int{n.w, n.h}
 			if len(told.Given) != n.w*n.h || len(p.removed) != n.w*n.h || len(n.y) != n.w*n.h {

@@ -210,7 +210,8 @@ func gated(reason string) bool {
 
 // params are the same for the same original, model, strength, quality and
 // program version, so that the derived object has the same UIDs however often it is
-// made. Its pixels are the same if the series has told the same of its noise. Its creation time is therefore the time the original
+// made. Its pixels are the same if the series has told the same of its noise. Its creation time is therefore the time
+// the original
 // was received, and its series time stays the source's: when the series was
 // first seen would not survive a rebuild of the journal.
 func params(cfg *config, in spool.Instance, q Quality) derive.Params {
@@ -345,7 +346,8 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 		return row, &PermanentError{Reason: reasonDerive, Err: err}
 	}
 	row = spool.Instance{SOP: sop, Class: made.String(dcm.SOPClassUID), Syntax: made.TransferSyntaxUID(), Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
-		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: string(w.quality), Channel: in.Channel, Rule: in.Rule, Sigma: fr.sigma(), Told: fr.told,
+		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: string(w.quality), Channel: in.Channel,
+		Rule: in.Rule, Sigma: fr.sigma(), Told: fr.told,
 		File: spool.FileName(spool.Derived, in.File, sop, "")}
 	switch {
 	case w.fill != "":
@@ -355,7 +357,8 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	case info.Changed == 0:
 		row.Reason = reasonUnchanged
 	}
-	rec := spool.Record{Kind: spool.Derived, Quality: string(w.quality), Received: in.Received, Source: in.File, Sigma: row.Sigma, Reason: row.Reason, Detail: row.Detail, Fill: w.fill != "", Told: row.Told}
+	rec := spool.Record{Kind: spool.Derived, Quality: string(w.quality), Received: in.Received, Source: in.File,
+		Sigma: row.Sigma, Reason: row.Reason, Detail: row.Detail, Fill: w.fill != "", Told: row.Told}
 	if err := t.Sync(rec); err != nil {
 		return row, err
 	}
@@ -388,7 +391,10 @@ func (f *frames) measured(ctx context.Context) error {
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	ahead := derive.NewAhead(f.count, cap(f.tokens), func(i int) (*Denoised, error) { return f.turn(ctx, i, f.measure) })
+	ahead := derive.NewAhead(f.count, cap(f.tokens), func(i int) (*Denoised, error) {
+		return f.turn(ctx, i,
+			f.measure)
+	})
 	defer ahead.Wait() // after cancel
 	defer cancel()
 	for i := range f.count {
@@ -440,7 +446,8 @@ func (f *frames) frame(ctx context.Context, i int) (*Denoised, error) {
 }
 
 // turn reads frame i and does something with it when a token is free.
-func (f *frames) turn(ctx context.Context, i int, do func(context.Context, *derive.Frame) (*Denoised, error)) (out *Denoised, err error) {
+func (f *frames) turn(ctx context.Context, i int, do func(context.Context, *derive.Frame) (*Denoised,
+	error)) (out *Denoised, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			out, err = nil, &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("frame %d: panic: %v", i, v)}
@@ -474,7 +481,8 @@ func (f *frames) turn(ctx context.Context, i int, do func(context.Context, *deri
 
 // callDenoiser runs the denoiser on its own goroutine, so that neither its panic
 // nor its silence stops a worker. A call that outlives its time is abandoned.
-func (p *Pipeline) callDenoiser(ctx context.Context, cfg *config, call func(context.Context) (*Denoised, error)) (*Denoised, error) {
+func (p *Pipeline) callDenoiser(ctx context.Context, cfg *config, call func(context.Context) (*Denoised,
+	error)) (*Denoised, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.SliceTimeout)
 	defer cancel()
 	type result struct {

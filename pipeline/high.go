@@ -318,7 +318,8 @@ const abandonAfter = 5 * time.Second
 // callHigh runs the full method on its own goroutine, as callDenoiser does. A
 // step that outlives its time ends the call; while the fast lane works no time
 // passes.
-func (p *Pipeline) callHigh(ctx context.Context, cfg *config, in *derive.Frame, known evidence.Sums, told func(done, total int)) (*Denoised, error) {
+func (p *Pipeline) callHigh(ctx context.Context, cfg *config, in *derive.Frame, known evidence.Sums, told func(done,
+	total int)) (*Denoised, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	late := &PermanentError{Reason: reasonTimeout, Err: fmt.Errorf("no step ended within %v", cfg.StepTimeout)}

@@ -35,7 +35,8 @@ const teacherSteps = 4
 
 func (d *teacher) HasHigh() bool { return !d.no }
 
-func (d *teacher) DenoiseHigh(ctx context.Context, f *derive.Frame, _ evidence.Sums, _ float64, progress func(done, total int)) (*Denoised, error) {
+func (d *teacher) DenoiseHigh(ctx context.Context, f *derive.Frame, _ evidence.Sums, _ float64, progress func(done,
+	total int)) (*Denoised, error) {
 	d.hmu.Lock()
 	d.highs++
 	n := d.highs

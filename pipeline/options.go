@@ -51,7 +51,8 @@ type HighDenoiser interface {
 	// calls progress from its own goroutine after each of its steps, 1 <= done <=
 	// total; progress may block, for as long as images of the fast lane need the
 	// processor. It must return soon after ctx has ended.
-	DenoiseHigh(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64, progress func(done, total int)) (*Denoised, error)
+	DenoiseHigh(ctx context.Context, f *derive.Frame, known evidence.Sums, strength float64, progress func(done,
+		total int)) (*Denoised, error)
 }
 
 // Denoised is a result in stored units, row by row like the frame.

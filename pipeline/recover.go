@@ -192,7 +192,8 @@ func (p *Pipeline) adoptDerived(ctx context.Context, name string, rec spool.Reco
 		return p.store.Remove(name) // were it needed, it would be made again
 	}
 	row := spool.Instance{SOP: o.String(dcm.SOPInstanceUID), Class: o.String(dcm.SOPClassUID), Syntax: o.TransferSyntaxUID(), File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
-		Received: rec.Received, Number: src.Number, Frames: src.Frames, Quality: rec.Quality, Channel: src.Channel, Rule: src.Rule, Sigma: rec.Sigma, Reason: rec.Reason, Detail: rec.Detail, Told: rec.Told}
+		Received: rec.Received, Number: src.Number, Frames: src.Frames, Quality: rec.Quality, Channel: src.Channel,
+		Rule: src.Rule, Sigma: rec.Sigma, Reason: rec.Reason, Detail: rec.Detail, Told: rec.Told}
 	if err := p.store.SyncName(name); err != nil {
 		return err
 	}

@@ -140,7 +140,8 @@ func TestBadImages(t *testing.T) {
 	if trained.Data.Slices != 21 {
 		t.Errorf("%d slices to train on, want 21", trained.Data.Slices)
 	}
-	stdout, _, err = runEval(t, "--data", data, "--rows", "Gaussian 6/255", "--slices", "1", "--quality", "fast", "--json")
+	stdout, _, err = runEval(t, "--data", data, "--rows", "Gaussian 6/255", "--slices", "1", "--quality", "fast",
+		"--json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +216,8 @@ func TestDiskFull(t *testing.T) {
 		args []string
 		want []string
 	}{
-		{"train", []string{"train", "--data", data, "--out", filepath.Join(dir, "train"), "--preset", "tiny", "--time", "500ms"},
+		{"train", []string{"train", "--data", data, "--out", filepath.Join(dir, "train"), "--preset", "tiny",
+			"--time", "500ms"},
 			[]string{"write checkpoint", "meter.checkpoint", "go on with the same command and --resume"}},
 		{"eval", []string{"eval", "--data", data, "--out", filepath.Join(dir, "eval"), "--rows", "Gaussian 6/255",
 			"--slices", "1", "--quality", "fast"}, []string{"write the report", ".png"}},

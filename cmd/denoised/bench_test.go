@@ -29,7 +29,8 @@ func TestBenchJSON(t *testing.T) {
 	if len(report.Peaks) != isas || len(report.Results) != isas*2*3 {
 		t.Fatalf("%d peaks and %d results for %d instruction sets", len(report.Peaks), len(report.Results), isas)
 	}
-	flop := map[string]float64{"student": 76032 * 2 * 64 / 1e9, "plain32": 76320 * 2 * 64 / 1e9, "layer32": 9216 * 2 * 64 / 1e9}
+	flop := map[string]float64{"student": 76032 * 2 * 64 / 1e9, "plain32": 76320 * 2 * 64 / 1e9,
+		"layer32": 9216 * 2 * 64 / 1e9}
 	for _, r := range report.Results {
 		if r.Size == 16 && (r.GFLOP < 0.999*flop[r.Net] || r.GFLOP > 1.001*flop[r.Net]) {
 			t.Errorf("%s has %v GFLOP, want %v", r.Net, r.GFLOP, flop[r.Net])

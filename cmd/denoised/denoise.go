@@ -87,7 +87,8 @@ a file appears under OUT only when it is complete; one of the same name is repla
 			}
 			report, err := offline.Run(cmd.Context(), args[0], out, offline.Options{
 				Denoise: slicesBy(m, quality, strength, steps, seed), Measure: measure,
-				Model:    derive.ModelInfo{Name: m.Name(), Version: m.Version(), Hash: m.Hash(), Method: method(steps, seed)},
+				Model: derive.ModelInfo{Name: m.Name(), Version: m.Version(), Hash: m.Hash(), Method: method(steps,
+					seed)},
 				Strength: strength, Quality: quality, Version: cmd.Root().Version, Progress: bar.at,
 			})
 			bar.done()
@@ -136,7 +137,8 @@ func slicesBy(m *models.Model, quality string, strength float64, steps int, seed
 		var r *models.Result
 		var err error
 		if quality == "high" {
-			r, err = m.High(ctx, models.Image(img), models.HighOptions{Strength: strength, Series: series, Steps: steps, Seed: seed})
+			r, err = m.High(ctx, models.Image(img), models.HighOptions{Strength: strength, Series: series,
+				Steps: steps, Seed: seed})
 		} else {
 			r, err = m.Denoise(ctx, models.Image(img), models.Options{Strength: strength, Series: series})
 		}
@@ -144,7 +146,8 @@ func slicesBy(m *models.Model, quality string, strength float64, steps int, seed
 			return nil, err
 		}
 		why, share := r.Checked()
-		return &offline.Result{Pixels: r.Pixels, Sigma: r.Sigma, Untouched: r.Untouched != "", Gate: why, Share: share}, nil
+		return &offline.Result{Pixels: r.Pixels, Sigma: r.Sigma, Untouched: r.Untouched != "", Gate: why,
+			Share: share}, nil
 	}
 }
 
@@ -167,7 +170,8 @@ func printDenoised(out io.Writer, r *offline.Report, asJSON bool) error {
 		return err
 	}
 	if r.Clamped > 0 {
-		fmt.Fprintf(out, "%d pixels are beyond what their files can hold and have the nearest value that is not\n", r.Clamped)
+		fmt.Fprintf(out, "%d pixels are beyond what their files can hold and have the nearest value that is not\n",
+			r.Clamped)
 	}
 	_, err := fmt.Fprintf(out, "%d files denoised (%d slices; copies of %d without noise that can be treated "+
 		"and %d that the quality check held back, %d in part), %d unchanged, %d failed, %.1f s\n",

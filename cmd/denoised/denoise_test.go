@@ -180,7 +180,8 @@ func scaledTypes(t *testing.T, dir string) (files []string) {
 		typ              nifti.Datatype
 		slope, intercept float32
 	}{
-		{nifti.Float32, 1, 0}, {nifti.Int16, 0.0125, 409.6}, {nifti.Uint16, 0.0125, -0.5}, {nifti.Float64, 3, -700}, {nifti.Int16, -0.0125, 409.6},
+		{nifti.Float32, 1, 0}, {nifti.Int16, 0.0125, 409.6}, {nifti.Uint16, 0.0125, -0.5}, {nifti.Float64, 3, -700},
+		{nifti.Int16, -0.0125, 409.6},
 	} {
 		n, err := nifti.New(w, h, depth, 1, c.typ)
 		if err != nil {
@@ -233,7 +234,8 @@ func sameResults(t *testing.T, files []string, limit float64) {
 			t.Fatal(err)
 		}
 		if after.Type != before.Type || after.Slope != before.Slope || after.Intercept != before.Intercept {
-			t.Errorf("%s: %v %g %g became %v %g %g", in, before.Type, before.Slope, before.Intercept, after.Type, after.Slope, after.Intercept)
+			t.Errorf("%s: %v %g %g became %v %g %g", in, before.Type, before.Slope, before.Intercept, after.Type,
+				after.Slope, after.Intercept)
 		}
 		var px, old []float32
 		buf := make([]float32, after.Width*after.Height)
@@ -255,9 +257,11 @@ func sameResults(t *testing.T, files []string, limit float64) {
 			worst = max(worst, math.Abs(float64(px[i]-first[i])))
 			change = max(change, math.Abs(float64(px[i]-old[i])))
 		}
-		t.Logf("%s: sigma %.2f, at most %.3f off, changed by at most %.1f", filepath.Base(in), r.Files[0].Sigma, worst, change)
+		t.Logf("%s: sigma %.2f, at most %.3f off, changed by at most %.1f", filepath.Base(in), r.Files[0].Sigma,
+			worst, change)
 		if worst > limit || change < 10*limit || r.Untouched+r.Held > 0 {
-			t.Errorf("%s: at most %g off, changed by at most %g, %d slices untouched and %d held back", in, worst, change, r.Untouched, r.Held)
+			t.Errorf("%s: at most %g off, changed by at most %g, %d slices untouched and %d held back", in, worst,
+				change, r.Untouched, r.Held)
 		}
 	}
 }
@@ -293,7 +297,8 @@ func TestDenoiseOffset(t *testing.T) {
 		for i, p := range v.Noisy[0] {
 			cells[i] = uint16(int(3000*p) - c.intercept)
 		}
-		d := dcmtest.MR(128, 128, 0).US(dcm.BitsStored, 16).US(dcm.HighBit, 15).Pixels(cells).Text(dcm.RescaleIntercept, dcm.DS, fmt.Sprint(c.intercept))
+		d := dcmtest.MR(128, 128, 0).US(dcm.BitsStored, 16).US(dcm.HighBit,
+			15).Pixels(cells).Text(dcm.RescaleIntercept, dcm.DS, fmt.Sprint(c.intercept))
 		if c.signed {
 			d.US(dcm.PixelRepresentation, 1)
 		}

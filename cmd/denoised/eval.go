@@ -117,7 +117,8 @@ and scanners:
 	f.StringVarP(&o.out, "out", "o", "", "folder of the report; none: no files are written")
 	f.StringVar(&o.model, "model", store.DefaultName, "model name or folder")
 	f.StringVar(&o.quality, "quality", "fast", "fast, high or both as fast,high (high takes long)")
-	f.StringVar(&o.rows, "rows", "", "kinds of noise and scanners, separated by commas (default: all that fit the images)")
+	f.StringVar(&o.rows, "rows", "",
+		"kinds of noise and scanners, separated by commas (default: all that fit the images)")
 	f.IntVar(&o.slices, "slices", 3, "slices of each volume that are scored")
 	f.IntVar(&o.repetitions, "repetitions", 3, "repetitions of each slice that are scored")
 	f.IntVar(&o.shrink, "shrink", 1, "make slices smaller by this factor before noise is added, for grainy images")
@@ -300,7 +301,8 @@ func parseRows(list string) (rows []simulate.Row, chains []simulate.ChainRow, er
 			break
 		}
 		if n == 0 {
-			return nil, nil, usagef("eval: --rows: there is no kind of noise or scanner %q; the help lists them", parts[0])
+			return nil, nil, usagef("eval: --rows: there is no kind of noise or scanner %q; the help lists them",
+				parts[0])
 		}
 		parts = parts[n:]
 	}

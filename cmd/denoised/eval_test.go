@@ -117,13 +117,16 @@ func TestEval(t *testing.T) {
 	writeVolume(t, filepath.Join(dir, "diffusion.nii"), side, [][]float32{clean.Truth[1]}, [][]float32{dark})
 
 	to := filepath.Join(t.TempDir(), "report")
-	args := []string{"--data", dir, "--rows", "Gaussian 6/255,zero-filled 2, magnitude,plain magnitude, 4 %", "--slices", "1", "--repetitions", "2"}
+	args := []string{"--data", dir, "--rows", "Gaussian 6/255,zero-filled 2, magnitude,plain magnitude, 4 %",
+		"--slices", "1", "--repetitions", "2"}
 	out, errOut, err := runEval(t, append(args, "--out", to)...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"volumes: simulated noise, 1 slice of 1 set", "MR: simulated noise", "PNG: simulated noise", "MR: simulated scanners",
-		"repetitions: one measurement against the mean of the others", "b0.nii, k = 3", "zero-filled 2, magnitude", "plain magnitude, 4 %",
+	for _, want := range []string{"volumes: simulated noise, 1 slice of 1 set", "MR: simulated noise",
+		"PNG: simulated noise", "MR: simulated scanners",
+		"repetitions: one measurement against the mean of the others", "b0.nii, k = 3", "zero-filled 2, magnitude",
+		"plain magnitude, 4 %",
 		"fast", "non-local means", "total variation, estimated", "left out: ", "report.html"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the output does not say %q:\n%s", want, out)
@@ -145,7 +148,8 @@ func TestEval(t *testing.T) {
 		reasons[s.Source] = s.Reason
 	}
 	for source, want := range map[string]string{
-		"colour.png": dataset.Colour, "notes.txt": dataset.NotImage, "nan.nii": eval.SkipPadding, "flat.nii": eval.SkipConstant,
+		"colour.png": dataset.Colour, "notes.txt": dataset.NotImage, "nan.nii": eval.SkipPadding,
+		"flat.nii":  eval.SkipConstant,
 		"small.nii": eval.SkipTooSmall, "diffusion.nii": eval.SkipNotRepeats,
 	} {
 		if reasons[source] != want {
@@ -230,12 +234,15 @@ func TestEvalMeasurements(t *testing.T) {
 	a, b := filepath.Join(dir, "a.nii"), filepath.Join(dir, "b.nii")
 	writeVolume(t, a, side, noisy(4, 1))
 	writeVolume(t, b, side, noisy(5, 1))
-	out, _, err := runEval(t, "--repeats", filepath.Join(dir, "epi.nii.gz"), "--pair", a+","+b, "--slices", "1", "--markdown")
+	out, _, err := runEval(t, "--repeats", filepath.Join(dir, "epi.nii.gz"), "--pair", a+","+b, "--slices", "1",
+		"--markdown")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"\n## repetitions: ", "\n| epi.nii.gz, k = 2 | ", "\n## pairs: one measurement against the other, 2 slices of 1 set\n",
-		"/a.nii and b.nii, k = 1 | ", "\nPSNR in dB without the reference's own noise, tissue:\n", "\nWhat is taken off at edges"} {
+	for _, want := range []string{"\n## repetitions: ", "\n| epi.nii.gz, k = 2 | ",
+		"\n## pairs: one measurement against the other, 2 slices of 1 set\n",
+		"/a.nii and b.nii, k = 1 | ", "\nPSNR in dB without the reference's own noise, tissue:\n",
+		"\nWhat is taken off at edges"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the output does not say %q:\n%s", want, out)
 		}

@@ -73,7 +73,8 @@ func (q *quick) run(ctx context.Context, _ kernels.GraphBackend, set *train.Set,
 			return nil, err
 		}
 		r.Networks[name] = f
-		r.Stages = append(r.Stages, store.Stage{Network: name, Architecture: f.Metadata["format"], Steps: 10, BestStep: 10, Batch: 4, Crop: 64, Scores: map[string]float64{"gain_db": 2.5}})
+		r.Stages = append(r.Stages, store.Stage{Network: name, Architecture: f.Metadata["format"], Steps: 10,
+			BestStep: 10, Batch: 4, Crop: 64, Scores: map[string]float64{"gain_db": 2.5}})
 	}
 	return r, ctx.Err()
 }
@@ -130,7 +131,8 @@ func TestTrain(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &r); err != nil {
 		t.Fatalf("%v\n%s", err, stdout)
 	}
-	if r.Model != filepath.Join(out, "model") || r.Data.Slices != 18 || r.Data.Volumes != 3 || len(r.Stages) != 4 || r.Stages[1].Seconds != 60 || r.Seed != 5 {
+	if r.Model != filepath.Join(out, "model") || r.Data.Slices != 18 || r.Data.Volumes != 3 || len(r.Stages) != 4 ||
+		r.Stages[1].Seconds != 60 || r.Seed != 5 {
 		t.Errorf("report %+v", r)
 	}
 	for _, want := range []string{"reading " + data, "18 slices of 3 volumes", "left out: 1 not-an-image", "bsn: step 1 of 10, loss 1\n"} {
@@ -148,7 +150,8 @@ func TestTrain(t *testing.T) {
 	}
 	c := m.Card
 	if c.Name != "knee-3t" || c.Version != "7" || c.Licence != "ours" || c.Training.Data[0].Name != "knees" || c.Training.Preset != "tiny" || c.Training.Seed != 5 ||
-		c.Training.Seconds != 240 || c.Training.Fingerprint != q.sets[0].Fingerprint() || len(c.Training.Stages) != 4 || c.Training.Noise == "" || len(c.Scores) != 4 || c.Created.IsZero() {
+		c.Training.Seconds != 240 || c.Training.Fingerprint != q.sets[0].Fingerprint() ||
+		len(c.Training.Stages) != 4 || c.Training.Noise == "" || len(c.Scores) != 4 || c.Created.IsZero() {
 		t.Errorf("card %+v", c)
 	}
 	for _, name := range []string{"report.html", "report.md", "loss-bsn.png", "slices.png", "log.jsonl"} {
@@ -320,7 +323,8 @@ func TestTrainRefuses(t *testing.T) {
 	}{
 		{[]string{"--out", out}, "--data", true},
 		{[]string{"--data", data}, "--out", true},
-		{[]string{"--data", data, "--out", out, "--stage", "teacher"}, "choose meter, bsn, student, diffusion or all", true},
+		{[]string{"--data", data, "--out", out, "--stage", "teacher"}, "choose meter, bsn, student, diffusion or all",
+			true},
 		{[]string{"--data", data, "--out", out, "--preset", "small"}, "tiny, default, large", true},
 		{[]string{"--data", data, "--out", out, "--backend", "cuda"}, "use --backend auto", false},
 		{[]string{"--data", data, "--out", out, "--backend", "tpu"}, "choose auto, cpu or cuda", true},

@@ -278,7 +278,8 @@ func TestReadReal(t *testing.T) {
 	for _, s := range g.skips {
 		n[s.Reason]++
 	}
-	if len(g.volumes) < 15 || n[dataset.NotImage] == 0 || n[string(derive.Colour)] == 0 || n[string(derive.Mosaic)] == 0 {
+	if len(g.volumes) < 15 || n[dataset.NotImage] == 0 || n[string(derive.Colour)] == 0 ||
+		n[string(derive.Mosaic)] == 0 {
 		t.Errorf("%d volumes, skipped %v", len(g.volumes), n)
 	}
 }
@@ -308,7 +309,8 @@ func TestReadScaled(t *testing.T) {
 		name             string
 		typ              nifti.Datatype
 		slope, intercept float32
-	}{{"a", nifti.Float32, 1, 0}, {"b", nifti.Int16, 0.25, 8000}, {"c", nifti.Uint16, 0.5, -100}, {"d", nifti.Uint16, 0, 7}} {
+	}{{"a", nifti.Float32, 1, 0}, {"b", nifti.Int16, 0.25, 8000}, {"c", nifti.Uint16, 0.5, -100}, {"d", nifti.Uint16,
+		0, 7}} {
 		n, err := nifti.New(2, 2, 1, 1, c.typ)
 		if err != nil {
 			t.Fatal(err)
@@ -341,7 +343,8 @@ func TestReadScaled(t *testing.T) {
 	if !reflect.DeepEqual(g.slices, want) {
 		t.Errorf("read %v, want %v", g.slices, want)
 	}
-	if len(g.skips) != 1 || g.skips[0].Reason != dataset.Unreadable || !strings.Contains(g.skips[0].Detail, "scl_inter is NaN") {
+	if len(g.skips) != 1 || g.skips[0].Reason != dataset.Unreadable || !strings.Contains(g.skips[0].Detail,
+		"scl_inter is NaN") {
 		t.Errorf("left out %+v", g.skips)
 	}
 }

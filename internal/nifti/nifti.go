@@ -312,7 +312,8 @@ func parse(h []byte) (*Volume, int64, error) {
 	case v.Intercept-v.Intercept != 0:
 		return nil, 0, bad("scl_slope is %g, but scl_inter is %g", v.Slope, v.Intercept)
 	case v.Type.Integer() && math.Abs(v.Intercept) > farthestZero*(t.max-t.min)*math.Abs(v.Slope):
-		return nil, 0, bad("scl_slope %g and scl_inter %g: all values of type %v are nearly the same", v.Slope, v.Intercept, v.Type)
+		return nil, 0, bad("scl_slope %g and scl_inter %g: all values of type %v are nearly the same", v.Slope,
+			v.Intercept, v.Type)
 	}
 	return v, int64(offset), nil
 }
@@ -370,7 +371,8 @@ func (v *Volume) SetSlice(k int, src []float32) (clamped int, err error) {
 		}
 		if v.Type.Integer() {
 			if math.IsNaN(f) {
-				return clamped, fmt.Errorf("slice %d, voxel (%d, %d): NaN cannot be stored as %v", k, i%v.Width, i/v.Width, v.Type)
+				return clamped, fmt.Errorf("slice %d, voxel (%d, %d): NaN cannot be stored as %v", k, i%v.Width,
+					i/v.Width, v.Type)
 			}
 			f = math.RoundToEven(f)
 		}

@@ -185,7 +185,8 @@ func TestScaling(t *testing.T) {
 		{nifti.Int16, inf, 55, []float32{1, 2, 3, 4}, []float32{1, 2, 3, 4}, 0},
 		{nifti.Int16, nan, nan, []float32{1, 2, 3, 4}, []float32{1, 2, 3, 4}, 0},
 		{nifti.Float32, 0, nan, []float32{1, 2, inf, 4.5}, []float32{1, 2, inf, 4.5}, 0},
-		{nifti.Float32, 1e-10, 5, []float32{1e30, 5, -inf, 6}, []float32{float32(math.MaxFloat32*float64(float32(1e-10)) + 5), 5, -inf, 6}, 1},
+		{nifti.Float32, 1e-10, 5, []float32{1e30, 5, -inf, 6},
+			[]float32{float32(math.MaxFloat32*float64(float32(1e-10)) + 5), 5, -inf, 6}, 1},
 		{nifti.Float64, 2, 1, []float32{1e30, 5, -inf, 6}, []float32{1e30, 5, -inf, 6}, 0},
 	} {
 		v := scaled(t, c.typ, c.slope, c.intercept)
@@ -195,7 +196,8 @@ func TestScaling(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err != nil || clamped != c.clamped || !slices.Equal(got, c.out) {
-			t.Errorf("%v, slope %g, intercept %g: %v became %v with %d clamped, %v; want %v with %d", c.typ, c.slope, c.intercept, c.in, got, clamped, err, c.out, c.clamped)
+			t.Errorf("%v, slope %g, intercept %g: %v became %v with %d clamped, %v; want %v with %d", c.typ, c.slope,
+				c.intercept, c.in, got, clamped, err, c.out, c.clamped)
 		}
 		if again, err := v.SetSlice(0, got); err != nil || again != 0 {
 			t.Errorf("%v: stored again with %d clamped, %v", c.typ, again, err)

@@ -436,7 +436,8 @@ func interpreted() (list [4]tileKernel) {
 			give(m, w, int(rows*chunks*chunk)*outputs, false)
 			give(m, sums, 4*n*outputs, true)
 
-			if err := m.call(code, address(config), address(x), address(w), address(sums), uint64(tiles), uint64(rows), uint64(chunks), uint64(chunk), uint64(xs)); err != nil {
+			if err := m.call(code, address(config), address(x), address(w), address(sums), uint64(tiles),
+				uint64(rows), uint64(chunks), uint64(chunk), uint64(xs)); err != nil {
 				panic(fmt.Errorf("AMX kernel of %d outputs and %d pixels: %w", outputs, pixels, err))
 			}
 		}

@@ -64,7 +64,8 @@ func (k *constants) biases(room, given []float32) []float32 {
 		for b := range borders {
 			sum := float64(k.bias[o])
 			for t, v := range taps {
-				top, bottom, left, right := t/3 == 0 && b&1 != 0, t/3 == 2 && b&2 != 0, t%3 == 0 && b&4 != 0, t%3 == 2 && b&8 != 0
+				top, bottom, left, right := t/3 == 0 && b&1 != 0, t/3 == 2 && b&2 != 0, t%3 == 0 && b&4 != 0,
+					t%3 == 2 && b&8 != 0
 				if !(top || bottom || left || right) {
 					sum += v
 				}

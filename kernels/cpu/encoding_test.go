@@ -35,7 +35,8 @@ func TestEncoding(t *testing.T) {
 		}
 		want = append(want, m[2])
 	}
-	for _, opcode := range []string{"VDPBF16PS", "VPDPBUSD.VEX", "VCVTNE2PS2BF16", "VCVTNEPS2BF16", "LDTILECFG", "TILERELEASE", "TILEZERO", "TILELOADD", "TILESTORED", "TDPBF16PS"} {
+	for _, opcode := range []string{"VDPBF16PS", "VPDPBUSD.VEX", "VCVTNE2PS2BF16", "VCVTNEPS2BF16", "LDTILECFG",
+		"TILERELEASE", "TILEZERO", "TILELOADD", "TILESTORED", "TDPBF16PS"} {
 		if !strings.Contains(strings.Join(want, "\n"), opcode) {
 			t.Errorf("no %s among the bytes", opcode)
 		}

@@ -97,7 +97,8 @@ func surrounded[T int8 | uint8 | int32 | float32](n int, guard T) (inner []T, to
 	const words = 256
 	all := slices.Repeat([]T{guard}, n+2*words)
 	return all[words:][:n:n], func() bool {
-		return slices.ContainsFunc(all[:words], func(v T) bool { return v != guard }) || slices.ContainsFunc(all[words+n:], func(v T) bool { return v != guard })
+		return slices.ContainsFunc(all[:words], func(v T) bool { return v != guard }) ||
+			slices.ContainsFunc(all[words+n:], func(v T) bool { return v != guard })
 	}
 }
 
@@ -180,7 +181,8 @@ func testIntRow(t *testing.T, rng *rand.Rand, set *integers, b intBlock, stride,
 	intRowGo(&want, b.width, set.lanes)
 	for i, v := range r.y {
 		if math.Float32bits(v) != math.Float32bits(want.y[i]) {
-			t.Fatalf("%d outputs, %d channels, %d tiles, variant %d: output %d of pixel %d is %v, want %v", b.width, stride, tiles, variant, i%ys, i/ys, v, want.y[i])
+			t.Fatalf("%d outputs, %d channels, %d tiles, variant %d: output %d of pixel %d is %v, want %v", b.width,
+				stride, tiles, variant, i%ys, i/ys, v, want.y[i])
 		}
 	}
 	for i, changed := range touched {
@@ -193,7 +195,8 @@ func testIntRow(t *testing.T, rng *rand.Rand, set *integers, b intBlock, stride,
 // TestIntRowCheck: a slice that is one short stops in Go, before assembly.
 func TestIntRowCheck(t *testing.T) {
 	make1 := func() *intRow {
-		r := &intRow{tiles: 3, stride: 16, ys: 8, y: make([]float32, 168), res: make([]float32, 168), w: make([]int8, 9*16*8), offsets: make([]int32, 24), channels: make([]float32, 16)}
+		r := &intRow{tiles: 3, stride: 16, ys: 8, y: make([]float32, 168), res: make([]float32, 168), w: make([]int8,
+			9*16*8), offsets: make([]int32, 24), channels: make([]float32, 16)}
 		for k := range r.x {
 			r.x[k], r.scales[k] = make([]uint8, 2*16*16), make([]float32, 3)
 		}
@@ -263,7 +266,8 @@ func testQuantize(t *testing.T, set *integers) {
 					set.quantize(got)
 					quantizeRowGo(&want)
 					if !slices.Equal(got.dst, want.dst) || !slices.Equal(got.scales, want.scales) {
-						t.Fatalf("%d channels, %d groups, numbers of %g, zero at %d: differs", channels, groups, size, zero)
+						t.Fatalf("%d channels, %d groups, numbers of %g, zero at %d: differs", channels, groups, size,
+							zero)
 					}
 					if touched[0]() || touched[1]() {
 						t.Fatalf("%d channels, %d groups: wrote outside", channels, groups)
@@ -381,7 +385,8 @@ func testIntsAgree(t *testing.T, s isa) {
 
 // outlierError is the error of the predicted noise, relative to a network in float32,
 // over the pixels for which use is true.
-func outlierError(t *testing.T, b *Backend, net *kernels.Net, y, sigma []float32, width, height int, use func(x, y int) bool) float64 {
+func outlierError(t *testing.T, b *Backend, net *kernels.Net, y, sigma []float32, width, height int, use func(x,
+	y int) bool) float64 {
 	t.Helper()
 	exact, err := New(Go)
 	if err != nil {
@@ -433,7 +438,8 @@ func TestOutliers(t *testing.T) {
 			}
 			whole := outlierError(t, b, net, bright, sigma, width, height, all)
 			rest := outlierError(t, b, net, bright, sigma, width, height, far)
-			t.Logf("%s, %g times: error %.4f without, %.4f with; far from it %.4f and %.4f", b.Name(), factor, quiet, whole, quietFar, rest)
+			t.Logf("%s, %g times: error %.4f without, %.4f with; far from it %.4f and %.4f", b.Name(), factor, quiet,
+				whole, quietFar, rest)
 			limit := 1.2 * quiet
 			if factor > 20 {
 				limit = 5 * quiet
@@ -442,7 +448,8 @@ func TestOutliers(t *testing.T) {
 				t.Errorf("%s: an outlier of %g raises the error from %.4f to %.4f", b.Name(), factor, quiet, whole)
 			}
 			if rest != quietFar {
-				t.Errorf("%s: an outlier of %g changes the error far from it from %.4f to %.4f", b.Name(), factor, quietFar, rest)
+				t.Errorf("%s: an outlier of %g changes the error far from it from %.4f to %.4f", b.Name(), factor,
+					quietFar, rest)
 			}
 		}
 	}

@@ -451,7 +451,8 @@ func (s *sweep) convolveBack(i int, l *lane) {
 			if !first {
 				res = to
 			}
-			w.backward[0].strided(&s.row, to, res, s.window(s.dmem, dy, c.Size, 2-c.Top, r), nil, dx.w, dy.stride, dx.stride)
+			w.backward[0].strided(&s.row, to, res, s.window(s.dmem, dy, c.Size, 2-c.Top, r), nil, dx.w, dy.stride,
+				dx.stride)
 		}
 	}
 	if s.joins(i) {

@@ -25,7 +25,8 @@ func interpretedSums(sums *int32, w *int8, offsets *int32, x *[3]*uint8, tiles, 
 	give(m, offsets, 3*8*4, false)
 	give(m, sums, int(tiles*tileColumns*3*8*4), true)
 	code := unsafe.Slice(sumsCode(), 4096) // RET is well before that
-	if err := m.call(code, address(sums), address(w), address(offsets), address(x), uint64(tiles), uint64(taps), uint64(xs)); err != nil {
+	if err := m.call(code, address(sums), address(w), address(offsets), address(x), uint64(tiles), uint64(taps),
+		uint64(xs)); err != nil {
 		panic(fmt.Errorf("AVX-VNNI kernel: %w", err))
 	}
 }

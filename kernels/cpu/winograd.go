@@ -70,7 +70,8 @@ func packWinograd(set *winograd, c *kernels.Conv, stride int) *winogradConv {
 				b = next
 			}
 		}
-		next := packedWinogradBlock{winogradBlock: b, at: at, weights: aligned[float32](36 * stride * b.width), bias: aligned[float32](b.width)}
+		next := packedWinogradBlock{winogradBlock: b, at: at, weights: aligned[float32](36 * stride * b.width),
+			bias: aligned[float32](b.width)}
 		for o := range min(b.width, c.Out-at) {
 			next.bias[o] = c.Bias[at+o]
 			for i := range c.In {

@@ -171,7 +171,8 @@ func (l *layout) netInput(k *layer, height, width int) tensor {
 	t := l.tensor(h, w, k.in+inputPixels)
 	l.add(moves("net_input", l.inputs[inputImage], l.inputs[inputNoise], t.span), func(on *driver.Stream) error {
 		return l.b.kernels.NetInput(on, [3]int{(h*w + 255) / 256, l.count, 1}, [3]int{256, 1, 1}, 0,
-			l.address(l.inputs[inputImage]), l.address(l.inputs[inputNoise]), l.address(l.inputs[inputConstants]), l.address(t.span), height, width, chunks)
+			l.address(l.inputs[inputImage]), l.address(l.inputs[inputNoise]), l.address(l.inputs[inputConstants]),
+			l.address(t.span), height, width, chunks)
 	})
 	return t
 }

@@ -415,7 +415,8 @@ func testForward(t *testing.T, b kernels.Backend, tol Tolerance) {
 			if last := len(constants) - 1; last >= 0 { // one that is left out is 0
 				given, absent := slices.Clone(y), slices.Clone(y)
 				constants[last] = 0
-				if err := errors.Join(network.Forward(given, y, sigma, width, height, constants...), network.Forward(absent, y, sigma, width, height, constants[:last]...)); err != nil {
+				if err := errors.Join(network.Forward(given, y, sigma, width, height, constants...),
+					network.Forward(absent, y, sigma, width, height, constants[:last]...)); err != nil {
 					t.Fatalf("%s: %v", at, err)
 				}
 				if !slices.Equal(given, absent) {

@@ -150,7 +150,10 @@ func TestCollectorRefuses(t *testing.T) {
 		{dataset.Unreadable, volumeOf("e", 64, 63, 1, good...)},
 		{SkipNoSignal, dataset.Volume{Source: "f"}},
 		{dataset.TooLarge, volumeOf("g", MaxSide+1, 64, 1, good...)},
-		{dataset.Unreadable, dataset.Volume{Source: "h", Slices: 1, Read: func(int) (dataset.Image, error) { return dataset.Image{}, errors.New("gone") }}},
+		{dataset.Unreadable, dataset.Volume{Source: "h", Slices: 1, Read: func(int) (dataset.Image,
+			error) {
+			return dataset.Image{}, errors.New("gone")
+		}}},
 		{SkipMixedSize, dataset.Volume{Source: "i", Slices: 2, Read: func(k int) (dataset.Image, error) {
 			return dataset.Image{Width: 64 >> k, Height: 64 << k, Pixels: slices.Clone(good[0])}, nil
 		}}},
@@ -226,7 +229,8 @@ func TestRun(t *testing.T) {
 			col.Add(volumeOf(fmt.Sprintf("four.nii#%d", r), 64, 64, 300, v...))
 		}
 		col.Skip(dataset.Skip{Source: "x|<y>", Reason: "colour"})
-		rep, err := Run(t.Context(), col, Config{Methods: []Method{smooth, rician, same}, Ours: []string{"same"}, Rows: rows, Chains: simulate.ChainRows()[2:3], Seed: 3, Workers: 2,
+		rep, err := Run(t.Context(), col, Config{Methods: []Method{smooth, rician, same}, Ours: []string{"same"},
+			Rows: rows, Chains: simulate.ChainRows()[2:3], Seed: 3, Workers: 2,
 			Progress: func(done, total int) { steps = append(steps, done, total) }})
 		if err != nil {
 			t.Fatal(err)
@@ -256,7 +260,8 @@ func TestRun(t *testing.T) {
 			}
 		}
 		noisy, own := tb.mean(row, Noisy), tb.mean(row, "same")
-		if noisy == nil || own == nil || want > 0 && math.Abs(noisy.PSNR-want) > 0.15 || own.PSNR != noisy.PSNR || own.TissueSSIM != noisy.TissueSSIM {
+		if noisy == nil || own == nil || want > 0 && math.Abs(noisy.PSNR-want) > 0.15 || own.PSNR != noisy.PSNR ||
+			own.TissueSSIM != noisy.TissueSSIM {
 			t.Fatalf("%s: %+v and %+v, want %.2f dB", tb.Title(), noisy, own, want)
 		}
 		for _, p := range tb.Pairs {
@@ -330,7 +335,8 @@ func checkFiles(t *testing.T, rep *Report, a, b string) {
 			}
 		}
 	}
-	if pictures != len(rep.Pictures) || pictures != 4*2+5+5+3 { // psnr and gain of four tables, differences and the worst of five, panels of three sets
+	// psnr and gain of four tables, differences and the worst of five, panels of three sets
+	if pictures != len(rep.Pictures) || pictures != 4*2+5+5+3 {
 		t.Errorf("%d pictures, %d named", pictures, len(rep.Pictures))
 	}
 }
@@ -347,7 +353,8 @@ func TestRunFails(t *testing.T) {
 	} {
 		col := NewCollector(1, 1)
 		col.Add(volumeOf("v", 64, 64, 1, truth(3)...))
-		if _, err := Run(t.Context(), col, Config{Methods: []Method{{Name: "bad", Run: f.run}}}); err == nil || !strings.Contains(err.Error(), "bad on v slice") {
+		if _, err := Run(t.Context(), col, Config{Methods: []Method{{Name: "bad", Run: f.run}}}); err == nil ||
+			!strings.Contains(err.Error(), "bad on v slice") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -364,14 +371,17 @@ func TestRunFails(t *testing.T) {
 // reference has of noise comes off that.
 func TestPool(t *testing.T) {
 	score := func(pixels int, mse, variance float64) *Score {
-		return &Score{Row: "r", Method: "m", PSNR: psnr(mse), TissuePSNR: psnr(mse / 2), Pixels: pixels, Tissue: pixels / 2, Variance: variance,
+		return &Score{Row: "r", Method: "m", PSNR: psnr(mse), TissuePSNR: psnr(mse / 2), Pixels: pixels,
+			Tissue: pixels / 2, Variance: variance,
 			Edge: 4 * mse, Flat: mse}
 	}
 	m := mean([]*Score{score(100, 0.01, 0.002), score(300, 0.002, 0.002)})
-	if want := -10 * math.Log10(0.004); math.Abs(m.PSNR-want) > 1e-9 || math.Abs(m.TissuePSNR-want-10*math.Log10(2)) > 1e-9 {
+	if want := -10 * math.Log10(0.004); math.Abs(m.PSNR-want) > 1e-9 ||
+		math.Abs(m.TissuePSNR-want-10*math.Log10(2)) > 1e-9 {
 		t.Errorf("%.3f and %.3f dB, want %.3f and 3.01 more", m.PSNR, m.TissuePSNR, want)
 	}
-	if want := -10 * math.Log10(0.002); m.Corrected == nil || math.Abs(*m.Corrected-want) > 1e-9 || m.TissueCorrected != nil {
+	if want := -10 * math.Log10(0.002); m.Corrected == nil || math.Abs(*m.Corrected-want) > 1e-9 ||
+		m.TissueCorrected != nil {
 		t.Errorf("without the reference's noise %v and %v, want %.3f and none", m.Corrected, m.TissueCorrected, want)
 	}
 	if m.Edges == nil || math.Abs(*m.Edges-2) > 1e-9 {
@@ -398,7 +408,8 @@ func TestOutcome(t *testing.T) {
 		{models.Result{Untouched: models.UntouchedNoNoise}, Untouched, models.UntouchedNoNoise},
 		{models.Result{Gate: &gate.Report{}}, Whole, ""},
 		{models.Result{Gate: &gate.Report{Action: gate.Blend, Checks: checks}}, InPart, gate.CheckSpot},
-		{models.Result{Gate: &gate.Report{Action: gate.PassThrough, Checks: checks[:1]}, Untouched: models.UntouchedGate}, HeldBack, gate.CheckMean},
+		{models.Result{Gate: &gate.Report{Action: gate.PassThrough, Checks: checks[:1]},
+			Untouched: models.UntouchedGate}, HeldBack, gate.CheckMean},
 	} {
 		o, cause := outcome(&c.r)
 		if o != c.want || cause != c.cause {
@@ -426,7 +437,8 @@ func TestScanner(t *testing.T) {
 		}
 		n := e.w * e.h
 		if len(e.noisy) != n || len(e.ref) != n || len(e.sigma) != n || len(e.mask) != n {
-			t.Fatalf("%s: %d×%d pixels of %d, %d, %d and %d values", c.Name, e.w, e.h, len(e.noisy), len(e.ref), len(e.sigma), len(e.mask))
+			t.Fatalf("%s: %d×%d pixels of %d, %d, %d and %d values", c.Name, e.w, e.h, len(e.noisy), len(e.ref),
+				len(e.sigma), len(e.mask))
 		}
 		most := slices.Max(e.ref)
 		for i, v := range e.ref {
@@ -446,7 +458,8 @@ func TestScanner(t *testing.T) {
 		}
 	}
 	tiny := &slice{name: "tiny", w: 12, h: 12, px: make([]float32, 144)}
-	if _, err := r.example(tiny, scanned(simulate.ChainRows()[0]), 0); err == nil || !strings.Contains(err.Error(), "tiny") {
+	if _, err := r.example(tiny, scanned(simulate.ChainRows()[0]), 0); err == nil || !strings.Contains(err.Error(),
+		"tiny") {
 		t.Errorf("12×12 pixels: %v", err)
 	}
 }

@@ -222,7 +222,8 @@ func TestMethodsRefuse(t *testing.T) {
 			}
 		}
 		// an image smaller than the windows, without noise
-		out := run(t, pixels(m), Input{Width: 2, Height: 1, Pixels: []float32{1, 1}, Sigma: []float32{0, 0}, Strength: 1})
+		out := run(t, pixels(m), Input{Width: 2, Height: 1, Pixels: []float32{1, 1}, Sigma: []float32{0, 0},
+			Strength: 1})
 		if math.Abs(float64(out[0])-1) > 1e-5 {
 			t.Errorf("%s changes a constant image to %v", m.Name, out)
 		}

@@ -310,7 +310,8 @@ func (t *Table) Title() string {
 		if t.Group == pairs {
 			what = "one measurement against the other"
 		}
-		return fmt.Sprintf("%s: %s, %d %s of %d %s", t.Group, what, t.Slices, plural(t.Slices, "slice"), t.Sets, plural(t.Sets, "set"))
+		return fmt.Sprintf("%s: %s, %d %s of %d %s", t.Group, what, t.Slices, plural(t.Slices, "slice"), t.Sets,
+			plural(t.Sets, "set"))
 	case Scanner:
 		return t.of("simulated scanners")
 	}
@@ -382,7 +383,8 @@ func (r *Report) Grids(t *Table) []Grid {
 			grid("PSNR in dB without the reference's own noise, whole slice", "%.2f", func(m *Mean) *float64 { return m.Corrected }),
 			grid("PSNR in dB without the reference's own noise, tissue", "%.2f", func(m *Mean) *float64 { return m.TissueCorrected }))
 	}
-	grids = append(grids, grid("What is taken off at edges, times that in flat tissue (noisy: of the noise itself)", "%.2f",
+	grids = append(grids, grid("What is taken off at edges, times that in flat tissue (noisy: of the noise itself)",
+		"%.2f",
 		func(m *Mean) *float64 { return m.Edges }))
 	if g := t.outcomes(); len(g.Lines) > 0 {
 		grids = append(grids, g)
@@ -403,7 +405,8 @@ func (r *Report) Grids(t *Table) []Grid {
 // outcomes says what became of the slices of the methods with a quality gate.
 func (t *Table) outcomes() Grid {
 	g := Grid{Title: "What became of the slices: percent, and how many for which reason",
-		Head: []string{t.head(), "method", string(Whole), string(InPart), string(HeldBack), string(Untouched), "because of"}}
+		Head: []string{t.head(), "method", string(Whole), string(InPart), string(HeldBack), string(Untouched),
+			"because of"}}
 	for _, m := range t.Means {
 		if m.Outcomes == nil {
 			continue
@@ -465,8 +468,10 @@ func (r *Report) Write(dir string) error {
 
 func (r *Report) writeCSV(w io.Writer) error {
 	c := csv.NewWriter(w)
-	if err := c.Write([]string{"protocol", "group", "set", "slice", "repetition", "others", "row", "method", "psnr", "ssim",
-		"tissue_psnr", "tissue_ssim", "pixels", "tissue_pixels", "removed_at_edges", "removed_in_flat_tissue", "outcome", "cause",
+	if err := c.Write([]string{"protocol", "group", "set", "slice", "repetition", "others", "row", "method", "psnr",
+		"ssim",
+		"tissue_psnr", "tissue_ssim", "pixels", "tissue_pixels", "removed_at_edges", "removed_in_flat_tissue",
+		"outcome", "cause",
 		"reference_variance", "tissue_reference_variance"}); err != nil {
 		return err
 	}
@@ -478,7 +483,8 @@ func (r *Report) writeCSV(w io.Writer) error {
 			rep, others = strconv.Itoa(*s.Repetition), strconv.Itoa(s.Others)
 		}
 		if err := c.Write([]string{s.Protocol, s.Group, s.Set, s.Slice, rep, others, s.Row, s.Method, number(s.PSNR), number(s.SSIM),
-			number(s.TissuePSNR), number(s.TissueSSIM), strconv.Itoa(s.Pixels), strconv.Itoa(s.Tissue), small(s.Edge), small(s.Flat),
+			number(s.TissuePSNR), number(s.TissueSSIM), strconv.Itoa(s.Pixels), strconv.Itoa(s.Tissue), small(s.Edge),
+			small(s.Flat),
 			string(s.Outcome), s.Cause, small(s.Variance), small(s.TissueVariance)}); err != nil {
 			return err
 		}

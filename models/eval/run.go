@@ -375,9 +375,11 @@ func (r *runner) jobs(s *set, k int) []*job {
 		for q := range n {
 			rep := int((float64(q) + 0.5) / float64(n) * float64(len(s.repeats)))
 			for i, p := range s.test {
-				jobs = append(jobs, &job{protocol: Repetitions, group: s.group, set: s.name, slice: p.name, row: s.row(),
-					make: func() (example, error) { return repeated(s.repeats, i, rep), nil }, rep: rep, others: len(s.repeats) - 1,
-					keep: i == middle && q == 0, magni: s.magnitude})
+				jobs = append(jobs, &job{protocol: Repetitions, group: s.group, set: s.name, slice: p.name,
+					row:  s.row(),
+					make: func() (example, error) { return repeated(s.repeats, i, rep), nil }, rep: rep,
+					others: len(s.repeats) - 1,
+					keep:   i == middle && q == 0, magni: s.magnitude})
 			}
 		}
 		return jobs

@@ -99,7 +99,8 @@ func (s *scratch) means(in Input) Result {
 		scatter := max(variance[j], square[j]-taken[j]*taken[j]/n[j])
 		noise := math.Sqrt(variance[j] * n[j])
 		// a result may leave the lift where it is
-		shift := max(taken[j]-unsureLift*raised[j], -taken[j]-raised[j]) - chance(classes)*math.Sqrt(scatter*s.longRun())
+		shift := max(taken[j]-unsureLift*raised[j],
+			-taken[j]-raised[j]) - chance(classes)*math.Sqrt(scatter*s.longRun())
 		if signal[j] < faint*noise {
 			shift -= unsureFaint * noise
 		}

@@ -208,7 +208,8 @@ var failures = []failure{
 			out[i] += sigma / 4 * float32(1-2*(i%s.w&1))
 		}
 	}},
-	{"fine texture of 40×40 pixels vanishes, contrast 1.5", gate.CheckStrength, func(s *sample, out []float32, rng *rand.Rand) {
+	{"fine texture of 40×40 pixels vanishes, contrast 1.5", gate.CheckStrength, func(s *sample, out []float32,
+		rng *rand.Rand) {
 		cx, cy := s.tissue(rng)
 		for y := cy - 20; y < cy+20; y++ {
 			for x := cx - 20; x < cx+20; x++ {
@@ -433,7 +434,8 @@ func magnitude(coils int, seed uint64) sample {
 // squares adds the noise of coils, of which one sees the truth.
 func (s *sample) squares(coils int, seed uint64) {
 	n := len(s.truth)
-	s.noise = &noise.Map{Width: s.w, Height: s.h, Sigma: slices.Repeat([]float32{sigma}, n), Median: sigma, Correlation: noise.White()}
+	s.noise = &noise.Map{Width: s.w, Height: s.h, Sigma: slices.Repeat([]float32{sigma}, n), Median: sigma,
+		Correlation: noise.White()}
 	rng := rand.New(rand.NewPCG(seed, uint64(coils)))
 	s.noisy = make([]float32, n)
 	for i, v := range s.truth {

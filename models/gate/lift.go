@@ -147,7 +147,8 @@ func (s *scratch) adjustLift() {
 
 // gainAt interpolates between the middles of the tiles.
 func (s *scratch) gainAt(x, y int) float32 {
-	fx, fy := min(max((float32(x)+0.5)/tile-0.5, 0), float32(s.tw-1)), min(max((float32(y)+0.5)/tile-0.5, 0), float32(s.th-1))
+	fx, fy := min(max((float32(x)+0.5)/tile-0.5, 0), float32(s.tw-1)), min(max((float32(y)+0.5)/tile-0.5, 0),
+		float32(s.th-1))
 	x0, y0 := int(fx), int(fy)
 	x1, y1 := min(x0+1, s.tw-1), min(y0+1, s.th-1)
 	fx, fy = fx-float32(x0), fy-float32(y0)

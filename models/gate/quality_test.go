@@ -110,7 +110,8 @@ func pictures(t testing.TB, tuned bool) []picture {
 	if tuned {
 		half = 1
 	}
-	specs := []phantom.Spec{{Seed: 515}, {Seed: 8080, Shading: true}, {Seed: 77, Shading: true, Width: 320, Height: 288}}
+	specs := []phantom.Spec{{Seed: 515}, {Seed: 8080, Shading: true}, {Seed: 77, Shading: true, Width: 320,
+		Height: 288}}
 	for k, spec := range specs {
 		spec.Seed += uint64(1000 * half)
 		spec.Slices = 6
@@ -178,7 +179,8 @@ func scanned(t testing.TB, row simulate.ChainRow, p picture, seed uint64) sample
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &noise.Map{Width: a.Width, Height: a.Height, Sigma: a.Sigma, Correlation: noise.Correlation{Rho: a.Rho, Trust: 1}}
+	m := &noise.Map{Width: a.Width, Height: a.Height, Sigma: a.Sigma, Correlation: noise.Correlation{Rho: a.Rho,
+		Trust: 1}}
 	m.Median = float64(slices.Sorted(slices.Values(a.Sigma))[len(a.Sigma)/2])
 	return sample{w: a.Width, h: a.Height, truth: a.Truth, noisy: a.Noisy, noise: m}
 }

@@ -14,7 +14,8 @@ func EncodeGraph(architecture string, g *kernels.Graph, params [][]float32) (*sa
 	if err := g.CheckParams(params); err != nil {
 		return nil, fmt.Errorf("encode weights of %s: %w", architecture, err)
 	}
-	f := &safetensors.File{Metadata: map[string]string{"format": architecture}, Tensors: map[string]safetensors.Tensor{}}
+	f := &safetensors.File{Metadata: map[string]string{"format": architecture},
+		Tensors: map[string]safetensors.Tensor{}}
 	for i, p := range params {
 		f.Tensors[g.Params[i].Name] = safetensors.Tensor{Shape: g.Params[i].Shape, Data: p}
 	}
@@ -38,7 +39,8 @@ func DecodeGraph(f *safetensors.File) (*kernels.Graph, [][]float32, error) {
 		params[i] = t.Data
 	}
 	if len(f.Tensors) != len(params) {
-		return nil, nil, fmt.Errorf("weights hold %d tensors, of which the network %.60q uses %d", len(f.Tensors), f.Metadata["format"], len(params))
+		return nil, nil, fmt.Errorf("weights hold %d tensors, of which the network %.60q uses %d", len(f.Tensors),
+			f.Metadata["format"], len(params))
 	}
 	if err := g.CheckParams(params); err != nil {
 		return nil, nil, err

@@ -50,7 +50,8 @@ func NewStudent(f *safetensors.File, backend kernels.Backend) (*Student, error) 
 	s := new(Student)
 	told, ok := studentFormats[f.Metadata["format"]]
 	if !ok {
-		return nil, fmt.Errorf("weights are of format %.40q, want %q or an earlier one", f.Metadata["format"], StudentFormat)
+		return nil, fmt.Errorf("weights are of format %.40q, want %q or an earlier one", f.Metadata["format"],
+			StudentFormat)
 	}
 	s.constants = told
 	used := 0

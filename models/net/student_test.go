@@ -31,7 +31,8 @@ func TestGolden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := NewStudent(readTensors(t, filepath.Join("..", "testdata", "bootstrap", "weights.safetensors")), backend)
+		s, err := NewStudent(readTensors(t, filepath.Join("..", "testdata", "bootstrap", "weights.safetensors")),
+			backend)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +55,8 @@ func TestGolden(t *testing.T) {
 					e := RelativeError(got[what], want.Data)
 					// Rounding to bf16 counts by the noise, below: where that is
 					// most of the image, the output is a small difference.
-					if !(e <= StudentTolerance(backend)) && (what != "output" || StudentTolerance(backend) == GoldenTolerance) {
+					if !(e <= StudentTolerance(backend)) && (what != "output" ||
+						StudentTolerance(backend) == GoldenTolerance) {
 						t.Errorf("%s: relative error %.3g", what, e)
 					}
 					worst = max(worst, e)

@@ -69,7 +69,8 @@ func TestCells(t *testing.T) {
 		t.Errorf("mean %g", m)
 	}
 	// the cosine's energy is 64·0.25²/2, all in one coefficient
-	if got := c.Powers[0][3]; math.Abs(float64(got)-2) > 1e-4 || math.Abs(float64(c.High(0)-got)) > 1e-4 || c.Low(0) > 1e-6 {
+	if got := c.Powers[0][3]; math.Abs(float64(got)-2) > 1e-4 || math.Abs(float64(c.High(0)-got)) > 1e-4 ||
+		c.Low(0) > 1e-6 {
 		t.Errorf("power %g, high %g, low %g", got, c.High(0), c.Low(0))
 	}
 	if in, scale := MeterInput(&Cells{}); in != nil || scale != 0 {

@@ -215,7 +215,8 @@ func (c *curve) envelope() {
 		b := numeric.Nth(c.old, int(lower*float64(len(c.old))))
 		c.old = c.old[:0]
 		for k := 1; k < n; k++ {
-			c.old = append(c.old, abs(float32(math.Log(float64((c.sigma[k]*c.sigma[k]+1e-12*c.mean[n-1]*c.mean[n-1])/(base+b*power(c.mean[k])+1e-12*c.mean[n-1]*c.mean[n-1]))))))
+			c.old = append(c.old,
+				abs(float32(math.Log(float64((c.sigma[k]*c.sigma[k]+1e-12*c.mean[n-1]*c.mean[n-1])/(base+b*power(c.mean[k])+1e-12*c.mean[n-1]*c.mean[n-1]))))))
 		}
 		if off := numeric.Nth(c.old, len(c.old)/2); off < best {
 			best, law[p], law[1-p] = off, b, 0

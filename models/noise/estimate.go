@@ -68,7 +68,8 @@ type filters struct {
 func (b *buffers) choose(c Correlation) {
 	second := []float64{1, -2, 1}
 	if g := c.power(second, 1); g > 0.6*36 {
-		b.filters = filters{near: 1, nearScale: float32(1 / math.Sqrt(g)), farScale: float32(1 / math.Sqrt(max(c.power([]float64{1, -4, 6, -4, 1}, 1), 0.05*4900)))}
+		b.filters = filters{near: 1, nearScale: float32(1 / math.Sqrt(g)),
+			farScale: float32(1 / math.Sqrt(max(c.power([]float64{1, -4, 6, -4, 1}, 1), 0.05*4900)))}
 		return
 	}
 	near := 1
@@ -338,7 +339,8 @@ func (b *buffers) collect(img []float32, w, h int) {
 			}
 			gx, gy := b.a[i+2]-b.a[i-2], b.a[i+2*w]-b.a[i-2*w]
 			cx, cy := b.a[i+2]-2*b.a[i]+b.a[i-2], b.a[i+2*w]-2*b.a[i]+b.a[i-2*w]
-			s := sample{mean: b.mean[i], grad: gx*gx + gy*gy + cx*cx + cy*cy, res: r * f.nearScale, fine: q * f.farScale, cell: int32(y/tile*gw + x/tile)}
+			s := sample{mean: b.mean[i], grad: gx*gx + gy*gy + cx*cx + cy*cy, res: r * f.nearScale,
+				fine: q * f.farScale, cell: int32(y/tile*gw + x/tile)}
 			if d := s.mean + s.grad + s.res + s.fine; d-d == 0 { // values near the end of the range overflow
 				b.samples = append(b.samples, s)
 			}

@@ -50,7 +50,8 @@ type work struct{ re, im, re2, im2 []float32 }
 
 func (w *work) size(n int) {
 	n *= lanes
-	w.re, w.im, w.re2, w.im2 = numeric.Grow(w.re, n), numeric.Grow(w.im, n), numeric.Grow(w.re2, n), numeric.Grow(w.im2, n)
+	w.re, w.im, w.re2, w.im2 = numeric.Grow(w.re, n), numeric.Grow(w.im, n), numeric.Grow(w.re2, n),
+		numeric.Grow(w.im2, n)
 }
 
 // inverse is transform without the minus sign of the exponent; neither scales.

@@ -366,7 +366,8 @@ func TestQualityRepeats(t *testing.T) {
 		}
 		t.Logf("%s: noisy %.2f dB, denoised %.2f, gain median %+.2f, worst %+.2f", filepath.Base(f.path), mean(noisy), mean(ours), middle(gains), slices.Min(gains))
 		if loss := mean(noisy) - mean(ours); loss > repeatLoss || slices.Min(gains) < -worstRepeat {
-			t.Errorf("%s: %.2f dB are lost in the mean, %.2f in a slice", filepath.Base(f.path), loss, -slices.Min(gains))
+			t.Errorf("%s: %.2f dB are lost in the mean, %.2f in a slice", filepath.Base(f.path), loss,
+				-slices.Min(gains))
 		}
 	}
 }

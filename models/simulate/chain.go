@@ -113,14 +113,16 @@ func (c Chain) Check(w, h int) error {
 	case c.Coils < 0 || coils > MaxCoils:
 		return fmt.Errorf("scanner chain: Coils %d is outside 1 to %d", c.Coils, MaxCoils)
 	case coils*nw*nh > mostCoilPixels:
-		return fmt.Errorf("scanner chain: Coils %d of %d×%d pixels are more than %d together", coils, nw, nh, mostCoilPixels)
+		return fmt.Errorf("scanner chain: Coils %d of %d×%d pixels are more than %d together", coils, nw, nh,
+			mostCoilPixels)
 	case !(c.CoilCorrelation >= 0 && c.CoilCorrelation <= 0.9):
 		return fmt.Errorf("scanner chain: CoilCorrelation %g is outside 0 to 0.9", c.CoilCorrelation)
 	case c.Acceleration < 0 || r > MaxAcceleration || r > coils:
 		return fmt.Errorf("scanner chain: Acceleration %d is outside 1 to %d, or more than the %d coils",
 			c.Acceleration, MaxAcceleration, coils)
 	case lines%r != 0:
-		return fmt.Errorf("scanner chain: Acceleration %d does not divide the %d lines of the matrix", c.Acceleration, lines)
+		return fmt.Errorf("scanner chain: Acceleration %d does not divide the %d lines of the matrix", c.Acceleration,
+			lines)
 	case !in(c.Partial, leastPartial, 1):
 		return fmt.Errorf("scanner chain: Partial %g is outside %g to 1", c.Partial, leastPartial)
 	case c.Filter > Fermi:

@@ -105,7 +105,8 @@ func TestSENSE(t *testing.T) {
 func TestCorrelation(t *testing.T) {
 	const side, native = 192, 120
 	for _, filter := range []Filter{NoFilter, Hamming, Fermi} {
-		s := scanner(t, Chain{NativeWidth: native, NativeHeight: side, FillX: 1.6, Filter: filter, Noise: 0.04}, side, side, 5)
+		s := scanner(t, Chain{NativeWidth: native, NativeHeight: side, FillX: 1.6, Filter: filter, Noise: 0.04}, side,
+			side, 5)
 		if s.Width != side || s.Height != side {
 			t.Fatalf("%d×%d pixels are stored", s.Width, s.Height)
 		}
@@ -130,7 +131,8 @@ func TestCorrelation(t *testing.T) {
 		for dy := range s.Rho {
 			for dx, got := range s.Rho[dy] {
 				if want := x[dx] * y[dy]; math.Abs(got-want) > 0.03 {
-					t.Errorf("filter %d, lag (%d, %d): correlation %.3f, by its formula %.3f", filter, dx, dy, got, want)
+					t.Errorf("filter %d, lag (%d, %d): correlation %.3f, by its formula %.3f", filter, dx, dy, got,
+						want)
 				}
 			}
 		}
@@ -274,13 +276,15 @@ func TestTruth(t *testing.T) {
 		}
 		c.Noise = 0
 		silent := run(c, 3)
-		if !slices.Equal(silent.Noisy, a.Truth) || !slices.Equal(silent.Truth, a.Truth) || slices.Equal(a.Noisy, a.Truth) {
+		if !slices.Equal(silent.Noisy, a.Truth) || !slices.Equal(silent.Truth, a.Truth) || slices.Equal(a.Noisy,
+			a.Truth) {
 			t.Errorf("%s: the truth is not what is stored without noise", row.Name)
 		}
 		if rms(silent.Sigma, silent.Width, 0) != 0 {
 			t.Errorf("%s: a map of noise without noise", row.Name)
 		}
-		if math.Abs(float64(a.Width-w)) > 8 || math.Abs(float64(a.Height-h)) > 8 || len(a.Noisy) != a.Width*a.Height || len(a.Sigma) != len(a.Noisy) {
+		if math.Abs(float64(a.Width-w)) > 8 || math.Abs(float64(a.Height-h)) > 8 || len(a.Noisy) != a.Width*a.Height ||
+			len(a.Sigma) != len(a.Noisy) {
 			t.Errorf("%s: %d×%d pixels of %d×%d", row.Name, a.Width, a.Height, w, h)
 		}
 	}
@@ -331,12 +335,14 @@ func TestSignal(t *testing.T) {
 		chain Chain
 		high  float64 // what is left of a wave of 0.2
 	}{
-		"cut and filled":           {Chain{NativeWidth: 32, NativeHeight: 48, FillX: 2, FillY: 4. / 3}, 0.2},
-		"filled":                   {Chain{FillX: 1.5, FillY: 1.5}, 0.2},
-		"Hamming":                  {Chain{Filter: Hamming}, 0.2 * (0.54 + 0.46*math.Cos(math.Pi*u))},
-		"round Fermi, filled":      {Chain{Filter: Fermi, Round: true, FillX: 1.5, FillY: 1.5}, 0.2 / (1 + math.Exp((u-0.9)/0.05))},
-		"homodyne":                 {Chain{Partial: 0.6, Homodyne: true, AlongX: true}, 0.2},
-		"sharp":                    {Chain{Sharpen: 0.5, SharpenSpread: 1}, 0.2 * (1 + 0.5*(1-math.Exp(-2*math.Pi*math.Pi*f*f/side/side)))},
+		"cut and filled": {Chain{NativeWidth: 32, NativeHeight: 48, FillX: 2, FillY: 4. / 3}, 0.2},
+		"filled":         {Chain{FillX: 1.5, FillY: 1.5}, 0.2},
+		"Hamming":        {Chain{Filter: Hamming}, 0.2 * (0.54 + 0.46*math.Cos(math.Pi*u))},
+		"round Fermi, filled": {Chain{Filter: Fermi, Round: true, FillX: 1.5, FillY: 1.5}, 0.2 / (1 +
+			math.Exp((u-0.9)/0.05))},
+		"homodyne": {Chain{Partial: 0.6, Homodyne: true, AlongX: true}, 0.2},
+		"sharp": {Chain{Sharpen: 0.5, SharpenSpread: 1}, 0.2 * (1 +
+			0.5*(1-math.Exp(-2*math.Pi*math.Pi*f*f/side/side)))},
 		"beyond the measured part": {Chain{NativeWidth: 18, NativeHeight: 64}, 0},
 	} {
 		s := still(t, c.chain, side, side)
@@ -383,7 +389,8 @@ func TestWarp(t *testing.T) {
 	}
 	for i, v := range s.Signal(img) {
 		x, y := i%w, i/w
-		if want := 0.01*(float32(x)+s.dx[i]) + 0.02*(float32(y)+s.dy[i]); x > 4 && y > 4 && x < w-5 && y < h-5 && math.Abs(float64(v-want)) > 1e-5 {
+		if want := 0.01*(float32(x)+s.dx[i]) + 0.02*(float32(y)+s.dy[i]); x > 4 && y > 4 && x < w-5 && y < h-5 &&
+			math.Abs(float64(v-want)) > 1e-5 {
 			t.Fatalf("pixel (%d, %d) is %.5f, want %.5f", x, y, v, want)
 		}
 	}
@@ -403,7 +410,8 @@ func TestStorage(t *testing.T) {
 	for _, c := range []struct {
 		chain     Chain
 		low, high float64
-	}{{Chain{Bits: 12}, 0, 1.2}, {Chain{Bits: 8, Low: 0.02, High: 0.9}, 0.02, 0.9}, {Chain{Bits: 16, Low: -0.5, High: 2}, -0.5, 2}} {
+	}{{Chain{Bits: 12}, 0, 1.2}, {Chain{Bits: 8, Low: 0.02, High: 0.9}, 0.02, 0.9}, {Chain{Bits: 16, Low: -0.5,
+		High: 2}, -0.5, 2}} {
 		steps := float64(int(1)<<c.chain.Bits - 1)
 		for i, v := range still(t, c.chain, side, side).Signal(img) {
 			want := min(max(float64(img[i]), c.low), c.high) - c.low
@@ -422,12 +430,15 @@ func TestCheck(t *testing.T) {
 		field string
 		chain Chain
 	}{
-		{"NativeWidth", Chain{NativeWidth: 65}}, {"NativeWidth", Chain{NativeWidth: 15}}, {"NativeWidth", Chain{NativeWidth: -32}},
+		{"NativeWidth", Chain{NativeWidth: 65}}, {"NativeWidth", Chain{NativeWidth: 15}}, {"NativeWidth",
+			Chain{NativeWidth: -32}},
 		{"NativeHeight", Chain{NativeHeight: 49}}, {"NativeHeight", Chain{NativeHeight: 8}},
 		{"Coils", Chain{Coils: MaxCoils + 1}}, {"Coils", Chain{Coils: -1}},
 		{"CoilCorrelation", Chain{Coils: 2, CoilCorrelation: 0.95}}, {"CoilCorrelation", Chain{CoilCorrelation: nan}},
-		{"Acceleration", Chain{Coils: 2, Acceleration: 3}}, {"Acceleration", Chain{Coils: 8, Acceleration: 5}}, {"Acceleration", Chain{Acceleration: -1}},
-		{"Acceleration", Chain{Coils: 4, Acceleration: 3, AlongX: true}}, {"Acceleration", Chain{Coils: 8, Acceleration: 2, NativeHeight: 47}},
+		{"Acceleration", Chain{Coils: 2, Acceleration: 3}}, {"Acceleration", Chain{Coils: 8, Acceleration: 5}},
+		{"Acceleration", Chain{Acceleration: -1}},
+		{"Acceleration", Chain{Coils: 4, Acceleration: 3, AlongX: true}}, {"Acceleration", Chain{Coils: 8,
+			Acceleration: 2, NativeHeight: 47}},
 		{"Partial", Chain{Partial: 0.5}}, {"Partial", Chain{Partial: 1.1}}, {"Partial", Chain{Partial: nan}},
 		{"Filter", Chain{Filter: Fermi + 1}},
 		{"FillX", Chain{FillX: 0.9}}, {"FillX", Chain{FillX: 2.1}}, {"FillY", Chain{FillY: math.Inf(1)}},
@@ -436,9 +447,14 @@ func TestCheck(t *testing.T) {
 		{"SharpenSpread", Chain{Sharpen: 1}}, {"SharpenSpread", Chain{Sharpen: 1, SharpenSpread: 4}},
 		{"Noise", Chain{Noise: 0.3}}, {"Noise", Chain{Noise: -0.1}}, {"Noise", Chain{Noise: nan}},
 		{"Bits", Chain{Bits: 7}}, {"Bits", Chain{Bits: 17}},
-		{"Low", Chain{Bits: 8, Low: 1, High: 0.5}}, {"Low", Chain{Bits: 8, Low: nan, High: 1}}, {"High", Chain{Bits: 12, High: math.Inf(1)}},
+		{"Low", Chain{Bits: 8, Low: 1, High: 0.5}}, {"Low", Chain{Bits: 8, Low: nan, High: 1}}, {"High",
+			Chain{Bits: 12, High: math.Inf(1)}},
 	} {
-		for _, err := range []error{c.chain.Check(64, 48), func() error { _, err := c.chain.Scanner(64, 48, newRand(1)); return err }()} {
+		for _, err := range []error{c.chain.Check(64, 48), func() error {
+			_, err := c.chain.Scanner(64, 48,
+				newRand(1))
+			return err
+		}()} {
 			if err == nil || !strings.Contains(err.Error(), c.field) {
 				t.Errorf("%+v: %v, want one that names %s", c.chain, err, c.field)
 			}

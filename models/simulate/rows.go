@@ -34,16 +34,19 @@ func ChainRows() []ChainRow {
 		row("R = 3, Fermi, ×1.31, 8 %", Chain{
 			Coils: 8, Acceleration: 3, Filter: Fermi, FillX: 1.31, FillY: 1.31, Noise: 2 * usual, Bits: 12}),
 		row("partial Fourier 0.7, round Fermi, ×1.5", Chain{
-			Coils: 4, Adaptive: true, Partial: 0.7, Filter: Fermi, Round: true, FillX: 1.5, FillY: 1.5, Noise: usual, Bits: 12}),
+			Coils: 4, Adaptive: true, Partial: 0.7, Filter: Fermi, Round: true, FillX: 1.5, FillY: 1.5, Noise: usual,
+			Bits: 12}),
 		row("edge enhancement, Fermi, ×2", Chain{
-			Coils: 4, Adaptive: true, Filter: Fermi, FillX: 2, FillY: 2, Sharpen: 0.7, SharpenSpread: 1, Noise: usual, Bits: 12}),
+			Coils: 4, Adaptive: true, Filter: Fermi, FillX: 2, FillY: 2, Sharpen: 0.7, SharpenSpread: 1, Noise: usual,
+			Bits: 12}),
 		row("gradient correction, uniform, ×1.31", Chain{
 			Coils: 8, Adaptive: true, Uniform: true, FillX: 1.31, FillY: 1.31, Warp: 1.5, Noise: usual, Bits: 12}),
 		row("faint: Hamming, ×1.31, 1 %", Chain{
 			Coils: 4, Adaptive: true, Filter: Hamming, FillX: 1.31, FillY: 1.31, Noise: usual / 4, Bits: 12}),
 		row("everything together, 4 %", Chain{
 			Coils: 8, CoilCorrelation: 0.2, Acceleration: 2, Uniform: true, Partial: 0.8, Filter: Fermi,
-			FillX: 1.6, FillY: 1.4, Warp: 1, Sharpen: 0.4, SharpenSpread: 0.8, Noise: usual, Bits: 12, Low: 0.02, High: 1}),
+			FillX: 1.6, FillY: 1.4, Warp: 1, Sharpen: 0.4, SharpenSpread: 0.8, Noise: usual, Bits: 12, Low: 0.02,
+			High: 1}),
 	}
 }
 

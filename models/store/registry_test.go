@@ -49,7 +49,8 @@ func TestDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !v.Golden || v.Hash != m.Card.WeightsSHA256 || len(v.Networks) != 4 || !m.Has(NetworkMeter) || !m.Has(NetworkBSN) || !m.Has(NetworkDiffusion) {
+	if !v.Golden || v.Hash != m.Card.WeightsSHA256 || len(v.Networks) != 4 || !m.Has(NetworkMeter) ||
+		!m.Has(NetworkBSN) || !m.Has(NetworkDiffusion) {
 		t.Errorf("verification is %+v", v)
 	}
 }

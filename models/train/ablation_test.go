@@ -370,7 +370,8 @@ func (s *study) diffusionStep(conditions int, still bool, given func(rng *rand.R
 	const n = side * side
 	return func(rng *rand.Rand) (*kernels.Batch, error) {
 		b := &kernels.Batch{Count: unetBatch, Height: side, Width: side,
-			Inputs: [][]float32{make([]float32, unetBatch*n), make([]float32, unetBatch*n*conditions), make([]float32, unetBatch*net.TimeCode)},
+			Inputs: [][]float32{make([]float32, unetBatch*n), make([]float32, unetBatch*n*conditions), make([]float32,
+				unetBatch*net.TimeCode)},
 			Target: make([]float32, unetBatch*n)}
 		seeds := drawSeeds(unetBatch, rng)
 		each(unetBatch, func(k int) {
@@ -681,11 +682,13 @@ func (s *study) student(name string, steps int, given func(rng *rand.Rand) (l la
 	const cells = studentSide / 2 * studentSide / 2
 	p := s.network(name, ablationStudent.Graph(), steps, func(rng *rand.Rand) (*kernels.Batch, error) {
 		b := &kernels.Batch{Count: studentBatchSize, Height: studentSide / 2, Width: studentSide / 2,
-			Inputs: [][]float32{make([]float32, studentBatchSize*cells*net.StudentIn)}, Target: make([]float32, studentBatchSize*cells*4)}
+			Inputs: [][]float32{make([]float32, studentBatchSize*cells*net.StudentIn)}, Target: make([]float32,
+				studentBatchSize*cells*4)}
 		seeds := drawSeeds(studentBatchSize, rng)
 		each(studentBatchSize, func(k int) {
 			l, y, sigma, found := given(rand.New(rand.NewPCG(seeds[k], uint64(k))))
-			studentWindow(b.Inputs[0][k*cells*net.StudentIn:], y, sigma, studentSide, studentSide, net.Told{l.rho[0], l.rho[1]})
+			studentWindow(b.Inputs[0][k*cells*net.StudentIn:], y, sigma, studentSide, studentSide, net.Told{l.rho[0],
+				l.rho[1]})
 			unshuffle(b.Target[k*cells*4:], recorrupted(y, found, -1), studentSide, studentSide)
 		})
 		return b, nil

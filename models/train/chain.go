@@ -75,7 +75,8 @@ func drawChain(w, h int, rng *rand.Rand) (c simulate.Chain, pw, ph int) {
 	if coin(0.2) {
 		c.Partial, c.Homodyne = 0.6+0.3*rng.Float64(), coin(0.5)
 	}
-	c.Filter = []simulate.Filter{simulate.NoFilter, simulate.NoFilter, simulate.Hamming, simulate.Fermi, simulate.Fermi}[rng.IntN(5)]
+	c.Filter = []simulate.Filter{simulate.NoFilter, simulate.NoFilter, simulate.Hamming, simulate.Fermi,
+		simulate.Fermi}[rng.IntN(5)]
 	c.Round = coin(0.4)
 	if coin(0.2) {
 		c.Warp = 0.3 + 2*rng.Float64()

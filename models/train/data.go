@@ -84,15 +84,17 @@ func (s *Set) Fingerprint() string { return s.fingerprint }
 
 // Summary says what became of the data; its JSON is stable.
 type Summary struct {
-	Volumes     int            `json:"volumes"`           // that gave at least one slice
-	Subjects    int            `json:"subjects"`          // of these
-	Slices      int            `json:"slices"`            // used: Train + Validation
-	Train       int            `json:"train"`             // slices
-	Validation  int            `json:"validation"`        // slices
-	Split       string         `json:"split"`             // by what the two were told apart: "subject", "volume" or "slice"
-	Cropped     int            `json:"cropped"`           // slices that were zero-filled
-	NoNoise     int            `json:"no_noise"`          // slices in which no noise was found
-	Noise       float64        `json:"noise"`             // median over the slices of the noise's median, 1 is the scale
+	Volumes    int `json:"volumes"`    // that gave at least one slice
+	Subjects   int `json:"subjects"`   // of these
+	Slices     int `json:"slices"`     // used: Train + Validation
+	Train      int `json:"train"`      // slices
+	Validation int `json:"validation"` // slices
+	// by what the two were told apart: "subject", "volume" or "slice"
+	Split   string `json:"split"`
+	Cropped int    `json:"cropped"`  // slices that were zero-filled
+	NoNoise int    `json:"no_noise"` // slices in which no noise was found
+	// median over the slices of the noise's median, 1 is the scale
+	Noise       float64        `json:"noise"`
 	Bytes       int64          `json:"bytes"`             // of the slices in memory
 	Left        int            `json:"left_out_for_size"` // slices left out at random to stay within the limit
 	SkippedAll  int            `json:"skipped"`           // files, volumes and slices left out for a reason
@@ -321,7 +323,8 @@ func clean(img *dataset.Image, scale float32) (reason, detail string) {
 	case w > models.MaxPixels/h:
 		return dataset.TooLarge, fmt.Sprintf("%d×%d pixels", w, h)
 	case len(img.Pixels) != w*h || img.Skip != nil && len(img.Skip) != w*h:
-		return dataset.Unreadable, fmt.Sprintf("%d×%d pixels, %d values, %d mask values", w, h, len(img.Pixels), len(img.Skip))
+		return dataset.Unreadable, fmt.Sprintf("%d×%d pixels, %d values, %d mask values", w, h, len(img.Pixels),
+			len(img.Skip))
 	}
 	least, most := float32(math.Inf(1)), float32(math.Inf(-1))
 	masked, lost, negative, tissue := 0, 0, 0, 0
@@ -553,7 +556,8 @@ func (b *Builder) oneModality(items []candidate) []candidate {
 		}
 		k := out[c.slice.Source]
 		if k == nil {
-			k = &dataset.Skip{Source: c.slice.Source, Reason: SkipOtherModality, Detail: fmt.Sprintf("%s among %s; train a model for each", c.modality, most)}
+			k = &dataset.Skip{Source: c.slice.Source, Reason: SkipOtherModality,
+				Detail: fmt.Sprintf("%s among %s; train a model for each", c.modality, most)}
 			out[c.slice.Source] = k
 		}
 		k.Slices++

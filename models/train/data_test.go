@@ -219,7 +219,8 @@ func TestSetSkips(t *testing.T) {
 func TestSetTooFew(t *testing.T) {
 	_, err := build(t, train.Options{}, heads("a", 1, 5, 1), volume("small", 16, 16, 3, func(k int) []float32 { return make([]float32, 256) }))
 	var few *train.TooFewError
-	if !errors.As(err, &few) || few.Slices != 5 || !strings.Contains(err.Error(), "at least 9 are needed; left out: 3 constant; the first, small, because: every pixel is 0") {
+	if !errors.As(err, &few) || few.Slices != 5 || !strings.Contains(err.Error(),
+		"at least 9 are needed; left out: 3 constant; the first, small, because: every pixel is 0") {
 		t.Errorf("five slices: %v", err)
 	}
 	if _, err = build(t, train.Options{}); !errors.As(err, &few) {
@@ -362,7 +363,8 @@ func TestSetCancelled(t *testing.T) {
 func ExampleBuilder() {
 	head := phantom.New(phantom.Spec{Width: 64, Height: 64, Slices: 10, Sigma: 0.05})
 	b := train.NewBuilder(train.Options{Seed: 1})
-	err := b.Add(context.Background(), dataset.Volume{Source: "head", Slices: 10, Read: func(k int) (dataset.Image, error) {
+	err := b.Add(context.Background(), dataset.Volume{Source: "head", Slices: 10, Read: func(k int) (dataset.Image,
+		error) {
 		return dataset.Image{Width: 64, Height: 64, Pixels: slices.Clone(head.Noisy[k])}, nil
 	}})
 	if err != nil {

@@ -24,7 +24,8 @@ const jitter = 0.1
 // it, and the noise, and is to find the target, whose noise is another. As written,
 // it is given the blind-spot prediction and is to find the noisy piece itself. Both
 // are counted from the base in units of the noise (net.Condition, net.Unit).
-func diffusionBatch(slices []Slice, meter kernels.Program, with *conditions, count, side int, rng *rand.Rand) (*kernels.Batch, error) {
+func diffusionBatch(slices []Slice, meter kernels.Program, with *conditions, count, side int,
+	rng *rand.Rand) (*kernels.Batch, error) {
 	sx, sy := holes[rng.IntN(3)], holes[rng.IntN(3)]
 	list, err := pieces(slices, count, side, meter, rng)
 	if err != nil {
@@ -32,7 +33,8 @@ func diffusionBatch(slices []Slice, meter kernels.Program, with *conditions, cou
 	}
 	n, condition := side*side, with.channels()
 	b := &kernels.Batch{Count: count, Height: side, Width: side,
-		Inputs: [][]float32{make([]float32, count*n), make([]float32, count*n*condition), make([]float32, count*net.TimeCode)},
+		Inputs: [][]float32{make([]float32, count*n), make([]float32, count*n*condition), make([]float32,
+			count*net.TimeCode)},
 		Target: make([]float32, count*n), Weight: make([]float32, count*n)}
 	seeds, errs := drawSeeds(count, rng), make([]error, count)
 	each(count, func(k int) {

@@ -239,7 +239,8 @@ func (f *Folder) Train(ctx context.Context, run Runner, on kernels.GraphBackend,
 			err = errors.Join(err, reported)
 		}
 		if errors.Is(err, ErrStopped) || ctx.Err() != nil {
-			return nil, fmt.Errorf("%w; the checkpoints are in %s: go on with the same command and --resume", err, c.Out)
+			return nil, fmt.Errorf("%w; the checkpoints are in %s: go on with the same command and --resume", err,
+				c.Out)
 		}
 		return nil, fmt.Errorf("%w; what was trained until the last checkpoint is in %s: "+
 			"when that is mended, go on with the same command and --resume", err, c.Out)

@@ -57,10 +57,12 @@ func TestFolder(t *testing.T) {
 		}
 		return nil, full
 	}
-	if _, err := f.Train(t.Context(), stop, nil, set, store.Card{}); !errors.Is(err, full) || !strings.Contains(err.Error(), "until the last checkpoint is in "+out) {
+	if _, err := f.Train(t.Context(), stop, nil, set, store.Card{}); !errors.Is(err, full) ||
+		!strings.Contains(err.Error(), "until the last checkpoint is in "+out) {
 		t.Errorf("a training that fails: %v", err)
 	}
-	if b, err := os.ReadFile(filepath.Join(out, "report.md")); err != nil || !bytes.Contains(b, []byte("not finished")) {
+	if b, err := os.ReadFile(filepath.Join(out, "report.md")); err != nil || !bytes.Contains(b,
+		[]byte("not finished")) {
 		t.Errorf("its report: %v\n%s", err, b)
 	}
 	if err := f.Close(); err != nil {
@@ -111,7 +113,8 @@ func TestFolder(t *testing.T) {
 		f.Close()
 	}
 	// run.json of somebody else's, and one that goes on for ever.
-	for name, content := range map[string][]byte{"cut": []byte(`{"preset": "ti`), "foreign": []byte(`{"name": 1}`), "long": bytes.Repeat([]byte(" "), 2<<20)} {
+	for name, content := range map[string][]byte{"cut": []byte(`{"preset": "ti`), "foreign": []byte(`{"name": 1}`),
+		"long": bytes.Repeat([]byte(" "), 2<<20)} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, "run.json"), content, 0o600); err != nil {
 			t.Fatal(err)

@@ -212,7 +212,8 @@ func (c *conditions) of(y, sigma []float32, told net.Told, sx, sy, w, h int) (gi
 }
 
 // samplePair is what models.High does in one position of the image.
-func samplePair(teacher kernels.Program, with *conditions, y, sigma []float32, told net.Told, sx, sy, w, h, steps int) ([]float32, error) {
+func samplePair(teacher kernels.Program, with *conditions, y, sigma []float32, told net.Told, sx, sy, w, h,
+	steps int) ([]float32, error) {
 	n := len(y)
 	given, base, err := with.of(y, sigma, told, sx, sy, w, h)
 	if err != nil {

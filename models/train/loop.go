@@ -90,7 +90,8 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 			return nil, err
 		}
 	}
-	trainer, err := backend.Train(s.graph, cp.state, kernels.TrainOptions{Loss: s.loss, Decay: s.decay, Clip: clip, EMA: s.ema, Workers: c.Workers})
+	trainer, err := backend.Train(s.graph, cp.state, kernels.TrainOptions{Loss: s.loss, Decay: s.decay, Clip: clip,
+		EMA: s.ema, Workers: c.Workers})
 	if err != nil {
 		return nil, err
 	}

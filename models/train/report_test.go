@@ -26,9 +26,12 @@ func report() *train.Report {
 	r := &train.Report{
 		Program: "1.2", Preset: "tiny", Seed: 7, Began: time.Unix(1e9, 0), Seconds: 61,
 		Summary: train.Summary{Train: 90, Validation: 10, Split: "subject", SkippedAll: 2, Fingerprint: "f00d",
-			Skipped: []dataset.Skip{{Source: "a|b<script>.nii", Reason: "colour"}, {Source: "c.dcm", Reason: "phase", Detail: "why", Slices: 3}}},
-		Card: &store.Card{Name: "site", Version: "4", Training: store.Training{Method: "from noisy images alone", Noise: "white",
-			Stages: []store.Stage{{Network: "bsn", Architecture: "denoised-bsn-v1 4", Parameters: 123, Steps: 30, BestStep: 20, Scores: map[string]float64{"psnr_db": 33.25}}}},
+			Skipped: []dataset.Skip{{Source: "a|b<script>.nii", Reason: "colour"}, {Source: "c.dcm", Reason: "phase",
+				Detail: "why", Slices: 3}}},
+		Card: &store.Card{Name: "site", Version: "4", Training: store.Training{Method: "from noisy images alone",
+			Noise: "white",
+			Stages: []store.Stage{{Network: "bsn", Architecture: "denoised-bsn-v1 4", Parameters: 123, Steps: 30,
+				BestStep: 20, Scores: map[string]float64{"psnr_db": 33.25}}}},
 			Scores: []store.Score{{On: "validation", What: "denoised", Metric: "PSNR, dB", Value: 35.5}}},
 		Examples: []train.Example{{Source: "x.nii", Index: 3, Width: 40, Height: 36, Before: px, After: after}},
 	}

@@ -90,8 +90,9 @@ var Presets = []Preset{
 		BSN:       net.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
 		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
 		Student:   net.StudentConfig{Channels: 16, Blocks: 16},
-		Steps:     [4]int{12000, 3000, 28000, 3000}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96}, Every: 500,
-		Rate: [4]float64{2e-3, 1e-3, 1.5e-3, 1e-3},
+		Steps:     [4]int{12000, 3000, 28000, 3000}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96},
+		Every: 500,
+		Rate:  [4]float64{2e-3, 1e-3, 1.5e-3, 1e-3},
 	},
 	{
 		Name:      "large",
@@ -99,8 +100,9 @@ var Presets = []Preset{
 		BSN:       net.BSNConfig{Channels: [3]int{32, 48, 64}, Mix: 48},
 		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{48, 64, 96}, Code: 64},
 		Student:   net.StudentConfig{Channels: 64, Blocks: 8},
-		Steps:     [4]int{20000, 20000, 60000, 30000}, Batch: [4]int{16, 8, 16, 8}, Side: [4]int{96, 128, 96, 96}, Every: 500,
-		Rate: [4]float64{2e-3, 1e-3, 1e-3, 1e-3},
+		Steps:     [4]int{20000, 20000, 60000, 30000}, Batch: [4]int{16, 8, 16, 8}, Side: [4]int{96, 128, 96, 96},
+		Every: 500,
+		Rate:  [4]float64{2e-3, 1e-3, 1e-3, 1e-3},
 	},
 }
 
@@ -177,7 +179,8 @@ func Run(ctx context.Context, backend kernels.GraphBackend, set *Set, c Config) 
 		for _, p := range done.params {
 			parameters += len(p)
 		}
-		r.Stages = append(r.Stages, store.Stage{Network: name, Architecture: s.architecture, Parameters: parameters, Steps: s.steps, BestStep: done.step,
+		r.Stages = append(r.Stages, store.Stage{Network: name, Architecture: s.architecture, Parameters: parameters,
+			Steps: s.steps, BestStep: done.step,
 			Batch: preset.Batch[k], Crop: t.side(k), Loss: done.loss, Seconds: time.Since(began).Seconds(), Scores: done.scores})
 	}
 	if !ran {
@@ -248,7 +251,8 @@ func (t *training) program(network string) (kernels.Program, error) {
 // student's file does not tell its graph as the others do; it must be of the preset's.
 func (t *training) decode(network string, f *safetensors.File) (*kernels.Graph, [][]float32, error) {
 	kind, _, _ := strings.Cut(map[string]string{
-		StageMeter: t.preset.Meter.String(), StageBSN: t.preset.BSN.String(), StageDiffusion: t.preset.Diffusion.String(), StageStudent: net.StudentFormat,
+		StageMeter: t.preset.Meter.String(), StageBSN: t.preset.BSN.String(),
+		StageDiffusion: t.preset.Diffusion.String(), StageStudent: net.StudentFormat,
 	}[network], " ")
 	if got, _, _ := strings.Cut(f.Metadata["format"], " "); got != kind {
 		return nil, nil, fmt.Errorf("weights are of format %.40q, want %q", got, kind)
@@ -262,7 +266,8 @@ func (t *training) decode(network string, f *safetensors.File) (*kernels.Graph, 
 		params[i] = f.Tensors[g.Params[i].Name].Data
 	}
 	if len(f.Tensors) != len(params) {
-		return nil, nil, fmt.Errorf("weights hold %d tensors, of which the student of preset %s uses %d", len(f.Tensors), t.preset.Name, len(params))
+		return nil, nil, fmt.Errorf("weights hold %d tensors, of which the student of preset %s uses %d",
+			len(f.Tensors), t.preset.Name, len(params))
 	}
 	return g, params, g.CheckParams(params)
 }

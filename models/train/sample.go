@@ -49,7 +49,8 @@ func take(slices []Slice, side, size int, rng *rand.Rand) (p pair, w, h int) {
 		multiply(y, scale)
 		p := pair{input: y, target: y, own: make([]float32, len(y)), image: y}
 		if m := s.Noise; m != nil && m.Median > 0 {
-			local := &noise.Map{Width: w, Height: h, Sigma: part(m.Sigma, s.Width, x0, y0, w, h), Median: scale * m.Median, Correlation: m.Correlation}
+			local := &noise.Map{Width: w, Height: h, Sigma: part(m.Sigma, s.Width, x0, y0, w, h),
+				Median: scale * m.Median, Correlation: m.Correlation}
 			multiply(local.Sigma, scale)
 			p.input, p.target = recorrupt(y, local, tau, rng)
 			const louder = 1.118033988749895 // sqrt(1+tau²)
@@ -126,7 +127,8 @@ func drawScene(slices []Slice, side int, held bool, rng *rand.Rand) (s scene, ta
 // some of the correlation. Where the meter finds nothing, both stay.
 func (s *scene) measure(by kernels.Program, given *[]float32, told *net.Told, rng *rand.Rand) error {
 	var r meter.Reading
-	if err := r.Read(by, s.noisy, s.w, s.h, noise.Outside(nil, s.noisy, s.w, s.h, nil), meter.Series{}); err != nil || r.Map.Median == 0 {
+	if err := r.Read(by, s.noisy, s.w, s.h, noise.Outside(nil, s.noisy, s.w, s.h, nil), meter.Series{}); err != nil ||
+		r.Map.Median == 0 {
 		return err
 	}
 	*given, *told = r.Given, r.Told

@@ -49,14 +49,15 @@ func phantomSet(t *testing.T) *Set {
 	b := NewBuilder(Options{})
 	for seed := range uint64(3) {
 		v := phantom.New(phantom.Spec{Seed: seed + 1, Slices: 6, Width: 96, Height: 96})
-		err := b.Add(t.Context(), dataset.Volume{Source: string(rune('a' + seed)), Slices: 6, Read: func(k int) (dataset.Image, error) {
-			px := make([]float32, 96*96)
-			rng := rand.New(rand.NewPCG(seed, uint64(k)))
-			for i, x := range v.Truth[k] {
-				px[i] = float32(math.Hypot(float64(x)+0.03*rng.NormFloat64(), 0.03*rng.NormFloat64()))
-			}
-			return dataset.Image{Width: 96, Height: 96, Pixels: px}, nil
-		}})
+		err := b.Add(t.Context(), dataset.Volume{Source: string(rune('a' + seed)), Slices: 6,
+			Read: func(k int) (dataset.Image, error) {
+				px := make([]float32, 96*96)
+				rng := rand.New(rand.NewPCG(seed, uint64(k)))
+				for i, x := range v.Truth[k] {
+					px[i] = float32(math.Hypot(float64(x)+0.03*rng.NormFloat64(), 0.03*rng.NormFloat64()))
+				}
+				return dataset.Image{Width: 96, Height: 96, Pixels: px}, nil
+			}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -281,7 +282,8 @@ func TestWeightsRefused(t *testing.T) {
 	withSmall(t)
 	set, dir := phantomSet(t), t.TempDir()
 	run := func(stage string) error {
-		_, err := Run(t.Context(), backend(t), set, Config{Stage: stage, Preset: "small", Seed: 1, Out: dir, Resume: true})
+		_, err := Run(t.Context(), backend(t), set, Config{Stage: stage, Preset: "small", Seed: 1, Out: dir,
+			Resume: true})
 		return err
 	}
 	if err := run(StageAll); err != nil {
@@ -332,7 +334,8 @@ func TestWeightsRefused(t *testing.T) {
 				if name == StageDiffusion && stage == StageDiffusion {
 					continue // which would write them
 				}
-				if err := run(stage); err == nil || !strings.Contains(err.Error(), path(name)) || strings.Contains(err.Error(), "\n") {
+				if err := run(stage); err == nil || !strings.Contains(err.Error(), path(name)) ||
+					strings.Contains(err.Error(), "\n") {
 					t.Errorf("%s of %s, training %s: %v, want one line that names the file", name, what, stage, err)
 				}
 			}

@@ -60,16 +60,22 @@ func TestRescale(t *testing.T) {
 		{"as they are", stored(values, false, 1, 0), dcmtest.Form{}, false, 1, 0},
 		{"signed", stored(values, true, 1, 0), dcmtest.Form{}, true, 1, 0},
 		{"slope only", stored(values, false, 1, 0).Text(dcm.RescaleSlope, dcm.DS, "2.5"), dcmtest.Form{}, false, 1, 0},
-		{"empty", stored(values, false, 1, 0).Text(dcm.RescaleSlope, dcm.DS, "").Text(dcm.RescaleIntercept, dcm.DS, " "), dcmtest.Form{}, false, 1, 0},
+		{"empty", stored(values, false, 1, 0).Text(dcm.RescaleSlope, dcm.DS, "").Text(dcm.RescaleIntercept, dcm.DS,
+			" "), dcmtest.Form{}, false, 1, 0},
 		{"offset", top(stored(values, false, 1, -1024), 1, -1024), dcmtest.Form{}, false, 1, -1024},
-		{"offset, implicit", top(stored(values, false, 1, -1024), 1, -1024), dcmtest.Form{TransferSyntaxUID: dcm.ImplicitVRLittleEndian}, false, 1, -1024},
-		{"intercept without slope", stored(values, false, 1, -40).Text(dcm.RescaleIntercept, dcm.DS, "-40"), dcmtest.Form{}, false, 1, -40},
+		{"offset, implicit", top(stored(values, false, 1, -1024), 1, -1024),
+			dcmtest.Form{TransferSyntaxUID: dcm.ImplicitVRLittleEndian}, false, 1, -1024},
+		{"intercept without slope", stored(values, false, 1, -40).Text(dcm.RescaleIntercept, dcm.DS, "-40"),
+			dcmtest.Form{}, false, 1, -40},
 		{"signed, from below", top(stored(values, true, 1, 20000), 1, 20000), dcmtest.Form{}, true, 1, 20000},
 		{"signed, from far below", top(stored(values, true, 1, 32768), 1, 32768), dcmtest.Form{}, true, 1, 32768},
 		{"turned round", top(stored(values, false, -1, 4095), -1, 4095), dcmtest.Form{}, false, -1, 4095},
-		{"shared group", group(dcm.SharedFunctionalGroupsSequence, stored(values, false, 1, -300), false, 1, -300), dcmtest.Form{}, false, 1, -300},
-		{"group of the frame", group(dcm.PerFrameFunctionalGroupsSequence, stored(values, true, 1, 300), true, 1, 300), dcmtest.Form{}, true, 1, 300},
-		{"group, implicit", group(dcm.PerFrameFunctionalGroupsSequence, stored(values, true, 1, 300), true, 1, 300), dcmtest.Form{TransferSyntaxUID: dcm.ImplicitVRLittleEndian, Undefined: true}, true, 1, 300},
+		{"shared group", group(dcm.SharedFunctionalGroupsSequence, stored(values, false, 1, -300), false, 1, -300),
+			dcmtest.Form{}, false, 1, -300},
+		{"group of the frame", group(dcm.PerFrameFunctionalGroupsSequence, stored(values, true, 1, 300), true, 1,
+			300), dcmtest.Form{}, true, 1, 300},
+		{"group, implicit", group(dcm.PerFrameFunctionalGroupsSequence, stored(values, true, 1, 300), true, 1, 300),
+			dcmtest.Form{TransferSyntaxUID: dcm.ImplicitVRLittleEndian, Undefined: true}, true, 1, 300},
 	} {
 		o, err := scanBytes(c.d.File(c.form))
 		if err != nil {
@@ -80,7 +86,8 @@ func TestRescale(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
-		if i := slices.IndexFunc(f.Pixels, func(p float32) bool { return p != p }); i >= 0 || len(f.Pixels) != len(values) {
+		if i := slices.IndexFunc(f.Pixels, func(p float32) bool { return p != p }); i >= 0 ||
+			len(f.Pixels) != len(values) {
 			t.Fatalf("%s: %d pixels", c.name, len(f.Pixels))
 		}
 		for i, p := range f.Pixels {
@@ -92,7 +99,8 @@ func TestRescale(t *testing.T) {
 		if c.signed {
 			lo, hi = -32768, 32767
 		}
-		if a, b := c.slope*lo+c.intercept, c.slope*hi+c.intercept; f.Min != float32(min(a, b)) || f.Max != float32(max(a, b)) {
+		if a, b := c.slope*lo+c.intercept, c.slope*hi+c.intercept; f.Min != float32(min(a, b)) ||
+			f.Max != float32(max(a, b)) {
 			t.Errorf("%s: %g to %g", c.name, f.Min, f.Max)
 		}
 		params := derive.Params{Model: derive.ModelInfo{Name: "m"}, Strength: 1, Now: time.Unix(1e9, 0)}
@@ -209,7 +217,8 @@ func TestRescaleRefused(t *testing.T) {
 		noise[i] = uint16(rng.IntN(4096))
 	}
 	set := func(px []uint16, slope, intercept string) *dcmtest.DataSet {
-		return dcmtest.MR(32, 32, 0).Pixels(px).Text(dcm.RescaleSlope, dcm.DS, slope).Text(dcm.RescaleIntercept, dcm.DS, intercept)
+		return dcmtest.MR(32, 32, 0).Pixels(px).Text(dcm.RescaleSlope, dcm.DS, slope).Text(dcm.RescaleIntercept,
+			dcm.DS, intercept)
 	}
 	elsewhere := func(d *dcmtest.DataSet) *dcmtest.DataSet {
 		return d.Set(dcm.Sequence(dcm.IconImageSequence, []dcm.Node{dcm.Text(dcm.RescaleIntercept, dcm.DS, "-5")}))
@@ -261,7 +270,8 @@ func TestRescaleRefused(t *testing.T) {
 	if err != nil || !f.Skip[0] || f.Skip[512] || f.Pixels[512] != float32(values[512]) {
 		t.Errorf("padding: %v", err)
 	}
-	o, err = scanBytes(cr(`ORIGINAL\PRIMARY`).Text(dcm.RescaleSlope, dcm.DS, "-1").Text(dcm.RescaleIntercept, dcm.DS, "-4095").File(dcmtest.Form{}))
+	o, err = scanBytes(cr(`ORIGINAL\PRIMARY`).Text(dcm.RescaleSlope, dcm.DS, "-1").Text(dcm.RescaleIntercept, dcm.DS,
+		"-4095").File(dcmtest.Form{}))
 	if err != nil {
 		t.Fatal(err)
 	}

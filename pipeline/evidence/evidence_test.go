@@ -33,12 +33,14 @@ func TestPlus(t *testing.T) {
 }
 
 func TestText(t *testing.T) {
-	for _, s := range []evidence.Sums{nil, {0}, {1. / 3, -math.Pi * 1e9, math.SmallestNonzeroFloat64, math.MaxFloat64}} {
+	for _, s := range []evidence.Sums{nil, {0}, {1. / 3, -math.Pi * 1e9, math.SmallestNonzeroFloat64,
+		math.MaxFloat64}} {
 		if got, err := evidence.Parse(s.String()); err != nil || !slices.Equal(got, s) {
 			t.Errorf("%v became %v, %v", s, got, err)
 		}
 	}
-	for _, text := range []string{"x", "[]", "{}", "[null", `["1"]`, "[1e999]", "[0" + strings.Repeat(",0", evidence.Most) + "]"} {
+	for _, text := range []string{"x", "[]", "{}", "[null", `["1"]`, "[1e999]", "[0" + strings.Repeat(",0",
+		evidence.Most) + "]"} {
 		if got, err := evidence.Parse(text); err == nil {
 			t.Errorf("%s: %v", text, got)
 		}

@@ -75,9 +75,11 @@ type Report struct {
 	Slices    int              `json:"slices"`    // slices and frames looked at in them
 	Untouched int              `json:"untouched"` // of these, left as they were: no noise was found that can be treated
 	Held      int              `json:"held"`      // of these, left as they were: a quality check held the result back
-	InPart    int              `json:"in_part"`   // of these, denoised in part: the share that a quality check let through
-	Clamped   int64            `json:"clamped"`   // pixels with the nearest value that their file can hold, not their own
-	Files     []File           `json:"files"`
+	// of these, denoised in part: the share that a quality check let through
+	InPart int `json:"in_part"`
+	// pixels with the nearest value that their file can hold, not their own
+	Clamped int64  `json:"clamped"`
+	Files   []File `json:"files"`
 }
 
 // File is what became of one file.

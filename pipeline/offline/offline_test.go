@@ -136,7 +136,8 @@ func TestFolder(t *testing.T) {
 		t.Fatalf("%v, %+v", err, r)
 	}
 	i := slices.IndexFunc(r.Files, func(f offline.File) bool { return f.Error != "" })
-	if f := r.Files[i]; !strings.HasSuffix(f.In, "c.dcm") || !strings.Contains(f.Error, broken.Error()) || f.Slices != 0 {
+	if f := r.Files[i]; !strings.HasSuffix(f.In, "c.dcm") || !strings.Contains(f.Error, broken.Error()) ||
+		f.Slices != 0 {
 		t.Errorf("%+v", f)
 	}
 	a, errA := os.ReadFile(filepath.Join(in, "series", "c.dcm"))
@@ -176,7 +177,8 @@ func TestVolume(t *testing.T) {
 	if err := nifti.Write(in, v); err != nil {
 		t.Fatal(err)
 	}
-	r, err := offline.Run(t.Context(), in, out, options(func(ctx context.Context, img dataset.Image, known evidence.Sums,
+	r, err := offline.Run(t.Context(), in, out, options(func(ctx context.Context, img dataset.Image,
+		known evidence.Sums,
 	) (*offline.Result, error) {
 		s, err := halve(ctx, img, known)
 		switch k := int(img.Pixels[0] / 100); k {
@@ -192,7 +194,8 @@ func TestVolume(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Slices != 6 || r.Untouched != 1 || r.Held != 1 || r.InPart != 1 || !strings.Contains(r.Files[0].Remark, "frame 3: too smooth") {
+	if r.Slices != 6 || r.Untouched != 1 || r.Held != 1 || r.InPart != 1 || !strings.Contains(r.Files[0].Remark,
+		"frame 3: too smooth") {
 		t.Errorf("%+v", r)
 	}
 	made, err := nifti.Read(out)

@@ -408,7 +408,8 @@ func (t *tx) tell(original, series int64, told evidence.Sums) error {
 		return nil
 	}
 	var text string
-	err := t.row(`SELECT s.told FROM series s JOIN instance i ON i.series=s.id WHERE s.id=? AND i.id=? AND i.told=0`, []any{series, original}, &text)
+	err := t.row(`SELECT s.told FROM series s JOIN instance i ON i.series=s.id WHERE s.id=? AND i.id=? AND i.told=0`,
+		[]any{series, original}, &text)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
 	}

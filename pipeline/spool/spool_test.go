@@ -439,7 +439,8 @@ func TestTold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := Instance{SOP: fmt.Sprintf("2.25.%d", n), Class: "1", Syntax: "1", File: fmt.Sprintf("derived/00/%d.dcm", n), Quality: "fast", Told: told}
+		d := Instance{SOP: fmt.Sprintf("2.25.%d", n), Class: "1", Syntax: "1", File: fmt.Sprintf("derived/00/%d.dcm",
+			n), Quality: "fast", Told: told}
 		if err := j.AddDerived(a.Instance, d, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -464,7 +465,8 @@ func TestTold(t *testing.T) {
 	if err := j.Remake(derived, original, Start{}, time.Unix(20, 0)); err != nil {
 		t.Fatal(err)
 	}
-	d := Instance{SOP: "2.25.2", Class: "1", Syntax: "1", File: "derived/00/2.dcm", Quality: "fast", Told: evidence.Sums{5, 5}}
+	d := Instance{SOP: "2.25.2", Class: "1", Syntax: "1", File: "derived/00/2.dcm", Quality: "fast",
+		Told: evidence.Sums{5, 5}}
 	if err := j.AddDerived(original, d, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -481,7 +483,11 @@ func TestTold(t *testing.T) {
 	j = openJournal(t, path)
 	is(one, want)
 	// Text that is none does not keep images from their end.
-	if err := j.change("test", func(t *tx) error { _, err := t.exec(`UPDATE series SET told='x'`); return err }); err != nil {
+	if err := j.change("test", func(t *tx) error {
+		_,
+			err := t.exec(`UPDATE series SET told='x'`)
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := j.Told(t.Context(), one); err == nil {

@@ -108,7 +108,8 @@ func (b *bench) run() (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("%d channels, %d blocks: %w", n.channels, n.blocks, err)
 		}
-		tables = append(tables, fmt.Sprintf("## %d channels, %d blocks, %.1f GFLOP\n\n%s", n.channels, n.blocks, net.FLOP(b.size, b.size)/1e9, table))
+		tables = append(tables, fmt.Sprintf("## %d channels, %d blocks, %.1f GFLOP\n\n%s", n.channels, n.blocks,
+			net.FLOP(b.size, b.size)/1e9, table))
 	}
 	return b.page(tables), nil
 }
@@ -301,7 +302,8 @@ func table(list []*candidate) string {
 	var s strings.Builder
 	s.WriteString("| | ms (median) | fastest | times ONNX Runtime float32 | predicted noise off by |\n|---|---|---|---|---|\n")
 	for _, c := range list {
-		fmt.Fprintf(&s, "| %s | %.1f | %.1f | %.2f | %.1e |\n", c.name, median(c.ms), slices.Min(c.ms), reference/median(c.ms), c.off)
+		fmt.Fprintf(&s, "| %s | %.1f | %.1f | %.2f | %.1e |\n", c.name, median(c.ms), slices.Min(c.ms),
+			reference/median(c.ms), c.off)
 	}
 	return s.String()
 }

@@ -219,8 +219,10 @@ func (g *model) bytesOf(c *kernels.Conv, step float32) (w, bias string) {
 	}
 	out := int64(c.Out)
 	axis := []message{integer("axis", 0)}
-	w = g.node("DequantizeLinear", axis, g.tensor(onnxInt8, raw, out, int64(c.In), 3, 3), g.floats(steps, out), g.tensor(onnxInt8, make([]byte, c.Out), out))
-	bias = g.node("DequantizeLinear", axis, g.tensor(onnxInt32, sum, out), g.floats(both, out), g.tensor(onnxInt32, make([]byte, 4*c.Out), out))
+	w = g.node("DequantizeLinear", axis, g.tensor(onnxInt8, raw, out, int64(c.In), 3, 3), g.floats(steps, out),
+		g.tensor(onnxInt8, make([]byte, c.Out), out))
+	bias = g.node("DequantizeLinear", axis, g.tensor(onnxInt32, sum, out), g.floats(both, out), g.tensor(onnxInt32,
+		make([]byte, 4*c.Out), out))
 	return w, bias
 }
 

@@ -37,7 +37,8 @@ func TestONNX(t *testing.T) {
 		want  int
 	}{
 		{plain, "\"\x04Conv", 6}, {plain, "\"\x04Relu", 2}, {plain, "\"\x03Add", 2}, {plain, "\"\x0eQuantizeLinear", 0},
-		{rounded, "\"\x04Conv", 6}, {rounded, "\"\x04Relu", 0}, {rounded, "\"\x0eQuantizeLinear", 1 + 6 + 2}, {rounded, "\"\x10DequantizeLinear", 9 + 2*6},
+		{rounded, "\"\x04Conv", 6}, {rounded, "\"\x04Relu", 0}, {rounded, "\"\x0eQuantizeLinear", 1 + 6 + 2},
+		{rounded, "\"\x10DequantizeLinear", 9 + 2*6},
 	} {
 		if got := bytes.Count(c.model, []byte(c.op)); got != c.want {
 			t.Errorf("%q: %d, want %d", c.op, got, c.want)

@@ -12,9 +12,11 @@ import (
 // output, and its 16 sums are added in the end. So no lane is idle.
 func dotRow() {
 	const name, pixels = "dotRow4AVX512", 4
-	TEXT(name, NOSPLIT, "func(y, res, w, bias *float32, x *[3]*float32, n, rows, taps, xs, ys uintptr, floor, slope float32)")
+	TEXT(name, NOSPLIT,
+		"func(y, res, w, bias *float32, x *[3]*float32, n, rows, taps, xs, ys uintptr, floor, slope float32)")
 	Doc(
-		fmt.Sprintf("%s is convRow32AVX512 for 4 output channels, without a slope. taps is a multiple of 16 and w is", name),
+		fmt.Sprintf("%s is convRow32AVX512 for 4 output channels, without a slope. taps is a multiple of 16 and w is",
+			name),
 		"[rows*taps/16][4][16].",
 	)
 	Pragma("noescape")

@@ -144,7 +144,8 @@ func vexReg(prefix, opcode byte, dst, src1, src2 int) []byte {
 // vexYMM encodes one on 256-bit registers.
 func vexYMM(prefix, opcode byte, dst, src1, src2 int) []byte {
 	d, m := byte(dst), byte(src2)
-	return []byte{0xc4, (^d>>3&1)<<7 | 1<<6 | (^m>>3&1)<<5 | 2, (^byte(src1)&15)<<3 | 4 | prefix, opcode, 0xc0 | d&7<<3 | m&7}
+	return []byte{0xc4, (^d>>3&1)<<7 | 1<<6 | (^m>>3&1)<<5 | 2, (^byte(src1)&15)<<3 | 4 | prefix, opcode,
+		0xc0 | d&7<<3 | m&7}
 }
 
 // vexMem encodes one on memory (SDM volume 2, sections 2.1.5 and 2.3.5).

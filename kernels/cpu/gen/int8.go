@@ -30,12 +30,14 @@ func broadcastParam(name string, v reg.Register) {
 // number of half groups.
 func intRow(name string, nb, bytes int) {
 	width := nb * bytes / 4
-	TEXT(name, NOSPLIT, "func(y, res *float32, w *int8, offsets *int32, channels *float32, x *[3]*uint8, scales *[3]*float32, tiles, taps, xs, ys uintptr, floor float32)")
+	TEXT(name, NOSPLIT,
+		"func(y, res *float32, w *int8, offsets *int32, channels *float32, x *[3]*uint8, scales *[3]*float32, tiles, taps, xs, ys uintptr, floor float32)")
 	Doc(
 		fmt.Sprintf("%s computes tiles of %d pixels of %d output channels. Of each of three rows, x is the first group and", name, tileColumns, width),
 		fmt.Sprintf("scales the numbers that one step is worth in each tile. A group is %d pixels of xs bytes, for two tiles.", groupPixels),
 		fmt.Sprintf("w is [3][taps/4][%d][4], taps (a multiple of 16) the contiguous bytes per row and pixel; ys is the stride of", width),
-		fmt.Sprintf("a pixel of y and res in bytes. offsets is [%d][3][16] and channels [2][%d], scale and bias:", width/16, width),
+		fmt.Sprintf("a pixel of y and res in bytes. offsets is [%d][3][16] and channels [2][%d], scale and bias:",
+			width/16, width),
 		"y = max(floor, scale*z + bias) + res, where z is the sum over rows of the row's scale times",
 		"(offset + sum of w*x); multiplications and additions that follow each other round once. res may be nil.",
 	)
@@ -127,8 +129,10 @@ func (t *intTile) emit(p int) {
 	label := fmt.Sprintf("%s_p%d", t.name, p)
 	// All registers are in use, more than avo would find.
 	vectors := []reg.VecPhysical{
-		reg.Z0, reg.Z1, reg.Z2, reg.Z3, reg.Z4, reg.Z5, reg.Z6, reg.Z7, reg.Z8, reg.Z9, reg.Z10, reg.Z11, reg.Z12, reg.Z13, reg.Z14, reg.Z15,
-		reg.Z16, reg.Z17, reg.Z18, reg.Z19, reg.Z20, reg.Z21, reg.Z22, reg.Z23, reg.Z24, reg.Z25, reg.Z26, reg.Z27, reg.Z28, reg.Z29, reg.Z30, reg.Z31,
+		reg.Z0, reg.Z1, reg.Z2, reg.Z3, reg.Z4, reg.Z5, reg.Z6, reg.Z7, reg.Z8, reg.Z9, reg.Z10, reg.Z11, reg.Z12,
+		reg.Z13, reg.Z14, reg.Z15,
+		reg.Z16, reg.Z17, reg.Z18, reg.Z19, reg.Z20, reg.Z21, reg.Z22, reg.Z23, reg.Z24, reg.Z25, reg.Z26, reg.Z27,
+		reg.Z28, reg.Z29, reg.Z30, reg.Z31,
 	}
 	take := func(n int) (list []reg.Register) {
 		for _, v := range vectors[:n] {
@@ -331,7 +335,8 @@ func sumsCode() {
 // intFinish writes what follows intSums.
 func intFinish() {
 	const name = "intFinish8AVX2"
-	TEXT(name, NOSPLIT, "func(y, res *float32, sums *int32, channels *float32, scales *[3]*float32, tiles, ys uintptr, floor float32)")
+	TEXT(name, NOSPLIT,
+		"func(y, res *float32, sums *int32, channels *float32, scales *[3]*float32, tiles, ys uintptr, floor float32)")
 	Doc(name + " makes tiles of outputs of the sums of intSums8AVXVNNI, as intRow16VNNI does.")
 	Pragma("noescape")
 	y, res, ys := Load(Param("y"), GP64()), Load(Param("res"), GP64()), Load(Param("ys"), GP64())

@@ -36,7 +36,8 @@ func winogradInput(s isa) {
 		fmt.Sprintf("takes channels; vs is in bytes. tmp is %d bytes.", 36*s.bytes),
 	)
 	Pragma("noescape")
-	v, tmp, x, vs := Load(Param("v"), GP64()), Load(Param("tmp"), GP64()), Load(Param("x"), GP64()), Load(Param("vs"), GP64())
+	v, tmp, x, vs := Load(Param("v"), GP64()), Load(Param("tmp"), GP64()), Load(Param("x"), GP64()), Load(Param("vs"),
+		GP64())
 	pixel, n := Load(Param("channels"), GP64()), Load(Param("n"), GP64())
 	SHLQ(Imm(2), pixel)
 	c4, c5 := s.constant(four), s.constant(five)
@@ -111,7 +112,8 @@ func winogradInput(s isa) {
 		third := GP64()
 		LEAQ(Mem{Base: at, Index: six, Scale: 2}, third)
 		ADDQ(six, third)
-		transform(func(k int, d reg.VecVirtual) { VMOVUPS(Mem{Base: tmp, Disp: 6 * s.bytes * k}, d) }, func(k int, d reg.VecVirtual) {
+		transform(func(k int, d reg.VecVirtual) { VMOVUPS(Mem{Base: tmp, Disp: 6 * s.bytes * k}, d) }, func(k int,
+			d reg.VecVirtual) {
 			m := []Mem{{Base: at}, {Base: at, Index: six, Scale: 1}, {Base: at, Index: six, Scale: 2},
 				{Base: third}, {Base: third, Index: six, Scale: 1}, {Base: third, Index: six, Scale: 2}}[k]
 			VMOVUPS(d, m)
@@ -224,7 +226,8 @@ func winogradOutput(s isa, nb int) {
 		fmt.Sprintf("tmp is %d bytes.", 24*s.bytes),
 	)
 	Pragma("noescape")
-	m, tmp, ys, n := Load(Param("m"), GP64()), Load(Param("tmp"), GP64()), Load(Param("ys"), GP64()), Load(Param("n"), GP64())
+	m, tmp, ys, n := Load(Param("m"), GP64()), Load(Param("tmp"), GP64()), Load(Param("ys"), GP64()), Load(Param("n"),
+		GP64())
 	c2, c4, c8 := s.constant(two), s.constant(four), s.constant(eight)
 	floor := s.vec()
 	broadcastParam("floor", floor)
@@ -279,7 +282,8 @@ func winogradOutput(s isa, nb int) {
 		MOVQ(Mem{Base: base, Index: row, Scale: 1}, y)
 		ADDQ(yoff, y)
 		var out [4]reg.VecVirtual
-		transform(func(k int, d reg.VecVirtual) { VMOVUPS(Mem{Base: tmp, Disp: s.bytes * k}, d) }, func(k int, d reg.VecVirtual) {
+		transform(func(k int, d reg.VecVirtual) { VMOVUPS(Mem{Base: tmp, Disp: s.bytes * k}, d) }, func(k int,
+			d reg.VecVirtual) {
 			VADDPS(bias, d, d)
 			VMAXPS(d, floor, d) // a NaN survives
 			out[k] = d
