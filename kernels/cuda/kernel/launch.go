@@ -150,10 +150,8 @@ func (k *Set) Linear(on *driver.Stream, grid, block [3]int, shared int, x0 drive
 }
 
 // NetInput launches net_input of network.cu.
-func (k *Set) NetInput(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr,
-	constants driver.Ptr, out driver.Ptr, H int, W int, chunks int) error {
-	return on.Launch(k.functions[9], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(out),
-		uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(chunks))))
+func (k *Set) NetInput(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr, constants driver.Ptr, out driver.Ptr, H int, W int, chunks int) error {
+	return on.Launch(k.functions[9], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(chunks))))
 }
 
 // NetHead1 launches net_head_1 of network.cu.
