@@ -1,7 +1,6 @@
 package kernels
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -544,94 +543,6 @@ type Program interface {
 	// channels] of the output. On a CPU samples run one after the other on the
 	// caller's thread. Target and Weight of b are not looked at.
 	Run(dst []float32, b *Batch) error
-}
-
-// SampleStep is one step of a Sampler, from the state x to the next: the network is
-// run on State·x, which is its input 0, and on Vector, and gives v. The next state is
-// Keep·x + Add·v.
-type SampleStep struct {
-	State     float32
-	Vector    []float32
-	Keep, Add float32
-}
-
-// Sampler is a Program that can do the whole of stabilized sampling on its device, so
-// that the state of the sampling does not travel at every step. Its graph has one
-// vector input, and an output of the shape of input 0.
-type Sampler interface {
-	Program
-
-	// SamplePair samples twice, from eps and from -eps, and writes the mean of the two
-	// last states to mean, and half their absolute difference to spread. The three
-	// are as the output for one sample, and may not overlap.
-	//
-	// b has a Count of 1 and all inputs but input 0 and the vector, for which it has
-	// nil. done, if not nil, is told on the caller's goroutine after each step, counted
-	// from 1, that both samples have taken it; an error that it returns ends the
-	// sampling and is returned as it is.
-	SamplePair(mean, spread, eps []float32, b *Batch, steps []SampleStep, done func(step int) error) error
-}
-
-// MaxSampleSteps is the most steps of a Sampler.
-const MaxSampleSteps = 1 << 12
-
-// SamplingVector returns the number of the vector input of a graph that a Sampler can run, or
-// why there can be none.
-func (g *Graph) SamplingVector() (int, error) {
-	vector := -1
-	var state *Node
-	for i := range g.Nodes {
-		switch n := &g.Nodes[i]; {
-		case n.Op != OpInput:
-		case n.Vector && vector < 0:
-			vector = n.K
-		case n.Vector:
-			return 0, errors.New("sample: the graph has several vector inputs, needed is one")
-		case n.K == 0:
-			state = n
-		}
-	}
-	out := g.Output()
-	if vector < 0 || state == nil || out.Channels != state.Channels || out.Down != state.Down || out.Turned != state.Turned || out.Vector {
-		return 0, errors.New("sample: the graph needs a vector input, and an output of the shape of input 0")
-	}
-	return vector, nil
-}
-
-// CheckSampling reports the first thing in a call of Sampler.SamplePair that does not fit g, and
-// returns the number of the vector input.
-func (g *Graph) CheckSampling(mean, spread, eps []float32, b *Batch, steps []SampleStep) (vector int, err error) {
-	if vector, err = g.SamplingVector(); err != nil {
-		return 0, err
-	}
-	switch {
-	case len(steps) < 1 || len(steps) > MaxSampleSteps:
-		return 0, &ShapeError{"sample", "number of steps", len(steps), MaxSampleSteps}
-	case b.Count != 1:
-		return 0, &ShapeError{"sample", "number of samples", b.Count, 1}
-	case len(b.Inputs) != g.Inputs():
-		return 0, &ShapeError{"sample", "number of inputs", len(b.Inputs), g.Inputs()}
-	case b.Inputs[0] != nil || b.Inputs[vector] != nil:
-		return 0, errors.New("sample: input 0 and the vector are not for the caller to give")
-	}
-	whole := *b
-	whole.Inputs = append([][]float32(nil), b.Inputs...)
-	whole.Inputs[0] = eps
-	for i := range steps {
-		whole.Inputs[vector] = steps[i].Vector
-		if err := g.Check(&whole, false); err != nil {
-			return 0, fmt.Errorf("sample step %d: %w", i+1, err)
-		}
-	}
-	for _, dst := range []struct {
-		what   string
-		values []float32
-	}{{"length of the mean", mean}, {"length of the spread", spread}} {
-		if len(dst.values) != len(eps) {
-			return 0, &ShapeError{"sample", dst.what, len(dst.values), len(eps)}
-		}
-	}
-	return vector, nil
 }
 
 // Trainer changes the parameters of a Graph. It is for one goroutine. One that holds

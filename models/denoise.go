@@ -3,14 +3,14 @@ package models
 import (
 	"context"
 	"fmt"
-	"github.com/diffdenoise/denoised/models/meter"
-	"github.com/diffdenoise/denoised/models/net"
 	"math"
 	"slices"
 	"sync"
 
 	"github.com/diffdenoise/denoised/internal/numeric"
 	"github.com/diffdenoise/denoised/models/gate"
+	"github.com/diffdenoise/denoised/models/meter"
+	"github.com/diffdenoise/denoised/models/net"
 	"github.com/diffdenoise/denoised/models/noise"
 )
 
@@ -97,13 +97,8 @@ func (m *Model) Denoise(ctx context.Context, img Image, o Options) (*Result, err
 	return m.denoise(ctx, img, o, by(m.Student()))
 }
 
-// forwarder is the network; net.Student is one.
-type forwarder interface {
-	Forward(dst, y, sigma []float32, told net.Told, width, height int) error
-}
-
 // by predicts with the fast network.
-func by(f forwarder) predictor {
+func by(f net.Forwarder) predictor {
 	return func(_ context.Context, p *predicted, n *normalized, told *meter.Reading) error {
 		if err := f.Forward(p.removed, n.y, told.Given, told.Told, n.w, n.h); err != nil {
 			return err

@@ -331,7 +331,7 @@ func BenchmarkDenoise512(b *testing.B) {
 	benchmarkDenoise(b, m.Student(), 1)
 }
 
-func benchmarkDenoise(b *testing.B, f forwarder, fill float64) {
+func benchmarkDenoise(b *testing.B, f net.Forwarder, fill float64) {
 	m, err := Default()
 	if err != nil {
 		b.Fatal(err)

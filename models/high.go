@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 
 	"github.com/diffdenoise/denoised/internal/numeric"
-	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/models/diffusion"
 	"github.com/diffdenoise/denoised/models/meter"
 	"github.com/diffdenoise/denoised/models/net"
@@ -53,7 +52,7 @@ func (m *Model) HasHigh() bool {
 //     as wide as the noise's correlation asks for, and the prediction is fused with
 //     the pixel (net.Posterior); a diffusion network, given the image, that prediction,
 //     the student's result and the noise, samples what is missing from the student's
-//     result to the image, as the mean of a stabilized pair (diffusion.SRDS), in several
+//     result to the image, as the mean of a stabilized pair (net.Teacher), in several
 //     positions of the image, which are averaged; on the grid of Denoise;
 //  4. to 7. as Denoise.
 //
@@ -70,31 +69,23 @@ func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, er
 	if o.Steps < 1 || o.Steps > diffusion.MaxSteps || o.Passes < 1 || o.Passes > maxPasses {
 		return nil, fmt.Errorf("denoise: %d steps and %d passes, allowed are 1 to %d and 1 to %d", o.Steps, o.Passes, diffusion.MaxSteps, maxPasses)
 	}
-	h := &high{HighOptions: o, student: m.Student()}
-	var err error
-	if _, h.blind, err = m.Graph(store.NetworkBSN); err != nil {
-		return nil, err
-	}
-	g, teacher, err := m.Graph(store.NetworkDiffusion)
+	_, blind, err := m.Graph(store.NetworkBSN)
 	if err != nil {
 		return nil, err
 	}
-	h.teacher = teacher
-	for i := range g.Nodes {
-		if n := &g.Nodes[i]; n.Op == kernels.OpInput && n.K == 1 {
-			h.condition = n.Channels
-		}
+	g, program, err := m.Graph(store.NetworkDiffusion)
+	if err != nil {
+		return nil, err
 	}
+	h := &high{HighOptions: o, teacher: net.NewTeacher(g, program, blind, m.Student())}
 	return m.denoise(ctx, img, Options{Strength: o.Strength, Series: o.Series}, h.predict)
 }
 
 // high is one call of High.
 type high struct {
 	HighOptions
-	student        *net.Student
-	blind, teacher kernels.Program
-	condition      int // channels that teacher is given
-	done, total    int
+	teacher     *net.Teacher
+	done, total int
 }
 
 // Images are cut into tiles that are done one after the other, so that memory does
@@ -110,7 +101,7 @@ const (
 func (h *high) predict(ctx context.Context, p *predicted, n *normalized, told *meter.Reading) error {
 	width, height := n.w, n.h
 	across, down := (width+tileSide-1)/tileSide, (height+tileSide-1)/tileSide
-	h.total = across * down * h.Passes * (1 + 2*h.Steps)
+	h.total = across * down * h.Passes * net.Runs(h.Steps)
 	p.uncertain = numeric.Grow(p.uncertain, width*height)
 	rng := rand.New(rand.NewPCG(h.Seed, pixelHash(n.y)))
 	for j := range down {
@@ -139,13 +130,15 @@ func (h *high) tile(ctx context.Context, p *predicted, n *normalized, told *mete
 	rng *rand.Rand) error {
 	width, height := n.w, n.h
 	tw, th := roundUp(w, 4)+2*margin, roundUp(ht, 4)+2*margin
-	y := extended(n.y, width, height, x0-margin, y0-margin, tw, th)
-	sigma := extended(told.Given, width, height, x0-margin, y0-margin, tw, th)
+	img := &net.Noisy{Width: tw, Height: th, Told: told.Told,
+		Pixels: extended(n.y, width, height, x0-margin, y0-margin, tw, th),
+		Sigma:  extended(told.Given, width, height, x0-margin, y0-margin, tw, th)}
+	img.HoleX, img.HoleY = told.Map.Correlation.Holes()
 	mean, spread := make([]float32, tw*th), make([]float32, tw*th)
 	for pass := range h.Passes {
 		// positions that keep the axes and such that exchange them take turns
 		turn := []int{0, 7, 1, 6, 2, 5, 3, 4}[pass]
-		if err := h.pass(ctx, mean, spread, y, sigma, told, turn, tw, th, rng); err != nil {
+		if err := h.pass(ctx, mean, spread, img, turn, rng); err != nil {
 			return err
 		}
 	}
@@ -165,113 +158,31 @@ func (h *high) tile(ctx context.Context, p *predicted, n *normalized, told *mete
 
 // pass adds the result in one position of the image to mean and the spread of its
 // pair to spread.
-func (h *high) pass(ctx context.Context, mean, spread, y, sigma []float32, told *meter.Reading, turn, w, ht int,
-	rng *rand.Rand) error {
-	n := w * ht
-	sx, sy := told.Map.Correlation.Holes()
-	lags := told.Told
-	tw, th := w, ht
-	if turn&4 == 4 {
-		sx, sy, lags, tw, th = sy, sx, lags.Turned(), ht, w
-	}
-	y, sigma = net.Turned(y, w, ht, turn), net.Turned(sigma, w, ht, turn)
+func (h *high) pass(ctx context.Context, mean, spread []float32, img *net.Noisy, turn int, rng *rand.Rand) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	blind, unit := make([]float32, n), make([]float32, n)
-	if err := h.blind.Run(blind, net.BSNBatch(y, 1, tw, th, sx, sy)); err != nil {
-		return fmt.Errorf("blind-spot network: %w", err)
-	}
-	h.reached(h.done + 1)
-	net.Unit(unit, sigma)
-	base, p := blind, &conditioned{high: h, w: tw, h: th, given: blind}
-	if h.condition != net.WrittenCondition {
-		net.Posterior(blind, y, blind, sigma, tw, th)
-		base, p.given = make([]float32, n), make([]float32, n*net.TeacherCondition)
-		if err := h.student.Forward(base, y, sigma, lags, tw, th); err != nil {
-			return fmt.Errorf("student: %w", err)
-		}
-		net.Condition(p.given, y, base, blind, sigma, lags[0], lags[1])
-	}
-	eps, plus, half := make([]float32, n), make([]float32, n), make([]float32, n)
+	eps := make([]float32, len(mean))
 	for i := range eps {
 		eps[i] = float32(rng.NormFloat64())
 	}
-	if err := p.sample(ctx, plus, half, eps); err != nil {
+	before := h.done
+	plus, half, err := h.teacher.Sample(img.Turned(turn), eps, h.Steps, func(runs int) error {
+		// A device that was lost on the way has begun anew, which does not count again.
+		h.done = max(h.done, before+runs)
+		if h.Progress != nil {
+			h.Progress(h.done, h.total)
+		}
+		return ctx.Err()
+	})
+	if err != nil {
 		return err
 	}
-	for i := range plus {
-		plus[i] = base[i] + unit[i]*plus[i]
-		half[i] *= unit[i]
-	}
-	plus, half = net.Unturned(plus, w, ht, turn), net.Unturned(half, w, ht, turn)
+	plus, half = net.Unturned(plus, img.Width, img.Height, turn), net.Unturned(half, img.Width, img.Height, turn)
 	for i := range mean {
 		mean[i] += plus[i]
 		spread[i] += half[i]
 	}
-	return nil
-}
-
-// reached tells how many calls of a network are done.
-func (h *high) reached(done int) {
-	h.done = done
-	if h.Progress != nil {
-		h.Progress(h.done, h.total)
-	}
-}
-
-// conditioned is the diffusion network with its condition.
-type conditioned struct {
-	*high
-	w, h  int
-	given []float32
-	state []float32
-	code  [net.TimeCode]float32
-}
-
-// sample does diffusion.SRDS, on the network's device if that can.
-func (p *conditioned) sample(ctx context.Context, mean, spread, eps []float32) error {
-	sampler, ok := p.teacher.(kernels.Sampler)
-	if !ok {
-		return diffusion.SRDS(ctx, p, mean, spread, eps, p.Steps)
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	var steps []kernels.SampleStep
-	for _, s := range diffusion.Steps(p.Steps) {
-		code := make([]float32, net.TimeCode)
-		net.EncodeTime(code, s.T)
-		// The state is given as StateInput has it.
-		steps = append(steps, kernels.SampleStep{State: float32(diffusion.Alpha(s.T)), Vector: code, Keep: float32(s.Keep), Add: float32(s.Add)})
-	}
-	before := p.done
-	b := &kernels.Batch{Count: 1, Height: p.h, Width: p.w, Inputs: [][]float32{nil, p.given, nil}}
-	err := sampler.SamplePair(mean, spread, eps, b, steps, func(step int) error {
-		// Each step is two calls. A device that was lost on the way has begun anew, which does not
-		// count again.
-		p.reached(max(p.done, before+2*step))
-		return ctx.Err()
-	})
-	if err != nil {
-		return fmt.Errorf("diffusion network: %w", err)
-	}
-	return nil
-}
-
-// Predict implements diffusion.Predictor.
-func (p *conditioned) Predict(ctx context.Context, v, x []float32, t float64) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	net.EncodeTime(p.code[:], t)
-	p.state = numeric.Grow(p.state, len(x))
-	net.StateInput(p.state, x, t)
-	err := p.teacher.Run(v, &kernels.Batch{Count: 1, Height: p.h, Width: p.w, Inputs: [][]float32{p.state, p.given, p.code[:]}})
-	if err != nil {
-		return fmt.Errorf("diffusion network: %w", err)
-	}
-	p.reached(p.done + 1)
 	return nil
 }
 

@@ -75,9 +75,9 @@ func (s *sampling) Compile(g *kernels.Graph, params [][]float32) (kernels.Progra
 	return samplingProgram{p, s}, err
 }
 
-func (p samplingProgram) SamplePair(mean, spread, eps []float32, b *kernels.Batch, steps []kernels.SampleStep, done func(step int) error) error {
+func (p samplingProgram) SamplePair(mean, spread, eps []float32, b *kernels.Batch, steps []kernels.SampleStep, done func(runs int) error) error {
 	if p.on.calls++; p.on.calls == 1 {
-		if err := done(1); err != nil {
+		if err := done(2); err != nil {
 			return err
 		}
 	}
@@ -98,7 +98,7 @@ func (p samplingProgram) SamplePair(mean, spread, eps []float32, b *kernels.Batc
 				x[i] = s.Keep*x[i] + s.Add*v[i]
 			}
 		}
-		if err := done(k + 1); err != nil {
+		if err := done(2 * (k + 1)); err != nil {
 			return err
 		}
 	}

@@ -18,7 +18,6 @@ import (
 	"github.com/diffdenoise/denoised/kernels/cuda"
 	"github.com/diffdenoise/denoised/kernels/cuda/driver"
 	"github.com/diffdenoise/denoised/models"
-	"github.com/diffdenoise/denoised/models/diffusion"
 	"github.com/diffdenoise/denoised/models/net"
 	"github.com/diffdenoise/denoised/models/store"
 )
@@ -216,12 +215,7 @@ func (o *gpuBench) sample(ctx context.Context, g *kernels.Graph, p kernels.Progr
 			b.Inputs[n.K] = nil
 		}
 	}
-	var steps []kernels.SampleStep
-	for _, d := range diffusion.Steps(o.steps) {
-		code := make([]float32, net.TimeCode)
-		net.EncodeTime(code, d.T)
-		steps = append(steps, kernels.SampleStep{State: float32(diffusion.Alpha(d.T)), Vector: code, Keep: float32(d.Keep), Add: float32(d.Add)})
-	}
+	steps := net.SampleSteps(o.steps)
 	mean, spread := make([]float32, len(eps)), make([]float32, len(eps))
 	var times []time.Duration
 	for range max(o.rounds, 2) {

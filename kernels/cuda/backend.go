@@ -42,7 +42,7 @@ type owned interface{ free() error }
 
 var _ kernels.GraphBackend = (*Backend)(nil)
 
-// Open makes the device of an ordinal ready, 0 to one below driver.Count. driver.Available says why
+// Open makes the device of an ordinal ready, counted from 0. driver.Available says why
 // there is none.
 func Open(ordinal int, o Options) (*Backend, error) {
 	d, err := driver.Open(ordinal, o.Block)

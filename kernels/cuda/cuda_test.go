@@ -719,6 +719,17 @@ func TestHalf(t *testing.T) {
 	}
 }
 
+// fromHalf is exact.
+func fromHalf(h uint16) float32 {
+	bits := uint32(h&0x7fff) << 13
+	if h&0x7c00 == 0x7c00 {
+		bits |= 0x7f800000
+	} else {
+		bits = math.Float32bits(math.Float32frombits(bits) * 0x1p112)
+	}
+	return math.Float32frombits(bits | uint32(h&0x8000)<<16)
+}
+
 func TestFinite(t *testing.T) {
 	inf := float32(math.Inf(1))
 	for f, want := range map[float32]bool{0: true, -1: true, math.MaxFloat32: true, -math.MaxFloat32: true, math.SmallestNonzeroFloat32: true,

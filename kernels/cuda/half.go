@@ -53,14 +53,3 @@ func finite(v []float32) bool {
 	}
 	return bits>>31 == 0
 }
-
-// fromHalf is exact.
-func fromHalf(h uint16) float32 {
-	bits := uint32(h&0x7fff) << 13
-	if h&0x7c00 == 0x7c00 {
-		bits |= 0x7f800000
-	} else {
-		bits = math.Float32bits(math.Float32frombits(bits) * 0x1p112)
-	}
-	return math.Float32frombits(bits | uint32(h&0x8000)<<16)
-}

@@ -15,7 +15,8 @@ var _ kernels.Sampler = (*program)(nil)
 
 // SamplePair implements kernels.Sampler. While done waits, for whom it may, others that lack the memory
 // of this pair are told so. Of numbers beyond the largest half it says what Run says.
-func (p *program) SamplePair(mean, spread, eps []float32, b *kernels.Batch, steps []kernels.SampleStep, done func(step int) error) error {
+func (p *program) SamplePair(mean, spread, eps []float32, b *kernels.Batch, steps []kernels.SampleStep,
+	done func(runs int) error) error {
 	const op = "sample"
 	vector, err := p.CheckSampling(mean, spread, eps, b, steps)
 	if err != nil {
@@ -61,7 +62,7 @@ func (p *program) SamplePair(mean, spread, eps []float32, b *kernels.Batch, step
 		if done == nil {
 			continue
 		}
-		if err := p.b.pool.pause(func() error { return done(i + 1) }); err != nil {
+		if err := p.b.pool.pause(func() error { return done(2 * (i + 1)) }); err != nil {
 			return err
 		}
 	}

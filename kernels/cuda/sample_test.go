@@ -96,7 +96,7 @@ func TestSamplePair(t *testing.T) {
 			eps, steps := numbers(rng, h*w), sampleSteps(n)
 			wantMean, wantSpread := stepByStep(t, p, eps, batch, steps)
 			var told []int
-			err := p.SamplePair(mean, spread, eps, batch, steps, func(step int) error { told = append(told, step); return nil })
+			err := p.SamplePair(mean, spread, eps, batch, steps, func(runs int) error { told = append(told, runs); return nil })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -107,8 +107,8 @@ func TestSamplePair(t *testing.T) {
 			if e := distance(spread, wantSpread); !(e < 1e-3) {
 				t.Errorf("%d steps: spread is off by %g", n, e)
 			}
-			if want := []int{1, 2, 3, 4}[:n]; !slices.Equal(told, want) {
-				t.Errorf("told of steps %v, want %v", told, want)
+			if want := []int{2, 4, 6, 8}[:n]; !slices.Equal(told, want) {
+				t.Errorf("told of runs %v, want %v", told, want)
 			}
 		}
 		rng = rand.New(rand.NewPCG(1, 2))
@@ -146,13 +146,13 @@ func TestPausedSampling(t *testing.T) {
 	img := newImage(1, 30, 30)
 	mean, spread, eps := make([]float32, h*w), make([]float32, h*w), numbers(rand.New(rand.NewPCG(1, 2)), h*w)
 	forward := make(chan error)
-	err = p.SamplePair(mean, spread, eps, batch, sampleSteps(2), func(step int) error {
+	err = p.SamplePair(mean, spread, eps, batch, sampleSteps(2), func(runs int) error {
 		go func() {
 			_, err := img.forward(n)
 			forward <- err
 		}()
 		if err := <-forward; !errors.Is(err, kernels.ErrMemory) {
-			t.Errorf("step %d: %v", step, err)
+			t.Errorf("run %d: %v", runs, err)
 		}
 		return nil
 	})

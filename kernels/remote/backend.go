@@ -265,9 +265,9 @@ func (p *remoteProgram) Run(dst []float32, b *kernels.Batch) error {
 	return p.local.Run(dst, b)
 }
 
-// SamplePair implements kernels.Sampler. If the worker is lost on the way, sampling begins anew,
-// and done is told of the first steps again.
-func (p *remoteProgram) SamplePair(mean, spread, eps []float32, b *kernels.Batch, steps []kernels.SampleStep, done func(step int) error) error {
+// SamplePair implements kernels.Sampler. If the worker is lost on the way, sampling begins anew.
+func (p *remoteProgram) SamplePair(mean, spread, eps []float32, b *kernels.Batch, steps []kernels.SampleStep,
+	done func(runs int) error) error {
 	if _, err := p.graph.CheckSampling(mean, spread, eps, b, steps); err != nil {
 		return err
 	}
@@ -291,5 +291,5 @@ func (p *remoteProgram) SamplePair(mean, spread, eps []float32, b *kernels.Batch
 			return err
 		}
 	}
-	return samplePair(p.local, mean, spread, eps, b, steps, done)
+	return kernels.SamplePair(p.local, mean, spread, eps, b, steps, done)
 }

@@ -219,7 +219,7 @@ func (p *pairInput) written(t *testing.T, program kernels.Program) (mean, spread
 }
 
 // TestPair: sampling of a pair is what its definition says, on the worker and on the fallback; its
-// steps are told and can be waited at, and their error ends it.
+// runs are told and can be waited at, and their error ends it.
 func TestPair(t *testing.T) {
 	local := fallback(t)
 	g := pairGraph()
@@ -240,28 +240,28 @@ func TestPair(t *testing.T) {
 			sampler := program.(kernels.Sampler)
 			mean, spread := make([]float32, len(in.eps)), make([]float32, len(in.eps))
 			var told []int
-			if err := sampler.SamplePair(mean, spread, in.eps, in.batch, in.steps, func(step int) error { told = append(told, step); return nil }); err != nil {
+			if err := sampler.SamplePair(mean, spread, in.eps, in.batch, in.steps, func(runs int) error { told = append(told, runs); return nil }); err != nil {
 				t.Fatal(err)
 			}
 			if err := errors.Join(same(mean, wantMean), same(spread, wantSpread)); err != nil {
 				t.Error(err)
 			}
-			if !slices.Equal(told, []int{1, 2, 3, 4}) {
-				t.Errorf("told of steps %v", told)
+			if !slices.Equal(told, []int{1, 2, 3, 4, 5, 6, 7, 8}) {
+				t.Errorf("told of runs %v", told)
 			}
 			if err := sampler.SamplePair(mean, spread, in.eps, in.batch, in.steps, nil); err != nil {
-				t.Errorf("without a word after each step: %v", err)
+				t.Errorf("without a word after each run: %v", err)
 			}
 			enough := errors.New("enough")
 			calls := 0
-			err = sampler.SamplePair(mean, spread, in.eps, in.batch, in.steps, func(step int) error {
-				if calls++; step == 2 {
+			err = sampler.SamplePair(mean, spread, in.eps, in.batch, in.steps, func(runs int) error {
+				if calls++; runs == 2 {
 					return enough
 				}
 				return nil
 			})
 			if !errors.Is(err, enough) || calls != 2 {
-				t.Errorf("called off after %d steps: %v", calls, err)
+				t.Errorf("called off after %d runs: %v", calls, err)
 			}
 			for what, change := range map[string]func(p *pairInput){
 				"no steps":         func(p *pairInput) { p.steps = nil },

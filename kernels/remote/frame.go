@@ -12,7 +12,7 @@ import (
 )
 
 // protocol is the version of the frames. Both ends must have the same.
-const protocol = 1
+const protocol = 2
 
 // kind is what a frame says.
 type kind uint8

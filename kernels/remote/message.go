@@ -63,9 +63,9 @@ func (f *failure) Error() string { return f.Text }
 // Unwrap returns the error of package kernels that it wrapped, if it did.
 func (f *failure) Unwrap() error { return codes[f.Code] }
 
-// progress says that a step of a pair is done.
+// progress says how many runs of the network a pair has had.
 type progress struct {
-	Step int `json:"step"`
+	Runs int `json:"runs"`
 }
 
 // proceed answers a progress.

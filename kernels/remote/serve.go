@@ -389,8 +389,8 @@ func (s *server) pair(r io.Reader, h *head) error {
 		if _, err := n.graph.CheckSampling(mean, spread, eps, b, steps); err != nil {
 			return nil, err
 		}
-		return [][]float32{dst}, samplePair(n.program, mean, spread, eps, b, steps, func(step int) error {
-			if err := s.out.send(kindProgress, h.id, progress{step}); err != nil {
+		return [][]float32{dst}, kernels.SamplePair(n.program, mean, spread, eps, b, steps, func(runs int) error {
+			if err := s.out.send(kindProgress, h.id, progress{runs}); err != nil {
 				return err
 			}
 			select {

@@ -43,10 +43,10 @@ type session struct {
 
 // call is a request in hand.
 type call struct {
-	payload *buffer // of the result; nil: there is none
-	want    int     // floats of it
-	header  any     // of the result; nil: there is none
-	steps   chan int
+	payload *buffer  // of the result; nil: there is none
+	want    int      // floats of it
+	header  any      // of the result; nil: there is none
+	runs    chan int // told of a pair; nil: of none
 	done    chan error
 }
 
@@ -179,7 +179,7 @@ func (s *session) frame() error {
 			return err
 		}
 		select {
-		case c.steps <- p.Step:
+		case c.runs <- p.Runs:
 			return nil
 		default: // also where none is expected
 			return broken("progress that was not waited for")
@@ -228,8 +228,8 @@ type request struct {
 	answer  any // header of the result
 	// flop is the work in it, for the time that it may take.
 	flop float64
-	// done is called after each step of a pair.
-	done func(step int) error
+	// done is that of kernels.SamplePair.
+	done func(runs int) error
 }
 
 // String names the request for errors.
@@ -262,7 +262,7 @@ func (s *session) ask(r *request, patience func(flop float64) time.Duration) (*b
 		c.payload = buffers.Get().(*buffer)
 	}
 	if r.done != nil {
-		c.steps = make(chan int, 1)
+		c.runs = make(chan int, 1)
 	}
 	s.mu.Lock()
 	if s.why != nil {
@@ -296,12 +296,12 @@ func (s *session) ask(r *request, patience func(flop float64) time.Duration) (*b
 	var stopped error
 	for {
 		select {
-		case step := <-c.steps:
+		case runs := <-c.runs:
 			if !late.Stop() {
 				continue // too late
 			}
 			if stopped == nil {
-				stopped = r.done(step)
+				stopped = r.done(runs)
 			}
 			late.Reset(limit)
 			if err := s.out.send(kindProceed, id, proceed{Stop: stopped != nil}); err != nil {

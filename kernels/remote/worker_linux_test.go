@@ -82,8 +82,8 @@ func TestKillPair(t *testing.T) {
 	pid := waitReady(t, w).PID
 	var told []int
 	mean, spread := make([]float32, len(in.eps)), make([]float32, len(in.eps))
-	err = program.(kernels.Sampler).SamplePair(mean, spread, in.eps, in.batch, in.steps, func(step int) error {
-		told = append(told, step)
+	err = program.(kernels.Sampler).SamplePair(mean, spread, in.eps, in.batch, in.steps, func(runs int) error {
+		told = append(told, runs)
 		if len(told) == 3 {
 			return syscall.Kill(pid, syscall.SIGKILL)
 		}
@@ -95,8 +95,8 @@ func TestKillPair(t *testing.T) {
 	if err := errors.Join(same(mean, wantMean), same(spread, wantSpread)); err != nil {
 		t.Error(err)
 	}
-	if !slices.Equal(told, []int{1, 2, 3, 1, 2, 3, 4, 5}) {
-		t.Errorf("told of steps %v", told)
+	if !slices.Equal(told, []int{1, 2, 3, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}) {
+		t.Errorf("told of runs %v", told)
 	}
 	if s := w.Status(); s.Lost != 1 || s.Served != 1 || s.FellBack != 0 || s.Starts != 2 {
 		t.Errorf("%+v", s)

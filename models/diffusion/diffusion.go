@@ -1,6 +1,5 @@
-// Package diffusion samples from a conditional diffusion model and knows nothing of
-// its network but [Predictor]. Randomness is passed in: equal noise gives equal
-// samples, bit for bit.
+// Package diffusion is the arithmetic of a diffusion model, without its network: the schedule, and
+// the steps of sampling that kernels.SamplePair takes.
 //
 // The schedule is the cosine one with time from 0 (the image) to 1 (noise alone):
 //
@@ -11,18 +10,7 @@
 // 2022, arXiv 2202.00512), which says something at every t; at t = 1 it is −x_0.
 package diffusion
 
-import (
-	"context"
-	"fmt"
-	"math"
-)
-
-// Predictor is a conditional diffusion network with its condition.
-type Predictor interface {
-	// Predict writes v for the state x at the time t, 0 to 1, to v. It keeps
-	// neither slice. It is called by one goroutine.
-	Predict(ctx context.Context, v, x []float32, t float64) error
-}
+import "math"
 
 // Alpha returns the share of the image in the state at time t.
 func Alpha(t float64) float64 {
@@ -46,85 +34,27 @@ func Diffuse(x, v, x0, eps []float32, t float64) {
 	}
 }
 
-// Times returns the trailing grid of a number of steps: 1, 1−1/steps, …, 1/steps.
-// It starts where the noise is pure (arXiv 2305.08891, section 3.3).
-func Times(steps int) []float64 {
-	t := make([]float64, steps)
-	for i := range t {
-		t[i] = 1 - float64(i)/float64(steps)
-	}
-	return t
-}
-
-// MaxSteps is the most steps of Sample.
+// MaxSteps is the most steps of sampling.
 const MaxSteps = 1000
 
-// Sample turns the noise x, of variance 1, into a sample by deterministic DDIM
-// steps (Song, Meng, Ermon 2021, equation 12 with η = 0). Nothing is clipped, so the
-// result is an odd function of x about the mean as far as the network is.
-func Sample(ctx context.Context, p Predictor, x []float32, steps int) error {
-	if steps < 1 || steps > MaxSteps {
-		return fmt.Errorf("sample: %d steps, allowed are 1 to %d", steps, MaxSteps)
-	}
-	v := make([]float32, len(x))
-	times := Times(steps)
-	for i, t := range times {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		next := 0.0
-		if i+1 < len(times) {
-			next = times[i+1]
-		}
-		if err := p.Predict(ctx, v, x, t); err != nil {
-			return fmt.Errorf("sample step %d of %d: %w", i+1, steps, err)
-		}
-		a, s := float32(Alpha(t)), float32(Sigma(t))
-		na, ns := float32(Alpha(next)), float32(Sigma(next))
-		for k, state := range x {
-			image, eps := a*state-s*v[k], s*state+a*v[k]
-			x[k] = na*image + ns*eps
-		}
-	}
-	return nil
-}
-
-// Step is a step of Sample from the time T, as x = Keep·x + Add·v.
+// Step is a step of sampling from the time T: the state x becomes Keep·x + Add·v.
 type Step struct{ T, Keep, Add float64 }
 
-// Steps returns the steps of Sample, for who computes them where the network is.
+// Steps returns the deterministic DDIM steps (Song, Meng, Ermon 2021, equation 12 with η = 0) that
+// turn noise of variance 1 into a sample. They start on the trailing grid of times: 1, 1−1/steps, …,
+// 1/steps, the first where the noise is pure (arXiv 2305.08891, section 3.3). Nothing is clipped, so
+// the sample is an odd function of the noise about the mean as far as the network is.
 func Steps(steps int) []Step {
-	times := append(Times(steps), 0)
 	list := make([]Step, steps)
 	for i := range list {
-		a, s := Alpha(times[i]), Sigma(times[i])
-		na, ns := Alpha(times[i+1]), Sigma(times[i+1])
+		t, next := 1-float64(i)/float64(steps), 0.0
+		if i+1 < steps {
+			next = 1 - float64(i+1)/float64(steps)
+		}
+		a, s := Alpha(t), Sigma(t)
+		na, ns := Alpha(next), Sigma(next)
 		// With image = a·x − s·v and eps = s·x + a·v, the next state is na·image + ns·eps.
-		list[i] = Step{times[i], na*a + ns*s, ns*a - na*s}
+		list[i] = Step{t, na*a + ns*s, ns*a - na*s}
 	}
 	return list
-}
-
-// SRDS is stabilized reverse diffusion sampling (arXiv 2504.00264): mean is the mean
-// of the samples that start at +eps and −eps, and spread half their absolute
-// difference, what the model leaves open at every pixel. For a distribution that is
-// symmetric about its mean the former is that mean whatever the number of steps.
-// mean and spread may not overlap eps.
-func SRDS(ctx context.Context, p Predictor, mean, spread, eps []float32, steps int) error {
-	copy(mean, eps)
-	if err := Sample(ctx, p, mean, steps); err != nil {
-		return err
-	}
-	for i, e := range eps {
-		spread[i] = -e
-	}
-	if err := Sample(ctx, p, spread, steps); err != nil {
-		return err
-	}
-	for i, plus := range mean {
-		minus := spread[i]
-		mean[i] = (plus + minus) / 2
-		spread[i] = float32(math.Abs(float64(plus-minus))) / 2
-	}
-	return nil
 }

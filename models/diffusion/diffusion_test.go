@@ -1,33 +1,74 @@
 package diffusion_test
 
 import (
-	"context"
-	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
+	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/models/diffusion"
 )
 
-// gaussian predicts exactly for values that are normal with a mean and a standard
-// deviation, independent of each other.
-type gaussian struct {
-	mean, sd float64
-	calls    int
+// model is a diffusion network without weights: it predicts v for a state at the time t. Its vector
+// input is the time, and its state is given as it is.
+type model func(v, x []float32, t float64)
+
+// Run implements kernels.Program.
+func (m model) Run(dst []float32, b *kernels.Batch) error {
+	m(dst, b.Inputs[0], float64(b.Inputs[1][0]))
+	return nil
 }
 
-func (g *gaussian) Predict(_ context.Context, v, x []float32, t float64) error {
-	g.calls++
-	a, s := diffusion.Alpha(t), diffusion.Sigma(t)
-	for i, state := range x {
-		d := float64(state) - a*g.mean
-		total := a*a*g.sd*g.sd + s*s
-		image := g.mean + a*g.sd*g.sd/total*d
-		eps := s / total * d
-		v[i] = float32(a*eps - s*image)
+// steps returns diffusion.Steps for a model.
+func steps(n int) []kernels.SampleStep {
+	var list []kernels.SampleStep
+	for _, s := range diffusion.Steps(n) {
+		list = append(list, kernels.SampleStep{State: 1, Vector: []float32{float32(s.T)}, Keep: float32(s.Keep),
+			Add: float32(s.Add)})
 	}
-	return nil
+	return list
+}
+
+// pair samples from eps and from -eps.
+func pair(t *testing.T, p kernels.Program, eps []float32, n int) (mean, spread []float32) {
+	t.Helper()
+	mean, spread = make([]float32, len(eps)), make([]float32, len(eps))
+	b := &kernels.Batch{Count: 1, Height: 1, Width: len(eps), Inputs: [][]float32{nil, nil}}
+	if err := kernels.SamplePair(p, mean, spread, eps, b, steps(n), nil); err != nil {
+		t.Fatal(err)
+	}
+	return mean, spread
+}
+
+// sample samples from eps alone, by the equation of DDIM as it is written.
+func sample(m model, eps []float32, n int) []float32 {
+	x, v := slices.Clone(eps), make([]float32, len(eps))
+	for i := range n {
+		t, next := 1-float64(i)/float64(n), 1-float64(i+1)/float64(n)
+		m(v, x, float64(float32(t)))
+		a, s, na, ns := diffusion.Alpha(t), diffusion.Sigma(t), diffusion.Alpha(next), diffusion.Sigma(next)
+		for k, state := range x {
+			image, noise := a*float64(state)-s*float64(v[k]), s*float64(state)+a*float64(v[k])
+			x[k] = float32(na*image + ns*noise)
+		}
+	}
+	return x
+}
+
+// gaussian predicts exactly for values that are normal with a mean and a standard
+// deviation, independent of each other.
+func gaussian(mean, sd float64) model {
+	return func(v, x []float32, t float64) {
+		a, s := diffusion.Alpha(t), diffusion.Sigma(t)
+		for i, state := range x {
+			d := float64(state) - a*mean
+			total := a*a*sd*sd + s*s
+			image := mean + a*sd*sd/total*d
+			eps := s / total * d
+			v[i] = float32(a*eps - s*image)
+		}
+	}
 }
 
 func noise(n int, seed uint64) []float32 {
@@ -55,11 +96,7 @@ func moments(x []float32) (mean, sd float64) {
 func TestSampleContracts(t *testing.T) {
 	last := -1.0
 	for _, steps := range []int{1, 2, 4, 20, 1000} {
-		x := noise(20000, 3)
-		if err := diffusion.Sample(t.Context(), &gaussian{mean: 0.7, sd: 0.5}, x, steps); err != nil {
-			t.Fatal(err)
-		}
-		mean, sd := moments(x)
+		mean, sd := moments(sample(gaussian(0.7, 0.5), noise(20000, 3), steps))
 		if math.Abs(mean-0.7) > 0.02 {
 			t.Errorf("%d steps: mean %.3f, want 0.7", steps, mean)
 		}
@@ -80,18 +117,14 @@ func TestSampleContracts(t *testing.T) {
 // number of steps, and half the difference is what a sample is off by.
 func TestSRDSMean(t *testing.T) {
 	for _, steps := range []int{1, 3, 10} {
-		eps := noise(1000, 5)
-		mean, spread, one := make([]float32, 1000), make([]float32, 1000), append([]float32(nil), eps...)
-		g := &gaussian{mean: -1.5, sd: 0.8}
-		if err := diffusion.SRDS(t.Context(), g, mean, spread, eps, steps); err != nil {
-			t.Fatal(err)
+		eps, calls := noise(1000, 5), 0
+		g := gaussian(-1.5, 0.8)
+		counted := model(func(v, x []float32, t float64) { calls++; g(v, x, t) })
+		mean, spread := pair(t, counted, eps, steps)
+		if calls != 2*steps {
+			t.Errorf("%d steps: %d calls of the network, want %d", steps, calls, 2*steps)
 		}
-		if g.calls != 2*steps {
-			t.Errorf("%d steps: %d calls of the network, want %d", steps, g.calls, 2*steps)
-		}
-		if err := diffusion.Sample(t.Context(), g, one, steps); err != nil {
-			t.Fatal(err)
-		}
+		one := sample(g, eps, steps)
 		for i := range mean {
 			if math.Abs(float64(mean[i])+1.5) > 1e-5 {
 				t.Fatalf("%d steps: mean %g, want -1.5", steps, mean[i])
@@ -106,7 +139,7 @@ func TestSRDSMean(t *testing.T) {
 // skewed predicts for a mixture of two values, p of which are high.
 type skewed struct{ p, low, high float64 }
 
-func (m skewed) Predict(_ context.Context, v, x []float32, t float64) error {
+func (m skewed) predict(v, x []float32, t float64) {
 	a, s := diffusion.Alpha(t), diffusion.Sigma(t)
 	const width = 0.5
 	for i, state := range x {
@@ -125,32 +158,23 @@ func (m skewed) Predict(_ context.Context, v, x []float32, t float64) error {
 		}
 		v[i] = float32(a*eps - s*image)
 	}
-	return nil
 }
 
 // TestSRDSVariance: even for a skewed distribution the pair
 // varies less than two independent samples do.
 func TestSRDSVariance(t *testing.T) {
 	const n, steps = 4000, 10
-	m := skewed{p: 0.35, low: 0, high: 2}
+	m := model(skewed{p: 0.35, low: 0, high: 2}.predict)
 	eps, other := noise(n, 7), noise(n, 8)
-	mean, spread := make([]float32, n), make([]float32, n)
-	if err := diffusion.SRDS(t.Context(), m, mean, spread, eps, steps); err != nil {
-		t.Fatal(err)
-	}
-	one, two := append([]float32(nil), eps...), append([]float32(nil), other...)
-	for _, x := range [][]float32{one, two} {
-		if err := diffusion.Sample(t.Context(), m, x, steps); err != nil {
-			t.Fatal(err)
-		}
-	}
+	mean, _ := pair(t, m, eps, steps)
+	one, two := sample(m, eps, steps), sample(m, other, steps)
 	for i := range one {
 		one[i] = (one[i] + two[i]) / 2
 	}
-	_, pair := moments(mean)
+	_, paired := moments(mean)
 	_, independent := moments(one)
-	if !(pair*pair < 0.42*independent*independent) {
-		t.Errorf("variance of the pair is %.3f of that of two independent samples, want below 0.42", pair*pair/(independent*independent))
+	if !(paired*paired < 0.42*independent*independent) {
+		t.Errorf("variance of the pair is %.3f of that of two independent samples, want below 0.42", paired*paired/(independent*independent))
 	}
 }
 
@@ -176,57 +200,26 @@ func TestDiffuse(t *testing.T) {
 	}
 }
 
-// TestSteps: the steps as factors are those of Sample.
+// TestSteps: the steps as factors are the equation.
 func TestSteps(t *testing.T) {
-	for _, steps := range []int{1, 2, 3, 10, 100} {
-		m := skewed{p: 0.35, low: 0, high: 2}
-		want, x := noise(500, 9), noise(500, 9)
-		if err := diffusion.Sample(t.Context(), m, want, steps); err != nil {
-			t.Fatal(err)
-		}
-		v := make([]float32, len(x))
-		list := diffusion.Steps(steps)
-		if len(list) != steps || list[0].T != 1 {
-			t.Fatalf("%d steps: %+v", steps, list)
+	for _, n := range []int{1, 2, 3, 10, 100} {
+		m := model(skewed{p: 0.35, low: 0, high: 2}.predict)
+		x := noise(500, 9)
+		want, v := sample(m, x, n), make([]float32, len(x))
+		list := steps(n)
+		if len(list) != n || list[0].Vector[0] != 1 {
+			t.Fatalf("%d steps: %+v", n, list)
 		}
 		for _, s := range list {
-			if err := m.Predict(t.Context(), v, x, s.T); err != nil {
-				t.Fatal(err)
-			}
+			m(v, x, float64(s.Vector[0]))
 			for i := range x {
-				x[i] = float32(s.Keep)*x[i] + float32(s.Add)*v[i]
+				x[i] = s.Keep*x[i] + s.Add*v[i]
 			}
 		}
 		for i := range x {
 			if math.Abs(float64(x[i]-want[i])) > 1e-4 {
-				t.Fatalf("%d steps: value %d is %g, want %g", steps, i, x[i], want[i])
+				t.Fatalf("%d steps: value %d is %g, want %g", n, i, x[i], want[i])
 			}
 		}
-	}
-}
-
-type failing struct{ after int }
-
-func (f *failing) Predict(context.Context, []float32, []float32, float64) error {
-	if f.after--; f.after < 0 {
-		return errors.New("out of order")
-	}
-	return nil
-}
-
-func TestSampleErrors(t *testing.T) {
-	x := make([]float32, 4)
-	if err := diffusion.Sample(t.Context(), &failing{2}, x, 4); err == nil {
-		t.Error("the network's error was lost")
-	}
-	for _, steps := range []int{0, -1, diffusion.MaxSteps + 1} {
-		if err := diffusion.Sample(t.Context(), &failing{1 << 30}, x, steps); err == nil {
-			t.Errorf("%d steps passed", steps)
-		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := diffusion.SRDS(ctx, &failing{1 << 30}, x, make([]float32, 4), make([]float32, 4), 3); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
 	}
 }

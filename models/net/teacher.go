@@ -6,7 +6,6 @@ import (
 
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/models/diffusion"
-	"github.com/diffdenoise/denoised/models/noise"
 )
 
 // TeacherConfig is the size of a diffusion network.
@@ -108,56 +107,3 @@ const (
 	// image around it.
 	WrittenCondition = 1
 )
-
-// Condition writes what the network is given beside the state, [pixels,
-// TeacherCondition]: the noisy image, the base that the result is counted from, which
-// is what the student makes of it, the blind-spot prediction fused with the pixel
-// (Posterior), the noise map and the correlation of the noise along x and y. As
-// written (WrittenCondition), the blind-spot prediction is base and condition.
-func Condition(dst, y, base, fused, sigma []float32, rhoX, rhoY float32) {
-	for i, v := range y {
-		p := dst[i*TeacherCondition:][:TeacherCondition]
-		p[0], p[1], p[2], p[3], p[4], p[5] = v, base[i], fused[i], kernels.SigmaScale*sigma[i], rhoX, rhoY
-	}
-}
-
-// Unit writes the standard deviation in which the diffusion is counted: that of the
-// noise, but never less than a small share of its mean, so that noise-free places do
-// not blow up.
-func Unit(dst, sigma []float32) {
-	sum := 0.0
-	for _, s := range sigma {
-		sum += float64(s)
-	}
-	least := max(float32(0.2*sum/float64(max(len(sigma), 1))), 0.2/255)
-	for i, s := range sigma {
-		dst[i] = max(s, least)
-	}
-}
-
-// posteriorWindow is half the window of Posterior: 9×9 pixels.
-const posteriorWindow = 4
-
-// Posterior fuses what a blind-spot network predicts for a pixel with the pixel
-// itself, as the mean of two normal distributions (Laine et al. 2019, section 3):
-//
-//	(blind·σ² + y·v) / (v + σ²)   with v = mean of (y − blind)² over 9×9 − σ², at least 0
-//
-// where v is how far the prediction is off the image. All are w×h.
-func Posterior(dst, y, blind, sigma []float32, w, h int) {
-	off := make([]float32, len(y))
-	for i, v := range y {
-		d := v - blind[i]
-		off[i] = d * d
-	}
-	noise.Means(off, off, make([]float32, len(off)), make([]float64, w), w, h, posteriorWindow)
-	for i, v := range y {
-		variance := sigma[i] * sigma[i]
-		model := max(off[i]-variance, 0)
-		if variance == 0 {
-			dst[i] = v
-			continue
-		}
-		dst[i] = (blind[i]*variance + v*model) / (model + variance)
-	}
-}

@@ -1,10 +1,6 @@
 package noise
 
-import (
-	"math"
-
-	"github.com/diffdenoise/denoised/internal/numeric"
-)
+import "github.com/diffdenoise/denoised/internal/numeric"
 
 // maxSeriesBlocks bounds the memory of a Series: 4 MB.
 const maxSeriesBlocks = 1 << 14
@@ -32,30 +28,6 @@ func (s *Series) Add(img []float32, w, h int, skip []bool) error {
 		img = b.without(img, skip)
 	}
 	b.flatBlocks(img, w, h)
-	s.keep(b.blocks)
-	return nil
-}
-
-// AddPair takes in two repetitions of one slice. What differs between them is
-// noise, anatomy or not, and motion.
-func (s *Series) AddPair(first, second []float32, w, h int, skip []bool) error {
-	if err := check(first, w, h, skip); err != nil {
-		return err
-	}
-	if err := check(second, w, h, skip); err != nil {
-		return err
-	}
-	b := pool.Get().(*buffers)
-	defer pool.Put(b)
-	b.blank = numeric.Grow(b.blank, w*h)
-	outside(b.blank, first, w, h, skip)
-	d := make([]float32, w*h)
-	for i, v := range first {
-		if !b.blank[i] {
-			d[i] = (v - second[i]) * math.Sqrt2 / 2
-		}
-	}
-	b.flatBlocks(d, w, h)
 	s.keep(b.blocks)
 	return nil
 }

@@ -1,7 +1,6 @@
 package train
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"github.com/diffdenoise/denoised/models/net"
@@ -408,17 +407,15 @@ func interleave(dst []float32, planes [][]float32) {
 
 // sampler draws from a diffusion network given a condition.
 type sampler struct {
+	program    kernels.Program
+	batch      kernels.Batch // without the state and the time
 	base, unit []float32
-	predicted  conditioned
-	eps, a, b  []float32
 }
 
 func newSampler(p kernels.Program, w, h int, condition [][]float32, base, unit []float32) *sampler {
-	n := w * h
-	s := &sampler{base: base, unit: unit, eps: make([]float32, n), a: make([]float32, n), b: make([]float32, n)}
-	s.predicted = conditioned{p: p, w: w, h: h, given: make([]float32, n*len(condition))}
-	interleave(s.predicted.given, condition)
-	return s
+	given := make([]float32, w*h*len(condition))
+	interleave(given, condition)
+	return &sampler{p, kernels.Batch{Count: 1, Height: h, Width: w, Inputs: [][]float32{nil, given, nil}}, base, unit}
 }
 
 func (s *sampler) image(x []float32) []float32 {
@@ -429,31 +426,40 @@ func (s *sampler) image(x []float32) []float32 {
 	return out
 }
 
-func (s *sampler) start(rng *rand.Rand) {
-	for i := range s.eps {
-		s.eps[i] = float32(rng.NormFloat64())
+func (s *sampler) start(rng *rand.Rand) []float32 {
+	eps := make([]float32, len(s.base))
+	for i := range eps {
+		eps[i] = float32(rng.NormFloat64())
 	}
+	return eps
 }
 
 // srds is the mean of the pair that starts at ±eps; one is a sample of its own.
-func (s *sampler) srds(rng *rand.Rand, steps int) []float32 {
-	s.start(rng)
-	must(diffusion.SRDS(context.Background(), &s.predicted, s.a, s.b, s.eps, steps))
-	return s.image(s.a)
+func (s *sampler) srds(rng *rand.Rand, steps int) []float32 { return s.pair(s.start(rng), steps) }
+
+func (s *sampler) pair(eps []float32, steps int) []float32 {
+	mean, spread := make([]float32, len(eps)), make([]float32, len(eps))
+	must(kernels.SamplePair(s.program, mean, spread, eps, &s.batch, net.SampleSteps(steps), nil))
+	return s.image(mean)
 }
 
 func (s *sampler) one(rng *rand.Rand, steps int) []float32 {
-	s.start(rng)
-	copy(s.a, s.eps)
-	must(diffusion.Sample(context.Background(), &s.predicted, s.a, steps))
-	return s.image(s.a)
+	x := s.start(rng)
+	state, v, b := make([]float32, len(x)), make([]float32, len(x)), s.batch
+	for _, step := range net.SampleSteps(steps) {
+		for i := range x {
+			state[i] = step.State * x[i]
+		}
+		b.Inputs = [][]float32{state, s.batch.Inputs[1], step.Vector}
+		must(s.program.Run(v, &b))
+		for i := range x {
+			x[i] = step.Keep*x[i] + step.Add*v[i]
+		}
+	}
+	return s.image(x)
 }
 
-func (s *sampler) nothing() []float32 {
-	clear(s.a)
-	must(diffusion.Sample(context.Background(), &s.predicted, s.a, 1))
-	return s.image(s.a)
-}
+func (s *sampler) nothing() []float32 { return s.pair(make([]float32, len(s.base)), 1) }
 
 func average(list ...[]float32) []float32 {
 	out := make([]float32, len(list[0]))
@@ -698,7 +704,8 @@ func (s *study) student(name string, steps int, given func(rng *rand.Rand) (l la
 }
 
 func (s *study) run(p kernels.Program, sp *specimen) []float32 {
-	out, err := runStudent(p, sp.noisy, sp.sigma, net.Told{sp.rho[0], sp.rho[1]}, sp.w, sp.h)
+	out := make([]float32, len(sp.noisy))
+	err := studentProgram{p}.Forward(out, sp.noisy, sp.sigma, net.Told{sp.rho[0], sp.rho[1]}, sp.w, sp.h)
 	must(err)
 	return out
 }

@@ -23,15 +23,15 @@ const jitter = 0.1
 // In its leak-free form it is given the noisy piece, what the other networks make of
 // it, and the noise, and is to find the target, whose noise is another. As written,
 // it is given the blind-spot prediction and is to find the noisy piece itself. Both
-// are counted from the base in units of the noise (net.Condition, net.Unit).
-func diffusionBatch(slices []Slice, meter kernels.Program, with *conditions, count, side int,
+// are counted from the base in units of the noise (net.Teacher.Condition, net.Unit).
+func diffusionBatch(slices []Slice, meter kernels.Program, teacher *net.Teacher, count, side int,
 	rng *rand.Rand) (*kernels.Batch, error) {
 	sx, sy := holes[rng.IntN(3)], holes[rng.IntN(3)]
 	list, err := pieces(slices, count, side, meter, rng)
 	if err != nil {
 		return nil, err
 	}
-	n, condition := side*side, with.channels()
+	n, condition := side*side, teacher.Channels()
 	b := &kernels.Batch{Count: count, Height: side, Width: side,
 		Inputs: [][]float32{make([]float32, count*n), make([]float32, count*n*condition), make([]float32,
 			count*net.TimeCode)},
@@ -39,7 +39,8 @@ func diffusionBatch(slices []Slice, meter kernels.Program, with *conditions, cou
 	seeds, errs := drawSeeds(count, rng), make([]error, count)
 	each(count, func(k int) {
 		p, rng := &list[k], rand.New(rand.NewPCG(seeds[k], uint64(k)))
-		given, base, err := with.of(p.noisy, p.given, p.told, sx, sy, side, side)
+		given, base, err := teacher.Condition(&net.Noisy{Width: side, Height: side, Pixels: p.noisy, Sigma: p.given,
+			Told: p.told, HoleX: sx, HoleY: sy})
 		if err != nil {
 			errs[k] = err
 			return
@@ -48,7 +49,7 @@ func diffusionBatch(slices []Slice, meter kernels.Program, with *conditions, cou
 		net.Unit(unit, p.given)
 		copy(b.Inputs[1][k*n*condition:], given)
 		target := p.target
-		if with.student == nil {
+		if teacher.Student == nil {
 			target = p.noisy
 			for i := range n {
 				b.Inputs[1][k*n+i] += jitter * unit[i] * float32(rng.NormFloat64())

@@ -1,13 +1,11 @@
 package train
 
 import (
-	"context"
-	"github.com/diffdenoise/denoised/models/net"
 	"math"
 	"math/rand/v2"
 
 	"github.com/diffdenoise/denoised/kernels"
-	"github.com/diffdenoise/denoised/models/diffusion"
+	"github.com/diffdenoise/denoised/models/net"
 	"github.com/diffdenoise/denoised/models/noise"
 )
 
@@ -21,7 +19,7 @@ type heldOut struct {
 type heldScene struct {
 	scene
 	given  []float32 // the noise map that networks are given
-	probe  []float32 // random signs, for the divergence
+	probe  []float32 // noise of the strength of the scene's, with random signs, for the divergence
 	sx, sy int       // hole
 }
 
@@ -49,7 +47,7 @@ func newHeldOut(slices []Slice, side int) (*heldOut, error) {
 		s.sx, s.sy = s.correlation.Holes()
 		s.probe = make([]float32, side*side)
 		for i := range s.probe {
-			s.probe[i] = float32(2*rng.IntN(2) - 1)
+			s.probe[i] = float32(2*rng.IntN(2)-1) * s.sigma[i]
 		}
 		h.scenes = append(h.scenes, s)
 	}
@@ -90,31 +88,35 @@ func (h *heldOut) with(b kernels.GraphBackend, g *kernels.Graph, f denoiser) fun
 				errs[k] = err
 				return
 			}
-			probed := make([]float32, len(out))
+			moved := make([]float32, len(out))
 			for i, v := range s.noisy {
-				probed[i] = v + probeStep*s.sigma[i]*s.probe[i]
+				moved[i] = v + probeStep*s.probe[i]
 			}
-			if probed, err = f(p, probed, s); err != nil {
+			probed, err := f(p, moved, s)
+			if err != nil {
 				errs[k] = err
 				return
 			}
-			var square, before, sure, both, power float64
+			risk, err := sure(s.noisy, out, probed, s.probe, probeStep, s.sigma)
+			if err != nil {
+				errs[k] = err
+				return
+			}
+			var square, before, both, power float64
 			for i, v := range out {
 				n := float64(s.noisy[i] - s.clean[i])
-				e, sg := float64(v-s.clean[i]), float64(s.sigma[i])
+				e := float64(v - s.clean[i])
 				square += e * e
 				before += n * n
 				both += e * n
 				power += n * n
-				d := float64(s.noisy[i] - v)
-				sure += d*d - sg*sg + 2*sg*float64(s.probe[i])*float64(probed[i]-v)/probeStep
 			}
 			count := float64(len(out))
 			r.psnr, r.noisy = decibels(square/count), decibels(before/count)
 			r.leak = both / power
 			r.sure = math.NaN()
 			if s.correlation == noise.White() && !s.lifted {
-				r.sure = decibels(max(sure/count, 0.02*before/count))
+				r.sure = decibels(max(risk, 0.02*before/count))
 			}
 		})
 		for _, err := range errs {
@@ -151,105 +153,48 @@ func blindDenoiser(p kernels.Program, y []float32, s *heldScene) ([]float32, err
 }
 
 func studentDenoiser(p kernels.Program, y []float32, s *heldScene) ([]float32, error) {
-	return runStudent(p, y, s.given, net.Tell(s.correlation), s.w, s.h)
+	out := make([]float32, len(y))
+	return out, studentProgram{p}.Forward(out, y, s.given, net.Tell(s.correlation), s.w, s.h)
 }
 
-// runStudent is net.Student.Forward with the graph of a student, for even w and h.
-func runStudent(p kernels.Program, y, sigma []float32, told net.Told, w, h int) ([]float32, error) {
+// studentProgram is a student as it is trained, for even sides.
+type studentProgram struct{ kernels.Program }
+
+// Forward implements net.Forwarder.
+func (p studentProgram) Forward(dst, y, sigma []float32, told net.Told, w, h int) error {
 	cells := w / 2 * (h / 2)
 	in, noise := make([]float32, cells*net.StudentIn), make([]float32, cells*kernels.NetOut)
 	studentWindow(in, y, sigma, w, h, told)
 	if err := p.Run(noise, &kernels.Batch{Count: 1, Height: h / 2, Width: w / 2, Inputs: [][]float32{in}}); err != nil {
-		return nil, err
+		return err
 	}
-	out := make([]float32, len(y))
 	for r := range h {
 		for c := range w {
 			i := r*w + c
-			out[i] = y[i] - noise[(r/2*(w/2)+c/2)*4+2*(r%2)+c%2]
+			dst[i] = y[i] - noise[(r/2*(w/2)+c/2)*4+2*(r%2)+c%2]
 		}
 	}
-	return out, nil
+	return nil
 }
 
 // diffusionDenoiser is one stabilized pair of one step.
-func diffusionDenoiser(with *conditions) denoiser {
+func diffusionDenoiser(teacher *net.Teacher) denoiser {
 	return func(p kernels.Program, y []float32, s *heldScene) ([]float32, error) {
-		return samplePair(p, with, y, s.given, net.Tell(s.correlation), s.sx, s.sy, s.w, s.h, 1)
+		with := *teacher
+		with.Diffusion = p
+		return samplePair(&with, &net.Noisy{Width: s.w, Height: s.h, Pixels: y, Sigma: s.given,
+			Told: net.Tell(s.correlation), HoleX: s.sx, HoleY: s.sy})
 	}
 }
 
-// conditions makes what a diffusion network is given beside its state.
-type conditions struct {
-	blind   kernels.Program
-	student kernels.Program // nil: as written
-}
-
-// channels returns the number of channels of the condition.
-func (c *conditions) channels() int {
-	if c.student == nil {
-		return net.WrittenCondition
-	}
-	return net.TeacherCondition
-}
-
-// of returns the condition of a w×h image and the base that results are counted from.
-func (c *conditions) of(y, sigma []float32, told net.Told, sx, sy, w, h int) (given, base []float32, err error) {
-	blind := make([]float32, len(y))
-	if err := c.blind.Run(blind, net.BSNBatch(y, 1, w, h, sx, sy)); err != nil {
-		return nil, nil, err
-	}
-	if c.student == nil {
-		return append(given, blind...), blind, nil
-	}
-	net.Posterior(blind, y, blind, sigma, w, h)
-	if base, err = runStudent(c.student, y, sigma, told, w, h); err != nil {
-		return nil, nil, err
-	}
-	given = make([]float32, len(y)*net.TeacherCondition)
-	net.Condition(given, y, base, blind, sigma, told[0], told[1])
-	return given, base, nil
-}
-
-// samplePair is what models.High does in one position of the image.
-func samplePair(teacher kernels.Program, with *conditions, y, sigma []float32, told net.Told, sx, sy, w, h,
-	steps int) ([]float32, error) {
-	n := len(y)
-	given, base, err := with.of(y, sigma, told, sx, sy, w, h)
-	if err != nil {
-		return nil, err
-	}
-	unit := make([]float32, n)
-	net.Unit(unit, sigma)
-	c := &conditioned{p: teacher, w: w, h: h, given: given}
-	rng := rand.New(rand.NewPCG(heldSeed, uint64(n)))
-	eps, mean, spread := make([]float32, n), make([]float32, n), make([]float32, n)
+// samplePair is what models.High does in one position of the image, in one step, from noise that
+// is the same for all images of a size.
+func samplePair(teacher *net.Teacher, img *net.Noisy) ([]float32, error) {
+	eps := make([]float32, len(img.Pixels))
+	rng := rand.New(rand.NewPCG(heldSeed, uint64(len(eps))))
 	for i := range eps {
 		eps[i] = float32(rng.NormFloat64())
 	}
-	if err := diffusion.SRDS(context.Background(), c, mean, spread, eps, steps); err != nil {
-		return nil, err
-	}
-	for i, v := range mean {
-		mean[i] = base[i] + unit[i]*v
-	}
-	return mean, nil
-}
-
-// conditioned is a diffusion network with its condition.
-type conditioned struct {
-	p     kernels.Program
-	w, h  int
-	given []float32
-	state []float32
-	code  [net.TimeCode]float32
-}
-
-func (c *conditioned) Predict(_ context.Context, v, x []float32, t float64) error {
-	net.EncodeTime(c.code[:], t)
-	if c.state == nil {
-		c.state = make([]float32, len(x))
-	}
-	net.StateInput(c.state, x, t)
-	return c.p.Run(v, &kernels.Batch{Count: 1, Height: c.h, Width: c.w, Inputs: [][]float32{c.state, c.given, c.code[:]}})
+	mean, _, err := teacher.Sample(img, eps, 1, nil)
+	return mean, err
 }

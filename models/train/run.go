@@ -271,14 +271,16 @@ func (t *training) decode(network string, f *safetensors.File) (*kernels.Graph, 
 	return g, params, g.CheckParams(params)
 }
 
-// conditions returns what the diffusion network needs of the other networks.
-func (t *training) conditions() (*conditions, error) {
-	with := new(conditions)
+// teacher returns what the diffusion network needs of the other networks.
+func (t *training) teacher() (*net.Teacher, error) {
+	teacher := new(net.Teacher)
 	var err error
-	if with.blind, err = t.program(StageBSN); err == nil && !t.AsWritten {
-		with.student, err = t.program(StageStudent)
+	if teacher.Blind, err = t.program(StageBSN); err != nil || t.AsWritten {
+		return teacher, err
 	}
-	return with, err
+	student, err := t.program(StageStudent)
+	teacher.Student = studentProgram{student}
+	return teacher, err
 }
 
 func (t *training) encode(name string, s *stage, params [][]float32) (*safetensors.File, error) {
@@ -358,7 +360,7 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) { return bsnBatch(train, count, side, rng) }
 		s.validate = held.with(t.backend, s.graph, blindDenoiser)
 	case StageDiffusion:
-		with, err := t.conditions()
+		teacher, err := t.teacher()
 		if err != nil {
 			return nil, err
 		}
@@ -368,9 +370,9 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 		}
 		s.graph, s.architecture = t.preset.Diffusion.Graph(), t.preset.Diffusion.String()
 		s.batch = func(_ int, rng *rand.Rand) (*kernels.Batch, error) {
-			return diffusionBatch(train, meter, with, count, side, rng)
+			return diffusionBatch(train, meter, teacher, count, side, rng)
 		}
-		s.validate = held.with(t.backend, s.graph, diffusionDenoiser(with))
+		s.validate = held.with(t.backend, s.graph, diffusionDenoiser(teacher))
 	case StageStudent:
 		s.graph, s.architecture = t.preset.Student.Graph(), t.preset.Student.String()
 		if t.Distil {

@@ -2,8 +2,8 @@ package train
 
 import (
 	"context"
-	"github.com/diffdenoise/denoised/models/net"
 
+	"github.com/diffdenoise/denoised/models/net"
 	"github.com/diffdenoise/denoised/models/noise"
 )
 
@@ -13,12 +13,11 @@ import (
 // re-synthesis): recorrupted targets are noisy, and under faint noise that is most of
 // what a gradient holds. Slices whose noise could not be measured stay as they are.
 func (t *training) targets(ctx context.Context) ([]Slice, error) {
-	with, err := t.conditions()
+	teacher, err := t.teacher()
 	if err != nil {
 		return nil, err
 	}
-	teacher, err := t.program(StageDiffusion)
-	if err != nil {
+	if teacher.Diffusion, err = t.program(StageDiffusion); err != nil {
 		return nil, err
 	}
 	out := make([]Slice, len(t.set.Train))
@@ -33,7 +32,8 @@ func (t *training) targets(ctx context.Context) ([]Slice, error) {
 		y, sigma := rectangle(s.Pixels, s.Width, w, h), rectangle(s.Noise.Sigma, s.Width, w, h)
 		c := &s.Noise.Correlation
 		sx, sy := c.Holes()
-		clean, err := samplePair(teacher, with, y, sigma, net.Tell(*c), sx, sy, w, h, 1)
+		clean, err := samplePair(teacher, &net.Noisy{Width: w, Height: h, Pixels: y, Sigma: sigma, Told: net.Tell(*c),
+			HoleX: sx, HoleY: sy})
 		if err != nil {
 			errs[k] = err
 			return

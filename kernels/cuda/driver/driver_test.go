@@ -163,7 +163,7 @@ func TestInfo(t *testing.T) {
 	want := Info{Name: "Emulated GPU", Major: 8, Memory: 256 << 20, SMs: 4, SharedPerBlock: 163 << 10, SharedPerSM: 164 << 10,
 		L2: 4 << 20, ClockMHz: 1500, MemoryMHz: 1000, BusBits: 256, Driver: 12020}
 	l.same("info", l.Info(), want)
-	n, err := Count()
+	n, err := count()
 	l.check(err)
 	l.same("devices", n, 1)
 	if _, err := Open(1, false); err == nil {

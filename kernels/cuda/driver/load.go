@@ -79,12 +79,3 @@ func release(version int) string {
 
 // line makes one line of a message of the system's.
 func line(s string) string { return strings.Join(strings.Fields(s), " ") }
-
-// Count is the number of GPUs. Without any, the error is an *Unavailable.
-func Count() (int, error) {
-	if err := Available(); err != nil {
-		return 0, err
-	}
-	n, err := cu.NumDevices()
-	return n, wrap("cuDeviceGetCount", err)
-}

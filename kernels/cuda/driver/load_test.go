@@ -16,12 +16,12 @@ const emulated = false
 
 func TestAvailable(t *testing.T) {
 	err := Available()
-	n, countErr := Count()
+	n, countErr := count()
 	var unavailable *Unavailable
 	switch {
 	case err == nil:
 		if n < 1 || countErr != nil {
-			t.Fatalf("Count is %d, error %v", n, countErr)
+			t.Fatalf("count is %d, error %v", n, countErr)
 		}
 		d, err := Open(0, false)
 		if err != nil {
@@ -36,7 +36,7 @@ func TestAvailable(t *testing.T) {
 	case unavailable.Reason == "" || strings.Contains(unavailable.Reason, "\n"):
 		t.Errorf("reason %q is not one line", unavailable.Reason)
 	case n != 0 || countErr != err:
-		t.Errorf("Count is %d, error %v", n, countErr)
+		t.Errorf("count is %d, error %v", n, countErr)
 	}
 }
 

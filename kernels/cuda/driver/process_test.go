@@ -24,7 +24,7 @@ func init() {
 }
 
 func listDevices() {
-	n, _ := Count()
+	n, _ := count()
 	for i := range n {
 		d, err := Open(i, false)
 		if err != nil {
