@@ -2,6 +2,7 @@ package models
 
 import (
 	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/models/safetensors"
 	"github.com/diffdenoise/denoised/models/store"
 )
 
@@ -18,6 +19,11 @@ func Open(nameOrDir string) (*Model, error) { return model(store.Open(nameOrDir)
 // OpenOn is store.OpenOn.
 func OpenOn(backend kernels.Backend, nameOrDir string) (*Model, error) {
 	return model(store.OpenOn(backend, nameOrDir))
+}
+
+// WithStudent is store.Model.WithStudent.
+func (m *Model) WithStudent(f *safetensors.File) (*Model, error) {
+	return model(m.Model.WithStudent(f))
 }
 
 func model(m *store.Model, err error) (*Model, error) {

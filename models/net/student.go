@@ -188,3 +188,27 @@ func (c StudentConfig) String() string {
 // StudentIn is the number of channels that the head of a student sees: four pixels,
 // the noise, and what it is told of its correlation.
 const StudentIn = kernels.NetIn + len(Told{})
+
+// StudentGraph returns the network of a weights file of the present format for training, and its
+// parameters.
+func StudentGraph(f *safetensors.File) (*kernels.Graph, [][]float32, error) {
+	if got := f.Metadata["format"]; got != StudentFormat {
+		return nil, nil, fmt.Errorf("weights are of format %.40q, want %q", got, StudentFormat)
+	}
+	c := StudentConfig{Channels: len(f.Tensors["head.bias"].Data)}
+	for c.Blocks < maxBlocks && f.Tensors["blocks."+strconv.Itoa(c.Blocks)+".a.bias"].Data != nil {
+		c.Blocks++
+	}
+	if c.Channels < 1 || c.Channels > kernels.MaxChannels {
+		return nil, nil, fmt.Errorf("weights \"head.bias\" have %d values, want 1 to %d", c.Channels, kernels.MaxChannels)
+	}
+	g := c.Graph()
+	params := make([][]float32, len(g.Params))
+	for i := range g.Params {
+		params[i] = f.Tensors[g.Params[i].Name].Data
+	}
+	if len(f.Tensors) != len(params) {
+		return nil, nil, fmt.Errorf("weights hold %d tensors, of which a student uses %d", len(f.Tensors), len(params))
+	}
+	return g, params, g.CheckParams(params)
+}

@@ -131,6 +131,16 @@ func (m *Model) read(name string) ([]byte, error) {
 // Student returns the network.
 func (m *Model) Student() *net.Student { return m.student }
 
+// WithStudent returns the model with another student, of a weights file. Name, card and hash stay
+// those of the model.
+func (m *Model) WithStudent(f *safetensors.File) (*Model, error) {
+	student, err := net.NewStudent(f, m.backend)
+	if err != nil {
+		return nil, err
+	}
+	return &Model{Card: m.Card, hash: m.hash, student: student, files: m.files, backend: m.backend}, nil
+}
+
 // Graph returns a network of the model, other than the student, on the model's
 // backend: the same one at every call. The error wraps ErrNoNetwork if the model
 // does not have it.

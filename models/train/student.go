@@ -71,7 +71,12 @@ func studentBatch(slices []Slice, count, side int, meter kernels.Program, rng *r
 	if err != nil {
 		return nil, err
 	}
-	cells := side / 2 * (side / 2)
+	return batchOf(list, side), nil
+}
+
+// batchOf packs pieces for a student.
+func batchOf(list []piece, side int) *kernels.Batch {
+	cells, count := side/2*(side/2), len(list)
 	b := &kernels.Batch{Count: count, Height: side / 2, Width: side / 2,
 		Inputs: [][]float32{make([]float32, count*cells*net.StudentIn)},
 		Target: make([]float32, count*cells*4), Weight: make([]float32, count*cells)}
@@ -90,7 +95,7 @@ func studentBatch(slices []Slice, count, side int, meter kernels.Program, rng *r
 			b.Weight[k*cells+i] = weight
 		}
 	})
-	return b, nil
+	return b
 }
 
 // lossNoise is the noise at which the loss has the weight 1.
