@@ -24,6 +24,7 @@ type stage struct {
 	name         string // of files and log lines
 	architecture string
 	graph        *kernels.Graph
+	start        [][]float32 // parameters; nil: the graph's own
 	loss         kernels.Loss
 	steps        int
 	rate         float64 // at its highest
@@ -76,7 +77,10 @@ type trained struct {
 // validates, else the last.
 func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir string, c Config) (*trained, error) {
 	path := filepath.Join(dir, s.name+".checkpoint")
-	cp := &checkpoint{state: kernels.NewState(s.graph.Init(c.Seed)), best: math.Inf(1)}
+	if s.start == nil {
+		s.start = s.graph.Init(c.Seed)
+	}
+	cp := &checkpoint{state: kernels.NewState(s.start), best: math.Inf(1)}
 	if c.Resume {
 		switch old, err := readCheckpoint(path, s, c.Seed); {
 		case err == nil:
