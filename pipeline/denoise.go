@@ -156,9 +156,9 @@ var errDraining = errors.New("stopping")
 func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan struct{}) {
 	start := time.Now()
 	cfg := p.cfg.Load()
-	row, err := p.derive(ctx, cfg, in, tokens)
+	row, by, err := p.derive(ctx, cfg, in, tokens)
 	if err == nil {
-		p.met.sliceSeconds.WithLabelValues(cfg.Denoiser.Model().Name).Observe(time.Since(start).Seconds())
+		p.met.sliceSeconds.WithLabelValues(by.Model().Name).Observe(time.Since(start).Seconds())
 		p.met.slices.WithLabelValues(spool.StageDenoised, row.Reason).Inc()
 		p.wakeForwarders(cfg.dests(spool.Derived))
 		p.bus.send(Event{Time: p.clock.Now(), Type: EventSlice, SeriesID: in.Series, Instance: in.SOP, State: spool.StageDenoised, Detail: row.Reason})
@@ -214,8 +214,9 @@ func gated(reason string) bool {
 // the original
 // was received, and its series time stays the source's: when the series was
 // first seen would not survive a rebuild of the journal.
-func params(cfg *config, in spool.Instance, q Quality) derive.Params {
-	return derive.Params{Model: cfg.Denoiser.Model(), Strength: cfg.Strength, Quality: string(q), Product: productName, Version: cfg.Version, Now: in.Received}
+func params(cfg *config, by Denoiser, in spool.Instance, q Quality) derive.Params {
+	return derive.Params{Model: by.Model(), Strength: cfg.Strength, Quality: string(q), Product: productName,
+		Version: cfg.Version, Now: in.Received}
 }
 
 // work is what is to be made of one original.
@@ -226,8 +227,8 @@ type work struct {
 	known   evidence.Sums // what the series told
 	// measure, if not nil, tells what a frame says of its series. Of several, all are
 	// measured before the first is denoised.
-	measure func(ctx context.Context, f *derive.Frame) (*Denoised, error)
-	frame   func(ctx context.Context, f *derive.Frame, known evidence.Sums) (*Denoised, error)
+	measure func(ctx context.Context, by Denoiser, f *derive.Frame) (*Denoised, error)
+	frame   func(ctx context.Context, by Denoiser, f *derive.Frame, known evidence.Sums) (*Denoised, error)
 	related *derive.Related
 	// fill: a copy, because of this reason.
 	fill string
@@ -242,36 +243,37 @@ func (w *work) step() string {
 }
 
 // derive makes the derived object of the fast lane.
-func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, tokens chan struct{}) (row spool.Instance, err error) {
-	measure := func(ctx context.Context, f *derive.Frame) (*Denoised, error) {
+func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, tokens chan struct{},
+) (row spool.Instance, by Denoiser, err error) {
+	measure := func(ctx context.Context, by Denoiser, f *derive.Frame) (*Denoised, error) {
 		return p.callDenoiser(context.WithoutCancel(ctx), cfg, func(ctx context.Context) (*Denoised, error) {
-			told, err := cfg.Denoiser.Measure(ctx, f)
+			told, err := by.Measure(ctx, f)
 			return &Denoised{Told: told}, err
 		})
 	}
 	if cfg.Strength == 0 {
 		measure = nil // nothing will be taken off
 	}
-	row, err = p.make(ctx, cfg, work{in: in, quality: Fast, tokens: tokens, known: p.known(ctx, in), measure: measure,
-		frame: func(ctx context.Context, f *derive.Frame, known evidence.Sums) (*Denoised, error) {
+	row, by, err = p.make(ctx, cfg, work{in: in, quality: Fast, tokens: tokens, known: p.known(ctx, in), measure: measure,
+		frame: func(ctx context.Context, by Denoiser, f *derive.Frame, known evidence.Sums) (*Denoised, error) {
 			return p.callDenoiser(context.WithoutCancel(ctx), cfg, func(ctx context.Context) (*Denoised, error) {
-				return cfg.Denoiser.Denoise(ctx, f, known, cfg.Strength)
+				return by.Denoise(ctx, f, known, cfg.Strength)
 			})
 		}})
 	if err != nil {
-		return row, err
+		return row, by, err
 	}
 	err = p.jrnl.AddDerived(in.ID, row, cfg.dests(spool.Derived))
 	if errors.Is(err, spool.ErrNotWanted) {
-		return row, errors.Join(err, p.store.Remove(row.File))
+		return row, by, errors.Join(err, p.store.Remove(row.File))
 	}
 	if err != nil {
-		return row, fmt.Errorf("%w: %w", errJournal, err)
+		return row, by, fmt.Errorf("%w: %w", errJournal, err)
 	}
 	if row.Sigma > 0 {
 		p.met.sigma.Observe(row.Sigma)
 	}
-	return row, nil
+	return row, by, nil
 }
 
 // known is what the series of an original told so far. It is a help, and no image waits for it.
@@ -284,9 +286,9 @@ func (p *Pipeline) known(ctx context.Context, in spool.Instance) evidence.Sums {
 }
 
 // make makes the derived object of one original durable and returns the row
-// that the journal is to have of it. Errors that are not *PermanentError may be
+// that the journal is to have of it, and by what it was made. Errors that are not *PermanentError may be
 // tried again.
-func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Instance, err error) {
+func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Instance, by Denoiser, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("panic: %v", v)}
@@ -295,34 +297,35 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	in := w.in
 	f, err := p.store.Open(in.File)
 	if err != nil {
-		return row, err
+		return row, by, err
 	}
 	defer f.Close()
 	if err := spool.Verify(in.File, f, in.Offset, in.Size, in.CRC); err != nil {
 		var corrupt *spool.CorruptError
 		if errors.Is(err, spool.ErrDamaged) || errors.As(err, &corrupt) {
-			return row, &PermanentError{Reason: reasonDamaged, Err: fmt.Errorf("%w: %w", spool.ErrDamaged, err)}
+			return row, by, &PermanentError{Reason: reasonDamaged, Err: fmt.Errorf("%w: %w", spool.ErrDamaged, err)}
 		}
-		return row, err
+		return row, by, err
 	}
 	o, err := scan(f, in.Offset+in.Size)
 	if o == nil {
-		return row, &PermanentError{Reason: string(reasonUnparseable), Err: err}
+		return row, by, &PermanentError{Reason: string(reasonUnparseable), Err: err}
 	}
 	t, err := p.store.Create()
 	if err != nil {
-		return row, err
+		return row, by, err
 	}
 	defer t.Discard()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	fr := &frames{p: p, work: w, o: o, count: derive.Frames(o)}
+	by = cfg.denoiser(o.String(dcm.Modality))
+	fr := &frames{p: p, work: w, o: o, by: by, count: derive.Frames(o)}
 	if err := fr.measured(ctx); err != nil {
-		return row, err
+		return row, by, err
 	}
 	fr.ahead = derive.NewAhead(fr.count, cap(w.tokens), func(i int) (*Denoised, error) { return fr.frame(ctx, i) })
 	defer fr.ahead.Wait()
-	par := params(cfg, in, w.quality)
+	par := params(cfg, by, in, w.quality)
 	par.Related, par.Remark = w.related, fr.checked.Remark
 	if w.fill != "" {
 		par.Copy = "the method failed (" + w.fill + ")"
@@ -332,18 +335,18 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	if err != nil {
 		var perm *PermanentError
 		if errors.As(err, &perm) || errors.Is(err, errDraining) || errors.Is(err, spool.ErrNoSpace) || fr.err != nil {
-			return row, err
+			return row, by, err
 		}
-		return row, &PermanentError{Reason: reasonDerive, Err: err}
+		return row, by, &PermanentError{Reason: reasonDerive, Err: err}
 	}
 	p.hook(w.step() + "-written")
 	sop, _ := derive.UIDs(o, par)
 	made, serr := scan(t, t.Offset()+t.Size())
 	if serr != nil || made == nil || made.String(dcm.SOPInstanceUID) != sop {
-		return row, &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("derived object does not read back: %w", serr)}
+		return row, by, &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("derived object does not read back: %w", serr)}
 	}
 	if err := derive.Verify(o, made); err != nil {
-		return row, &PermanentError{Reason: reasonDerive, Err: err}
+		return row, by, &PermanentError{Reason: reasonDerive, Err: err}
 	}
 	row = spool.Instance{SOP: sop, Class: made.String(dcm.SOPClassUID), Syntax: made.TransferSyntaxUID(), Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
 		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: string(w.quality), Channel: in.Channel,
@@ -360,15 +363,15 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	rec := spool.Record{Kind: spool.Derived, Quality: string(w.quality), Received: in.Received, Source: in.File,
 		Sigma: row.Sigma, Reason: row.Reason, Detail: row.Detail, Fill: w.fill != "", Told: row.Told}
 	if err := t.Sync(rec); err != nil {
-		return row, err
+		return row, by, err
 	}
 	if err := t.Publish(row.File); err != nil {
-		return row, err
+		return row, by, err
 	}
 	if err := p.store.SyncName(row.File); err != nil {
-		return row, errors.Join(err, p.store.Remove(row.File))
+		return row, by, errors.Join(err, p.store.Remove(row.File))
 	}
-	return row, nil
+	return row, by, nil
 }
 
 // frames denoises the frames of one object ahead of the writer that asks for them. It
@@ -377,6 +380,7 @@ type frames struct {
 	p *Pipeline
 	work
 	o       *dcm.Object
+	by      Denoiser
 	count   int
 	ahead   *derive.Ahead[*Denoised]
 	sigmas  []float64
@@ -392,8 +396,9 @@ func (f *frames) measured(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	ahead := derive.NewAhead(f.count, cap(f.tokens), func(i int) (*Denoised, error) {
-		return f.turn(ctx, i,
-			f.measure)
+		return f.turn(ctx, i, func(ctx context.Context, in *derive.Frame) (*Denoised, error) {
+			return f.measure(ctx, f.by, in)
+		})
 	})
 	defer ahead.Wait() // after cancel
 	defer cancel()
@@ -437,7 +442,7 @@ func (f *frames) sigma() float64 {
 // frame denoises frame i.
 func (f *frames) frame(ctx context.Context, i int) (*Denoised, error) {
 	return f.turn(ctx, i, func(ctx context.Context, in *derive.Frame) (*Denoised, error) {
-		out, err := f.work.frame(ctx, in, f.known)
+		out, err := f.work.frame(ctx, f.by, in, f.known)
 		if err != nil {
 			return nil, fmt.Errorf("denoise: %w", err)
 		}

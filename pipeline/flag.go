@@ -127,7 +127,11 @@ func (p *Pipeline) Flag(ctx context.Context, seriesUID string, f Flag) (*Flagged
 	if err := p.store.PutFlag(row); err != nil {
 		return nil, err
 	}
-	got, err := p.jrnl.SetFlag(row, p.highStart())
+	modality := ""
+	if s != nil {
+		modality = s.Modality
+	}
+	got, err := p.jrnl.SetFlag(row, p.highStart(modality))
 	if errors.Is(err, ErrPurged) { // nothing was recorded
 		err = fmt.Errorf("flag series %s: %w", seriesUID, err)
 		if before != nil {
@@ -178,7 +182,7 @@ func (p *Pipeline) recoverFlags(ctx context.Context) error {
 		if have != nil && have.At.Equal(f.At) && have.Quality == f.Quality {
 			return nil
 		}
-		_, err = p.jrnl.SetFlag(f, p.highStart())
+		_, err = p.jrnl.SetFlag(f, p.highStart(""))
 		if errors.Is(err, ErrPurged) { // Flag was about to take it back
 			return p.store.RemoveFlag(f.Key)
 		}

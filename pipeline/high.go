@@ -121,29 +121,42 @@ func (h *highLane) advance(frame, step, steps int) bool {
 	return true
 }
 
-// highDenoiser is the plugged-in denoiser if it knows the full method.
-func (c *config) highDenoiser() HighDenoiser {
-	if d, ok := c.Denoiser.(HighDenoiser); ok && d.HasHigh() {
+// denoiser is the one for images of a modality; nil if nothing is plugged in. Where the modality is
+// not known it is the plugged-in one.
+func (c *config) denoiser(modality string) Denoiser {
+	if d, ok := c.Denoiser.(Chooser); ok && modality != "" {
+		return d.For(modality)
+	}
+	return c.Denoiser
+}
+
+// highDenoiser is the denoiser for images of a modality if it knows the full method.
+func (c *config) highDenoiser(modality string) HighDenoiser {
+	if d, ok := c.denoiser(modality).(HighDenoiser); ok && d.HasHigh() {
 		return d
 	}
 	return nil
 }
 
-// HighPossible tells whether the full method can run; if not, why.
-func (p *Pipeline) HighPossible() (ok bool, why string) {
+// HighPossible tells whether the full method can run for images of a modality, or where that is
+// empty for any; if not, why.
+func (p *Pipeline) HighPossible(modality string) (ok bool, why string) {
 	cfg := p.cfg.Load()
 	switch {
-	case cfg.highDenoiser() != nil:
+	case cfg.highDenoiser(modality) != nil:
 		return true, ""
 	case cfg.Denoiser == nil:
 		return false, "no model"
 	}
-	return false, fmt.Sprintf("model %s has no networks for it", cfg.Denoiser.Model().Name)
+	return false, noHigh(cfg.denoiser(modality))
 }
 
-// highStart is how images enter the high lane.
-func (p *Pipeline) highStart() spool.Start {
-	if ok, why := p.HighPossible(); !ok {
+// noHigh says why a model cannot run the full method.
+func noHigh(d Denoiser) string { return fmt.Sprintf("model %s has no networks for it", d.Model().Name) }
+
+// highStart is how images of a modality enter the high lane. Where it is not known the lane finds out.
+func (p *Pipeline) highStart(modality string) spool.Start {
+	if ok, why := p.HighPossible(modality); !ok {
 		return spool.Start{Reason: spool.ReasonNotPossible, Detail: why}
 	}
 	return spool.Start{}
@@ -154,7 +167,7 @@ func (p *Pipeline) highStart() spool.Start {
 // once) or failed. Finished images stay finished; killed at any point, the next
 // process finds the one in hand queued and makes the object again.
 func (p *Pipeline) denoiseHigh(ctx context.Context) {
-	if p.cfg.Load().highDenoiser() == nil {
+	if p.cfg.Load().highDenoiser("") == nil {
 		return
 	}
 	for ctx.Err() == nil {
@@ -199,11 +212,11 @@ func (p *Pipeline) highSlice(ctx context.Context, h spool.HighSlice) {
 		p.met.highSlices.WithLabelValues(state, reason).Inc()
 		p.bus.send(Event{Time: p.clock.Now(), Type: EventHigh, SeriesID: in.Series, Instance: in.SOP, State: state, Detail: reason})
 	}
-	row, err := p.deriveHigh(hctx, cfg, h)
+	row, by, err := p.deriveHigh(hctx, cfg, h)
 	if err == nil {
 		if !h.Fill {
 			p.high.took(time.Since(start))
-			p.met.highSeconds.WithLabelValues(cfg.Denoiser.Model().Name).Observe(time.Since(start).Seconds())
+			p.met.highSeconds.WithLabelValues(by.Model().Name).Observe(time.Since(start).Seconds())
 		}
 		p.wakeForwarders(cfg.dests(spool.Derived))
 		tell(spool.StageDenoised, row.Reason)
@@ -251,44 +264,49 @@ func (p *Pipeline) highSlice(ctx context.Context, h spool.HighSlice) {
 
 // deriveHigh makes the derived object of one original by the full method, or
 // the copy that stands in for it, and records it.
-func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlice) (row spool.Instance, err error) {
+func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlice) (row spool.Instance, by Denoiser,
+	err error) {
 	in := h.Instance
 	w := work{in: in, quality: High, tokens: make(chan struct{}, 1)} // one frame in hand
 	if w.related, err = p.fastObject(ctx, in); err != nil {
-		return row, err
+		return row, nil, err
 	}
 	if h.Fill {
 		w.fill = h.Reason
-		w.frame = func(_ context.Context, f *derive.Frame, _ evidence.Sums) (*Denoised, error) {
+		w.frame = func(_ context.Context, _ Denoiser, f *derive.Frame, _ evidence.Sums) (*Denoised, error) {
 			return &Denoised{Pixels: slices.Clone(f.Pixels)}, nil
 		}
 	} else {
 		frame := 0
 		w.known = p.known(ctx, in)
-		w.frame = func(ctx context.Context, f *derive.Frame, known evidence.Sums) (*Denoised, error) {
+		w.frame = func(ctx context.Context, by Denoiser, f *derive.Frame, known evidence.Sums) (*Denoised, error) {
+			high, ok := by.(HighDenoiser)
+			if !ok || !high.HasHigh() {
+				return nil, &PermanentError{Reason: spool.ReasonNotPossible, Err: errors.New(noHigh(by))}
+			}
 			frame++
 			p.fast.wait(ctx)
-			return p.callHigh(ctx, cfg, f, known, func(done, total int) {
+			return p.callHigh(ctx, cfg, high, f, known, func(done, total int) {
 				if p.high.advance(frame, done, total) {
 					p.bus.send(Event{Time: p.clock.Now(), Type: EventHigh, SeriesID: in.Series, Instance: in.SOP, State: "step", Frame: frame, Step: done, Steps: total})
 				}
 			})
 		}
 	}
-	if row, err = p.make(ctx, cfg, w); err != nil {
-		return row, err
+	if row, by, err = p.make(ctx, cfg, w); err != nil {
+		return row, by, err
 	}
 	if h.Fill {
 		row.Detail = h.Detail
 	}
 	err = p.jrnl.AddHigh(in.ID, row, h.Fill, cfg.dests(spool.Derived), p.clock.Now())
 	if errors.Is(err, spool.ErrNotWanted) {
-		return row, errors.Join(err, p.store.Remove(row.File))
+		return row, by, errors.Join(err, p.store.Remove(row.File))
 	}
 	if err != nil {
-		return row, fmt.Errorf("%w: %w", errJournal, err)
+		return row, by, fmt.Errorf("%w: %w", errJournal, err)
 	}
-	return row, nil
+	return row, by, nil
 }
 
 // fastObject is what the fast lane made of an original, nil if nothing. One whose
@@ -318,8 +336,8 @@ const abandonAfter = 5 * time.Second
 // callHigh runs the full method on its own goroutine, as callDenoiser does. A
 // step that outlives its time ends the call; while the fast lane works no time
 // passes.
-func (p *Pipeline) callHigh(ctx context.Context, cfg *config, in *derive.Frame, known evidence.Sums, told func(done,
-	total int)) (*Denoised, error) {
+func (p *Pipeline) callHigh(ctx context.Context, cfg *config, by HighDenoiser, in *derive.Frame, known evidence.Sums,
+	told func(done, total int)) (*Denoised, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	late := &PermanentError{Reason: reasonTimeout, Err: fmt.Errorf("no step ended within %v", cfg.StepTimeout)}
@@ -351,7 +369,7 @@ func (p *Pipeline) callHigh(ctx context.Context, cfg *config, in *derive.Frame, 
 			}
 			c <- r
 		}()
-		r.out, r.err = cfg.highDenoiser().DenoiseHigh(ctx, in, known, cfg.Strength, progress)
+		r.out, r.err = by.DenoiseHigh(ctx, in, known, cfg.Strength, progress)
 	}()
 	var r result
 	select {

@@ -42,10 +42,19 @@ type Denoiser interface {
 	Measure(ctx context.Context, f *derive.Frame) (evidence.Sums, error)
 }
 
+// Chooser is a Denoiser that leaves images of some modalities to others.
+type Chooser interface {
+	Denoiser
+	// For returns the Denoiser of images of a modality (0008,0060): always the same, never nil and
+	// no Chooser.
+	For(modality string) Denoiser
+}
+
 // HighDenoiser is a Denoiser that may know the full method too.
 type HighDenoiser interface {
 	Denoiser
-	// HasHigh tells whether the model has the networks for it. It never changes.
+	// HasHigh tells whether the model has the networks for it; that of a Chooser, whether one of
+	// its models has. It never changes.
 	HasHigh() bool
 	// DenoiseHigh is like Denoise, by the full method, which may take minutes. It
 	// calls progress from its own goroutine after each of its steps, 1 <= done <=

@@ -67,7 +67,7 @@ func (p *Pipeline) recover(ctx context.Context) error {
 	for _, in := range missing {
 		p.log.Warn("row without a file", zap.String("instance", in.SOP), zap.String("kind", string(in.Kind)))
 		if in.Kind == spool.Derived {
-			err = p.jrnl.Remake(in.ID, in.Source, p.highStart(), p.clock.Now())
+			err = p.jrnl.Remake(in.ID, in.Source, p.highStart(""), p.clock.Now())
 		} else {
 			p.met.lost.Inc()
 			err = p.jrnl.Lose(in.ID, "the file is not in the spool")

@@ -352,7 +352,7 @@ func (p *Pipeline) highStatus(ctx context.Context, s spool.Series) (*HighStatus,
 	}
 	h.Now = p.highNow(s.ID)
 	receiving := s.State == spool.SeriesReceiving
-	possible, why := p.HighPossible()
+	possible, why := p.HighPossible(s.Modality)
 	switch {
 	case h.Now != nil:
 		h.State = HighRunning
@@ -546,7 +546,7 @@ func (p *Pipeline) Check() Health {
 		return q
 	}
 	h.Denoise, h.High, h.HighNow = queue(depths.Fast), queue(depths.High), p.highNow(0)
-	_, h.NoHigh = p.HighPossible()
+	_, h.NoHigh = p.HighPossible("")
 	for name, d := range depths.Forward {
 		h.Forward[name] = queue(d)
 	}

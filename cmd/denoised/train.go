@@ -31,6 +31,7 @@ type training struct {
 	seed                   uint64
 	workers, memory        int
 	name, card             string
+	kind, from             string
 	asJSON                 bool
 	asWritten, distil      bool
 
@@ -91,6 +92,8 @@ See docs/training.md.`,
 				return usagef("train: --stage %q; choose %s or %s", o.stage, strings.Join(train.Stages, ", "), train.StageAll)
 			case !slices.Contains(presets, o.preset):
 				return usagef("train: --preset %q; choose %s", o.preset, strings.Join(presets, ", "))
+			case o.kind != "" && !slices.Contains(store.Kinds, store.Kind(o.kind)):
+				return usagef("train: --kind %q; choose %s or %s", o.kind, store.MR, store.Radiograph)
 			case o.limit < 0:
 				return usagef("train: --time %v is negative", o.limit)
 			case o.workers < 0 || o.workers > 1024:
@@ -122,6 +125,9 @@ See docs/training.md.`,
 		"folder or file with the images, or state_dir of a daemon (required, may be repeated)")
 	f.StringVarP(&o.out, "out", "o", "", "folder of checkpoints, log, report and model (required)")
 	f.StringVar(&o.stage, "stage", train.StageAll, "meter, bsn, student, diffusion or all")
+	f.StringVar(&o.kind, "kind", "", "mr or radiograph: which noise the images have (default: by their modality, mr "+
+		"where none is known)")
+	f.StringVar(&o.from, "from", "", "model, by name or folder, whose networks the training goes on from (preset tune)")
 	f.StringVar(&o.preset, "preset", "default", strings.Join(presets, ", "))
 	backendFlag(cmd, &o.backend)
 	f.BoolVar(&o.resume, "resume", false, "go on with the training in --out")
@@ -160,12 +166,12 @@ func (o *training) do(ctx context.Context) error {
 	}
 	bar := newTrainProgress(o.cmd.ErrOrStderr())
 	c := train.Config{Stage: o.stage, Preset: o.preset, Seed: o.seed, Out: o.out, Resume: o.resume, Workers: o.workers,
-		AsWritten: o.asWritten, Distil: o.distil, Progress: bar.step}
+		From: findModel(o.from), AsWritten: o.asWritten, Distil: o.distil, Progress: bar.step}
 	if o.limit > 0 {
 		c.Deadline = began.Add(o.limit)
 	}
 	b := thisBuild()
-	folder, err := train.OpenFolder(c, train.Origin{Data: o.data, Exclude: o.exclude, Memory: o.memory,
+	folder, err := train.OpenFolder(c, train.Origin{Data: o.data, Exclude: o.exclude, Kind: o.kind, Memory: o.memory,
 		Version: b.Version, Commit: b.Revision})
 	if err != nil {
 		return err
@@ -198,7 +204,8 @@ func (o *training) do(ctx context.Context) error {
 // of the run that is resumed.
 func (o *training) readData(ctx context.Context, folder *train.Folder) (*train.Set, error) {
 	errOut := o.cmd.ErrOrStderr()
-	b := train.NewBuilder(train.Options{MaxBytes: int64(o.memory) << 20, Seed: o.seed, Workers: o.workers})
+	b := train.NewBuilder(train.Options{MaxBytes: int64(o.memory) << 20, Seed: o.seed, Workers: o.workers,
+		Kind: store.Kind(o.kind)})
 	live := false
 	for i, root := range o.data {
 		if inside, err := dataset.Inside(o.out, root); err != nil {
@@ -246,10 +253,14 @@ func (o *training) readData(ctx context.Context, folder *train.Folder) (*train.S
 
 // excluded tells whether --exclude names a source, or a folder that it lies in: by
 // its path, or by one of the names in it.
-func (o *training) excluded(source string) bool {
+func (o *training) excluded(source string) bool { return named(o.exclude, source) }
+
+// named tells whether one of the patterns is that of a source, of a folder that it lies in, or of one
+// of the names in its path.
+func named(patterns []string, source string) bool {
 	parts := strings.Split(source, "/")
 	for i := range parts {
-		for _, pattern := range o.exclude {
+		for _, pattern := range patterns {
 			whole, _ := path.Match(strings.TrimSuffix(pattern, "/"), strings.Join(parts[:i+1], "/"))
 			name, _ := path.Match(strings.TrimSuffix(pattern, "/"), parts[i])
 			if whole || name {

@@ -104,20 +104,25 @@ func additive(sd func(x, y float64) float64) Noise {
 // normal distribution is close enough.
 const exactPoisson = 50
 
+// poisson draws a count of mean m.
+func poisson(m float64, rng *rand.Rand) (n float64) {
+	if m >= exactPoisson {
+		return math.Round(m + math.Sqrt(m)*rng.NormFloat64())
+	}
+	// Knuth, The Art of Computer Programming 2, 3.4.1
+	for q := rng.Float64(); q > math.Exp(-m); n++ {
+		q *= rng.Float64()
+	}
+	return n
+}
+
 // Poisson is counting noise with the given count at 1.
 func Poisson(peak float64) Noise {
 	return func(img []float32, w, h int, rng *rand.Rand) ([]float32, []float32, []float32) {
 		y, s := make([]float32, len(img)), make([]float32, len(img))
 		for i, v := range img {
 			m := max(float64(v), 0) * peak
-			n := 0.0
-			if m < exactPoisson { // Knuth, The Art of Computer Programming 2, 3.4.1
-				for q := rng.Float64(); q > math.Exp(-m); n++ {
-					q *= rng.Float64()
-				}
-			} else {
-				n = math.Round(m + math.Sqrt(m)*rng.NormFloat64())
-			}
+			n := poisson(m, rng)
 			y[i], s[i] = float32(n/peak), float32(math.Sqrt(m)/peak)
 		}
 		return y, s, img

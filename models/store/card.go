@@ -38,8 +38,12 @@ type Card struct {
 type Training struct {
 	Method string `json:"method"`
 	// Noise says what the training takes for granted about it.
-	Noise   string  `json:"noise,omitempty"`
-	Preset  string  `json:"preset,omitempty"`
+	Noise  string `json:"noise,omitempty"`
+	Preset string `json:"preset,omitempty"`
+	// Kind is that of the images; older cards do not tell, theirs are of MR.
+	Kind Kind `json:"kind,omitempty"`
+	// From is the model that the training went on from, with its hash.
+	From    string  `json:"from,omitempty"`
 	Seed    int64   `json:"seed"`
 	Version string  `json:"version,omitempty"` // of the program
 	Commit  string  `json:"commit"`            // of the program

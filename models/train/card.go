@@ -124,6 +124,7 @@ func (f *Folder) card(c store.Card, set *Set, stages []store.Stage) store.Card {
 		t.Data = []store.DataSet{{Name: what, Source: "of the site", Licence: "not stated"}}
 	}
 	t.Preset, t.Seed, t.Fingerprint = f.run.Preset, int64(f.run.Seed), f.run.Fingerprint
+	t.Kind, t.From = set.Kind, f.run.From
 	t.Version, t.Commit, t.Backends = f.run.Version, f.run.Commit, f.run.Backends
 	t.Stages, t.Seconds = stages, 0
 	for _, s := range stages {

@@ -32,8 +32,8 @@ type scene struct {
 // corrupt adds noise of a kind and strength drawn from rng to a w×h image: constant,
 // varying over the image, as counting or multiplicative noise, Rician, and
 // correlated in one or both directions; Rician noise also as it is on the native grid of
-// a zero-filled magnitude.
-func corrupt(clean []float32, w, h int, rng *rand.Rand) scene {
+// a zero-filled magnitude, if magnitudes are wanted.
+func corrupt(clean []float32, w, h int, magnitude bool, rng *rand.Rand) scene {
 	s := scene{w: w, h: h, clean: clean}
 	level := leastNoise * math.Pow(mostNoise/leastNoise, rng.Float64())
 	kernel, white := drawKernel(rng)
@@ -69,7 +69,7 @@ func corrupt(clean []float32, w, h int, rng *rand.Rand) scene {
 	for i, v := range draw {
 		s.noisy[i] = clean[i] + s.sigma[i]*v
 	}
-	if law < 2 && rng.IntN(5) < 2 {
+	if magnitude && law < 2 && rng.IntN(5) < 2 {
 		s.lifted = true
 		kernel.Draw(draw, w, h, rng) // the imaginary part
 		for i, v := range draw {

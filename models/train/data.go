@@ -23,6 +23,7 @@ import (
 	"github.com/diffdenoise/denoised/internal/dataset"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/noise"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // Limits of what a Set takes.
@@ -64,7 +65,9 @@ type Slice struct {
 	Index  int
 	// Cropped tells that the image was zero-filled and larger than Width×Height.
 	Cropped bool
-	air     float32 // what noise.Air found
+	// Radiograph tells that its noise is that of a detector, not of a receiver behind k-space.
+	Radiograph bool
+	air        float32 // what noise.Air found
 }
 
 // sliceBytes counts pixels, noise map and mask.
@@ -75,8 +78,10 @@ type Set struct {
 	// Train and Validation have no subject in common where there is more than
 	// one. Both are in the order of Source and Index.
 	Train, Validation []Slice
-	Summary           Summary
-	fingerprint       string
+	// Kind is that of all of them.
+	Kind        store.Kind
+	Summary     Summary
+	fingerprint string
 }
 
 // Fingerprint is the same for sets of the same slices, split the same way.
@@ -130,6 +135,8 @@ type Options struct {
 	MaxBytes int64
 	// Seed chooses that part and the subjects of the validation.
 	Seed uint64
+	// Kind of the images; empty: that of their modality, or MR where none is known.
+	Kind store.Kind
 	// Workers is how many slices are prepared at a time; 0: one per core.
 	Workers int
 	// Progress, if not nil, is told how many slices of the set are prepared.
@@ -496,7 +503,10 @@ func (b *Builder) Build(ctx context.Context) (*Set, error) {
 		}
 		return a.slice.Index - c.slice.Index
 	})
-	items = b.oneModality(items)
+	items, kind := b.oneModality(items)
+	for i := range items {
+		items[i].slice.Radiograph = kind == store.Radiograph
+	}
 	if err := b.prepare(ctx, items); err != nil {
 		return nil, err
 	}
@@ -505,7 +515,7 @@ func (b *Builder) Build(ctx context.Context) (*Set, error) {
 		b.summary.Slices = len(items)
 		return nil, &TooFewError{Slices: len(items), Need: MinSlices + 1, Summary: b.summary}
 	}
-	s := &Set{Summary: b.summary}
+	s := &Set{Summary: b.summary, Kind: kind}
 	held := s.split(items, b.o.Seed)
 	sources := map[string]bool{}
 	levels := make([]float64, 0, len(items))
@@ -535,8 +545,8 @@ func (b *Builder) Build(ctx context.Context) (*Set, error) {
 	return s, nil
 }
 
-// oneModality leaves the most frequent modality and what has none.
-func (b *Builder) oneModality(items []candidate) []candidate {
+// oneModality leaves the most frequent modality and what has none, and tells of which kind they are.
+func (b *Builder) oneModality(items []candidate) ([]candidate, store.Kind) {
 	n := map[string]int{}
 	for _, c := range items {
 		if c.modality != "" {
@@ -566,7 +576,10 @@ func (b *Builder) oneModality(items []candidate) []candidate {
 	for _, source := range sortedKeys(out) {
 		b.Skip(*out[source])
 	}
-	return items
+	if b.o.Kind != "" {
+		return items, b.o.Kind
+	}
+	return items, store.KindOf(most)
 }
 
 // images leaves out slices that are mostly noise.
@@ -621,6 +634,10 @@ func (b *Builder) prepare(ctx context.Context, items []candidate) error {
 	grids := make([]*noise.Grid, len(items))
 	err := each(func(i int) (err error) {
 		s := &items[i].slice
+		if s.Radiograph { // there is no k-space behind it
+			grids[i] = noise.Full(s.Width, s.Height)
+			return nil
+		}
 		grids[i], err = noise.Detect(s.Pixels, s.Width, s.Height)
 		return err
 	})

@@ -39,6 +39,7 @@ const (
 // Origin is what a training was begun with, besides its Config.
 type Origin struct {
 	Data, Exclude   []string // what was read, and what of it was not looked at
+	Kind            string   // of images that was asked for; empty: that of their modality
 	Memory          int      // MiB of images
 	Version, Commit string   // of the program
 }
@@ -51,7 +52,10 @@ type record struct {
 	Seed    uint64   `json:"seed"`
 	Data    []string `json:"data"`
 	Exclude []string `json:"exclude,omitempty"`
-	Memory  int      `json:"memory_mib"`
+	Kind    string   `json:"kind,omitempty"`
+	// From tells the model that the training goes on from.
+	From   string `json:"from,omitempty"`
+	Memory int    `json:"memory_mib"`
 	// Backends are what it was computed on so far.
 	Backends []string `json:"backends,omitempty"`
 	// Fingerprint is that of the slices.
@@ -120,15 +124,25 @@ func OpenFolder(c Config, o Origin) (f *Folder, err error) {
 	if _, free, err := disk.Space(c.Out); err == nil && free < folderSpace {
 		return nil, fmt.Errorf("%d MiB are free at %s; a training needs %d MiB", free>>20, c.Out, folderSpace>>20)
 	}
+	from := ""
+	if c.From != "" {
+		m, err := store.Open(c.From)
+		if err != nil {
+			return nil, fmt.Errorf("read --from: %w", err)
+		}
+		from = fmt.Sprintf("%s %s %s", m.Name(), m.Version(), m.Hash())
+	}
 	if old == nil {
 		f.Fresh = true
 		f.run = &record{Version: o.Version, Commit: o.Commit, Preset: c.Preset, Seed: c.Seed, Data: o.Data,
-			Exclude: o.Exclude, Memory: o.Memory, Began: time.Now().UTC().Truncate(time.Second), Finished: []string{}}
+			Exclude: o.Exclude, Kind: o.Kind, From: from, Memory: o.Memory, Began: time.Now().UTC().Truncate(time.Second), Finished: []string{}}
 		return f, nil
 	}
 	for _, was := range []struct{ what, old, now string }{
 		{"--preset", old.Preset, c.Preset},
 		{"--seed", fmt.Sprint(old.Seed), fmt.Sprint(c.Seed)},
+		{"--kind", old.Kind, o.Kind},
+		{"--from", old.From, from},
 		{"--memory", fmt.Sprint(old.Memory), fmt.Sprint(o.Memory)},
 		{"--exclude", fmt.Sprint(old.Exclude), fmt.Sprint(o.Exclude)},
 	} {

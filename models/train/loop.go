@@ -77,11 +77,10 @@ type trained struct {
 // validates, else the last.
 func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir string, c Config) (*trained, error) {
 	path := filepath.Join(dir, s.name+".checkpoint")
-	start := s.start
-	if start == nil {
-		start = s.graph.Init(c.Seed)
+	if s.start == nil {
+		s.start = s.graph.Init(c.Seed)
 	}
-	cp := &checkpoint{state: kernels.NewState(start), best: math.Inf(1)}
+	cp := &checkpoint{state: kernels.NewState(s.start), best: math.Inf(1)}
 	if c.Resume {
 		switch old, err := readCheckpoint(path, s, c.Seed); {
 		case err == nil:

@@ -24,6 +24,10 @@ type Config struct {
 	// Distil goes on with the student in Out, and lets it learn also from what the networks in
 	// Out make of the training images. Stage must be StageStudent, Out have all networks.
 	Distil bool
+	// From is a model, by name or folder, whose networks the training goes on from; empty: from
+	// nothing. Its networks must be of the preset's architecture; those that it does not have begin
+	// from nothing.
+	From string
 	// AsWritten trains the diffusion network on the noisy image around the blind-spot
 	// prediction, as arXiv 2504.00264 writes it, instead of the leak-free form. It is
 	// there to compare with.
@@ -94,6 +98,17 @@ var Presets = []Preset{
 		Rate:  [4]float64{2e-3, 1e-3, 1.5e-3, 1e-3},
 	},
 	{
+		// the networks of default, to go on from a model that has them (Config.From)
+		Name:      "tune",
+		Meter:     net.MeterConfig{Channels: 64},
+		BSN:       net.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
+		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
+		Student:   net.StudentConfig{Channels: 16, Blocks: 16},
+		Steps:     [4]int{2000, 1500, 3000, 1500}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96},
+		Every: 250,
+		Rate:  [4]float64{1e-3, 5e-4, 1e-3, 5e-4},
+	},
+	{
 		Name:      "large",
 		Meter:     net.MeterConfig{Channels: 96},
 		BSN:       net.BSNConfig{Channels: [3]int{32, 48, 64}, Mix: 48},
@@ -159,6 +174,9 @@ func Run(ctx context.Context, backend kernels.GraphBackend, set *Set, c Config) 
 			}
 		}
 		s, err := t.stage(ctx, k)
+		if err == nil {
+			s.start, err = t.from(s)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("train %s: %w", name, err)
 		}
@@ -232,6 +250,33 @@ func (t *training) read(network string) (*safetensors.File, *kernels.Graph, [][]
 		return nil, nil, nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
 	}
 	return f, g, params, nil
+}
+
+// from returns the parameters that a stage begins with; nil: those of its graph.
+func (t *training) from(s *stage) ([][]float32, error) {
+	if t.From == "" {
+		return nil, nil
+	}
+	m, err := store.Open(t.From)
+	if err != nil {
+		return nil, err
+	}
+	f, err := m.Network(s.name)
+	if errors.Is(err, store.ErrNoNetwork) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	_, params, err := t.decode(s.name, f)
+	if err == nil && s.name != StageStudent && f.Metadata["format"] != s.architecture {
+		err = fmt.Errorf("it is %q, that of preset %s is %q", f.Metadata["format"], t.preset.Name, s.architecture)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("model %s cannot be gone on from: its network %s: %w; choose the --preset that it was "+
+			"trained with", t.From, s.name, err)
+	}
+	return params, nil
 }
 
 // program returns a network that an earlier stage trained.

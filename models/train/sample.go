@@ -21,6 +21,7 @@ type pair struct {
 	input, target []float32
 	own           []float32 // standard deviation of the input's noise; 0 where unknown
 	image         []float32 // as it was
+	radiograph    bool
 }
 
 // minBright is the least mean of a piece, of the scale: below it there is mostly
@@ -58,7 +59,7 @@ func take(slices []Slice, side, size int, rng *rand.Rand) (p pair, w, h int) {
 			continue
 		}
 		multiply(y, scale)
-		p := pair{input: y, target: y, own: make([]float32, len(y)), image: y}
+		p := pair{input: y, target: y, own: make([]float32, len(y)), image: y, radiograph: s.Radiograph}
 		if m := s.Noise; m != nil && m.Median > 0 {
 			local := &noise.Map{Width: w, Height: h, Sigma: part(m.Sigma, s.Width, x0, y0, w, h),
 				Median: scale * m.Median, Correlation: m.Correlation}
@@ -70,7 +71,7 @@ func take(slices []Slice, side, size int, rng *rand.Rand) (p pair, w, h int) {
 		}
 		turn := rng.IntN(8)
 		turned := func(img []float32) []float32 { return net.Turned(img, w, h, turn) }
-		p = pair{turned(p.input), turned(p.target), turned(p.own), turned(p.image)}
+		p = pair{turned(p.input), turned(p.target), turned(p.own), turned(p.image), p.radiograph}
 		if turn&4 == 4 {
 			w, h = h, w
 		}
@@ -107,23 +108,28 @@ const scanned = 0.65
 // drawScene makes a noisy scene of at least side×side pixels and the target for it; with held
 // also what it is without the added noise.
 func drawScene(slices []Slice, side int, held bool, rng *rand.Rand) (s scene, target []float32, err error) {
+	p, w, h := take(slices, side, sceneSides*side+64, rng)
 	defer func() {
-		if err == nil && rng.Float64() < blanked {
+		if err == nil && !p.radiograph && rng.Float64() < blanked {
 			s.blank(target)
 		}
 	}()
-	p, w, h := take(slices, side, sceneSides*side+64, rng)
 	if !held {
 		p.image = nil
 	}
-	if rng.Float64() < scanned && min(w, h) >= leastStored {
+	switch {
+	case p.radiograph:
+		if rng.Float64() < detected && min(w, h) >= side+2*edgeDetected+side/2 {
+			return detect(p, w, h, side, rng)
+		}
+	case rng.Float64() < scanned && min(w, h) >= leastStored:
 		if s, target, err = scan(p, w, h, rng); err != nil || min(s.w, s.h) >= side {
 			return s, target, err
 		}
 	}
 	n := min(w, h, sceneSides*side)
 	cut := func(img []float32) []float32 { return window(img, w, 0, 0, n) }
-	s = corrupt(cut(p.input), n, n, rng)
+	s = corrupt(cut(p.input), n, n, !p.radiograph, rng)
 	for i, own := range cut(p.own) {
 		s.sigma[i] = hypot(s.sigma[i], own)
 	}

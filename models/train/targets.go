@@ -39,7 +39,7 @@ func (t *training) targets(ctx context.Context) ([]Slice, error) {
 			return
 		}
 		out[k] = Slice{Pixels: clean, Width: w, Height: h, Noise: &noise.Map{Width: w, Height: h, Sigma: make([]float32, w*h), Correlation: noise.White()},
-			Source: s.Source, Index: s.Index, Cropped: s.Cropped}
+			Source: s.Source, Index: s.Index, Cropped: s.Cropped, Radiograph: s.Radiograph}
 	})
 	for _, err := range errs {
 		if err != nil {

@@ -499,7 +499,7 @@ func TestCorrupt(t *testing.T) {
 	}
 	low, high := 0, 0
 	for seed := range uint64(60) {
-		s := corrupt(clean, n, n, rand.New(rand.NewPCG(seed, 1)))
+		s := corrupt(clean, n, n, true, rand.New(rand.NewPCG(seed, 1)))
 		sum := 0.0
 		for i, v := range s.noisy {
 			d := float64(v-clean[i]) / float64(s.sigma[i])
