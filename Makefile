@@ -109,12 +109,14 @@ lint: ## gofmt, go vet, staticcheck (needs a C compiler)
 
 # The recipe of the embedded networks: some hours on two cores, resumable. The Philips
 # volumes are of the volunteer whose repetitions are scored; settings are chosen on the others.
+TRAINED := $(or $(OUT),dist/train-default)
+RECIPE  := bin/denoised train --data $(or $(DATA),../shared/data/mri) --preset default --seed 1 --resume \
+	--exclude "philips_mprage,philips_dwi,patient20*,brain_gd_clinical"
+finished = grep -qs '"$(2)"' $(1)/run.json
 train-default: build ## train the embedded model's recipe on DATA into OUT
-	$(RECIPE) $(if $(wildcard $(or $(OUT),dist/train-default)),--resume)
-	$(RECIPE) --resume --stage student --distil
-
-RECIPE = bin/denoised train --data $(or $(DATA),../shared/data/mri) --out $(or $(OUT),dist/train-default) \
-	--exclude "philips_mprage,philips_dwi,patient20*,brain_gd_clinical" --preset default --seed 1
+	$(call finished,$(TRAINED)/first,all) || $(RECIPE) --out $(TRAINED)/first
+	$(call finished,$(TRAINED),student) || $(RECIPE) --out $(TRAINED) --from $(TRAINED)/first/model --stage student --distil
+	$(call finished,$(TRAINED),diffusion) || $(RECIPE) --out $(TRAINED) --from $(TRAINED)/first/model --stage diffusion
 
 ablation: ## what each part of the method is worth: trainings of some hours, resumable, networks in OUT
 	DENOISED_ABLATION=$(abspath $(or $(OUT),dist/ablation)) $(GO) test ./models/train -run Ablation -v -count=1 -timeout 0

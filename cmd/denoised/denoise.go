@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -12,10 +13,12 @@ import (
 
 	"github.com/diffdenoise/denoised/daemon"
 	"github.com/diffdenoise/denoised/internal/dataset"
+	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/diffusion"
 	"github.com/diffdenoise/denoised/models/store"
+	"github.com/diffdenoise/denoised/models/train"
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/evidence"
 	"github.com/diffdenoise/denoised/pipeline/offline"
@@ -25,7 +28,7 @@ func newDenoiseCmd() *cobra.Command {
 	var (
 		out, quality, model, backend string
 		strength                     float64
-		asJSON                       bool
+		asJSON, adapt                bool
 		steps                        int
 		seed                         uint64
 	)
@@ -41,7 +44,10 @@ objects with new UIDs in a new series; a NIfTI volume keeps its header, so its
 type and scaling too, and voxels that are not finite (NaN) stay as they are.
 
 The quality high is the full method: blind-spot network, conditional diffusion and
-stabilized sampling. It takes 50 to 100 times as long as fast.
+stabilized sampling. It takes 50 to 100 times as long as fast. With --adapt the fast
+network is first fitted to every series or volume, for a minute or two; where that
+is not better on slices that are held out, by Stein's estimate of the error, the
+network stays as it is.
 
 What must not be denoised (colour, phase, maps, compressed pixels, ...) is
 copied unchanged and listed with its reason. The input is never overwritten, and
@@ -60,6 +66,8 @@ a file appears under OUT only when it is complete; one of the same name is repla
 				return usagef("denoise: --quality %q; choose fast or high", quality)
 			case steps < 0 || steps > diffusion.MaxSteps || steps > 0 && quality != "high":
 				return usagef("denoise: --steps %d; 1 to %d, with --quality high", steps, diffusion.MaxSteps)
+			case adapt && quality != "high":
+				return usagef("denoise: --adapt is for --quality high")
 			}
 			if err := checkBackend("denoise", backend); err != nil {
 				return err
@@ -87,6 +95,10 @@ a file appears under OUT only when it is complete; one of the same name is repla
 			methods := map[store.Kind]offline.Method{}
 			for kind, m := range byKind {
 				methods[kind] = offlineMethod(m, quality, strength, steps, seed)
+				if by := methods[kind]; adapt && by.Measure != nil {
+					by.Fit = fitted(on.GraphBackend, m, by, strength, steps, seed)
+					methods[kind] = by
+				}
 			}
 			report, err := offline.Run(cmd.Context(), args[0], out, offline.Options{
 				Method:   methods[store.MR],
@@ -112,6 +124,7 @@ a file appears under OUT only when it is complete; one of the same name is repla
 	f.StringVar(&quality, "quality", "fast", "fast or high")
 	f.IntVar(&steps, "steps", 0, "of the sampling, with --quality high (default: what measured best)")
 	f.Uint64Var(&seed, "seed", 0, "of the noise that sampling starts from, with --quality high")
+	f.BoolVar(&adapt, "adapt", false, "with --quality high: fit the network to every series first")
 	f.Float64Var(&strength, "strength", 1, "0 (unchanged) to 1 (fully denoised)")
 	f.StringVar(&model, "model", "", "model name or folder (default: by modality, radiograph for CR and DX, else default)")
 	backendFlag(cmd, &backend)
@@ -147,6 +160,33 @@ func offlineMethod(m *models.Model, quality string, strength float64, steps int,
 		}
 	}
 	return by
+}
+
+// fitted returns what fits a model's method to a series. Too few slices are no error: the method
+// stays what it is.
+func fitted(on kernels.GraphBackend, m *models.Model, by offline.Method, strength float64, steps int, seed uint64,
+) func(context.Context, []dataset.Image, evidence.Sums) (offline.Method, offline.Fit, error) {
+	return func(ctx context.Context, images []dataset.Image, known evidence.Sums) (offline.Method, offline.Fit, error) {
+		list := make([]models.Image, len(images))
+		for i, img := range images {
+			list[i] = models.Image(img)
+		}
+		a, err := train.Adapt(ctx, on, m, list, daemon.Known(known), nil)
+		switch {
+		case errors.Is(err, train.ErrTooFew):
+			return by, offline.Fit{Slices: len(list), Why: err.Error()}, nil
+		case err != nil:
+			return by, offline.Fit{}, err
+		}
+		line := offline.Fit{Slices: a.Slices, Fitted: a.Fitted, Before: a.Before, After: a.After}
+		if !a.Fitted {
+			line.Why = "not better on the slices that were held out"
+			return by, line, nil
+		}
+		fit := offlineMethod(a.Model, "high", strength, steps, seed)
+		fit.Model.Method += " adapted"
+		return fit, line, nil
+	}
 }
 
 // slicesBy denoises slices with a model as the flags say.
@@ -191,6 +231,13 @@ func printDenoised(out io.Writer, r *offline.Report, asJSON bool) error {
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	for _, f := range r.Fits {
+		what := f.Why
+		if f.Fitted {
+			what = fmt.Sprintf("expected error %.3f of the noise's power, was %.3f", f.After, f.Before)
+		}
+		fmt.Fprintf(out, "fitted to %s, %d slices: %s\n", f.Series, f.Slices, what)
 	}
 	if r.Clamped > 0 {
 		fmt.Fprintf(out, "%d pixels are beyond what their files can hold and have the nearest value that is not\n",

@@ -339,6 +339,37 @@ func TestDenoiseOffset(t *testing.T) {
 	}
 }
 
+// TestDenoiseAdapt: --adapt fits to every volume, or says why it did not; the report tells which.
+func TestDenoiseAdapt(t *testing.T) {
+	v := phantom.New(phantom.Spec{Seed: 3, Width: 64, Height: 64, Slices: 7, Sigma: 0.04})
+	for slices, want := range map[int]string{2: "too few slices", 7: ""} {
+		dir := t.TempDir()
+		n, err := nifti.New(64, 64, slices, 1, nifti.Float32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for k := range slices {
+			if _, err := n.SetSlice(k, v.Noisy[k]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		in := filepath.Join(dir, "in.nii")
+		if err := nifti.Write(in, n); err != nil {
+			t.Fatal(err)
+		}
+		r, err := runDenoise(t, in, "--out", filepath.Join(dir, "out.nii"), "--quality", "high", "--adapt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Fits) != 1 || r.Fits[0].Slices != slices || !strings.Contains(r.Fits[0].Why, want) {
+			t.Fatalf("%d slices: fits %+v", slices, r.Fits)
+		}
+		if f := r.Fits[0]; slices == 7 && (f.Before <= 0 || f.Fitted && f.After >= f.Before) {
+			t.Errorf("fit %+v", f)
+		}
+	}
+}
+
 func TestDenoiseRefuses(t *testing.T) {
 	dir := t.TempDir()
 	n, err := nifti.New(32, 32, 1, 1, nifti.Int16)
@@ -360,6 +391,7 @@ func TestDenoiseRefuses(t *testing.T) {
 		{[]string{in, "--out", filepath.Join(dir, "b.nii"), "--strength", "2"}, "--strength"},
 		{[]string{in, "--out", filepath.Join(dir, "b.nii"), "--quality", "high", "--model", filepath.Join("..", "..", "models", "testdata", "bootstrap")}, "use --quality fast"},
 		{[]string{in, "--out", filepath.Join(dir, "b.nii"), "--steps", "3"}, "--quality high"},
+		{[]string{in, "--out", filepath.Join(dir, "b.nii"), "--adapt"}, "--quality high"},
 		{[]string{in, "--out", filepath.Join(dir, "b.nii"), "--quality", "best"}, "choose fast or high"},
 		{[]string{in, "--out", filepath.Join(dir, "b.nii"), "--backend", "cuda"}, "use --backend auto"},
 		{[]string{filepath.Join(dir, "none.nii"), "--out", filepath.Join(dir, "b.nii")}, "none.nii"},

@@ -94,6 +94,8 @@ See docs/training.md.`,
 				return usagef("train: --preset %q; choose %s", o.preset, strings.Join(presets, ", "))
 			case o.kind != "" && !slices.Contains(store.Kinds, store.Kind(o.kind)):
 				return usagef("train: --kind %q; choose %s or %s", o.kind, store.MR, store.Radiograph)
+			case o.distil && (o.from == "" || o.stage != train.StageStudent):
+				return usagef("train: --distil goes on with the student of a model; name it with --from, with --stage student")
 			case o.limit < 0:
 				return usagef("train: --time %v is negative", o.limit)
 			case o.workers < 0 || o.workers > 1024:
@@ -142,7 +144,8 @@ See docs/training.md.`,
 		"JSON file with name, version, licence, limits and training.data for the model's card")
 	f.BoolVar(&o.asWritten, "as-written", false,
 		"train the diffusion network as arXiv 2504.00264 writes it, to compare with")
-	f.BoolVar(&o.distil, "distil", false, "with --stage student: learn from what the networks in --out make of the images")
+	f.BoolVar(&o.distil, "distil", false,
+		"with --stage student and --from: learn also from what the networks of --from make of the images")
 	f.BoolVar(&o.asJSON, "json", false, "print the result as JSON")
 	return cmd
 }

@@ -172,7 +172,7 @@ func TestFrom(t *testing.T) {
 	}
 	for name, s := range graphs {
 		tr := &training{Config: Config{From: store.DefaultName}, preset: tune}
-		params, err := tr.from(s)
+		params, err := tr.from(name, s.architecture)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -192,16 +192,16 @@ func TestFrom(t *testing.T) {
 		StageMeter:   {name: StageMeter, graph: tiny.Meter.Graph(), architecture: tiny.Meter.String()},
 	} {
 		tr := &training{Config: Config{From: store.DefaultName}, preset: tiny}
-		if _, err := tr.from(s); err == nil || !strings.Contains(err.Error(), "--preset") {
+		if _, err := tr.from(name, s.architecture); err == nil || !strings.Contains(err.Error(), "--preset") {
 			t.Errorf("%s of another architecture: %v", name, err)
 		}
 	}
 	tr := &training{Config: Config{From: "nowhere"}, preset: tune}
-	if _, err := tr.from(graphs[StageMeter]); err == nil {
+	if _, err := tr.from(StageMeter, tune.Meter.String()); err == nil {
 		t.Error("a model that is not there: no error")
 	}
 	tr.From = ""
-	if p, err := tr.from(graphs[StageMeter]); p != nil || err != nil {
+	if p, err := tr.from(StageMeter, tune.Meter.String()); p != nil || err != nil {
 		t.Errorf("from nothing: %v, %v", p, err)
 	}
 }

@@ -21,12 +21,12 @@ import (
 type Config struct {
 	Stage  string // one of Stages, or StageAll
 	Preset string // a name in Presets
-	// Distil goes on with the student in Out, and lets it learn also from what the networks in
-	// Out make of the training images. Stage must be StageStudent, Out have all networks.
+	// Distil lets the student of From learn also from what the networks of From make of the training
+	// images. Stage must be StageStudent.
 	Distil bool
 	// From is a model, by name or folder, whose networks the training goes on from; empty: from
 	// nothing. Its networks must be of the preset's architecture; those that it does not have begin
-	// from nothing.
+	// from nothing, those that are not trained are part of the result as they are.
 	From string
 	// AsWritten trains the diffusion network on the noisy image around the blind-spot
 	// prediction, as arXiv 2504.00264 writes it, instead of the leak-free form. It is
@@ -152,6 +152,9 @@ func Run(ctx context.Context, backend kernels.GraphBackend, set *Set, c Config) 
 	if err != nil {
 		return nil, err
 	}
+	if c.Distil && (c.From == "" || c.Stage != StageStudent) {
+		return nil, errors.New("train: to distil is to go on with the student of a model: it needs From and the stage student")
+	}
 	if c.AsWritten {
 		preset.Diffusion.Condition = net.WrittenCondition
 	}
@@ -175,7 +178,7 @@ func Run(ctx context.Context, backend kernels.GraphBackend, set *Set, c Config) 
 		}
 		s, err := t.stage(ctx, k)
 		if err == nil {
-			s.start, err = t.from(s)
+			s.start, err = t.from(name, s.architecture)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("train %s: %w", name, err)
@@ -204,7 +207,7 @@ func Run(ctx context.Context, backend kernels.GraphBackend, set *Set, c Config) 
 		return nil, fmt.Errorf("there is no stage %q; there are %s and %s", c.Stage, strings.Join(Stages, ", "), StageAll)
 	}
 	for _, name := range Stages {
-		f, err := t.weights(name)
+		f, err := t.read(name)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -228,32 +231,42 @@ func (t *training) path(network string) string {
 	return filepath.Join(t.Out, network+".safetensors")
 }
 
-// weights reads what an earlier stage trained, and refuses what is damaged or of another
-// network.
+// weights reads what a stage trained, and refuses what is damaged or of another network.
 func (t *training) weights(network string) (*safetensors.File, error) {
-	f, _, _, err := t.read(network)
-	return f, err
-}
-
-func (t *training) read(network string) (*safetensors.File, *kernels.Graph, [][]float32, error) {
 	r, err := os.Open(t.path(network))
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	defer r.Close()
 	f, err := safetensors.Read(r)
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
+	if err == nil {
+		_, _, err = t.decode(network, f)
 	}
-	g, params, err := t.decode(network, f)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
+		return nil, fmt.Errorf("read weights %s: %w", t.path(network), err)
 	}
-	return f, g, params, nil
+	return f, nil
 }
 
-// from returns the parameters that a stage begins with; nil: those of its graph.
-func (t *training) from(s *stage) ([][]float32, error) {
+// read returns a network of Out, or if it is not there, of From. If that has none either, the error
+// wraps os.ErrNotExist.
+func (t *training) read(network string) (*safetensors.File, error) {
+	f, err := t.weights(network)
+	if !errors.Is(err, os.ErrNotExist) || t.From == "" {
+		return f, err
+	}
+	m, err := store.Open(t.From)
+	if err != nil {
+		return nil, err
+	}
+	if f, err = m.Network(network); errors.Is(err, store.ErrNoNetwork) {
+		return nil, fmt.Errorf("%w: %w", err, os.ErrNotExist)
+	}
+	return f, err
+}
+
+// from returns the parameters that the training of a network begins with; nil: drawn from the seed.
+func (t *training) from(network, architecture string) ([][]float32, error) {
 	if t.From == "" {
 		return nil, nil
 	}
@@ -261,32 +274,36 @@ func (t *training) from(s *stage) ([][]float32, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := m.Network(s.name)
+	f, err := m.Network(network)
 	if errors.Is(err, store.ErrNoNetwork) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	_, params, err := t.decode(s.name, f)
-	if err == nil && s.name != StageStudent && f.Metadata["format"] != s.architecture {
-		err = fmt.Errorf("it is %q, that of preset %s is %q", f.Metadata["format"], t.preset.Name, s.architecture)
+	_, params, err := t.decode(network, f)
+	if err == nil && network != StageStudent && f.Metadata["format"] != architecture {
+		err = fmt.Errorf("it is %q, that of preset %s is %q", f.Metadata["format"], t.preset.Name, architecture)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("model %s cannot be gone on from: its network %s: %w; choose the --preset that it was "+
-			"trained with", t.From, s.name, err)
+			"trained with", t.From, network, err)
 	}
 	return params, nil
 }
 
 // program returns a network that an earlier stage trained.
 func (t *training) program(network string) (kernels.Program, error) {
-	_, g, params, err := t.read(network)
+	f, err := t.read(network)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("this stage needs the %s network, and there is no %s: train that stage first, or all", network, t.path(network))
 	}
 	if err != nil {
 		return nil, err
+	}
+	g, params, err := t.decode(network, f)
+	if err != nil {
+		return nil, fmt.Errorf("network %s: %w", network, err)
 	}
 	return t.backend.Compile(g, params)
 }
@@ -382,7 +399,7 @@ const toldTruth = 0.7
 
 // meter returns the noise meter that an earlier stage trained; nil if there is none.
 func (t *training) meter() (kernels.Program, error) {
-	if _, err := os.Stat(t.path(StageMeter)); errors.Is(err, os.ErrNotExist) {
+	if _, err := t.read(StageMeter); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	return t.program(StageMeter)
@@ -427,9 +444,6 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 			}
 			// the one half is hardly noisy, the other has no network's mistakes
 			train = append(targets, train...)
-			if _, _, s.start, err = t.read(StageStudent); err != nil {
-				return nil, err
-			}
 			s.name, s.steps, s.rate = distilled, s.steps*3/4, s.rate*2/3
 		}
 		meter, err := t.meter()

@@ -31,7 +31,7 @@ import (
 // maxFiles bounds the files of one folder.
 const maxFiles = 1_000_000
 
-// Method is how slices are denoised, and the model that does it. All fields are required but Measure.
+// Method is how slices are denoised, and the model that does it. All fields are required but Measure and Fit.
 type Method struct {
 	// Denoise makes one slice cleaner; known is what all slices of its series, or volume,
 	// tell, itself included. It is called from several goroutines, at most one per core at
@@ -41,6 +41,24 @@ type Method struct {
 	// every slice before the first is denoised. nil: nothing is known of series.
 	Measure func(ctx context.Context, img dataset.Image) (evidence.Sums, error)
 	Model   derive.ModelInfo
+	// Fit returns a method for one series, or volume, that images are some of the slices of, at
+	// most FitSlices; known is as in Denoise. It is called once for each, before its first slice is
+	// denoised, one at a time, and may use all cores. nil: the method is the same for all.
+	Fit func(ctx context.Context, images []dataset.Image, known evidence.Sums) (Method, Fit, error)
+}
+
+// FitSlices is the most slices that a method is fitted to.
+const FitSlices = 48
+
+// Fit says how a method was fitted to a series.
+type Fit struct {
+	Series string `json:"series"` // its UID, or the file of a volume
+	Slices int    `json:"slices"` // that were looked at
+	Fitted bool   `json:"fitted"` // or the method stays what it was
+	Why    string `json:"why,omitempty"`
+	// The error before and after that is to be expected, relative to the power of the noise.
+	Before float64 `json:"before,omitempty"`
+	After  float64 `json:"after,omitempty"`
 }
 
 // Options say what to do with the files. All fields are required but For and Progress.
@@ -87,6 +105,7 @@ type Report struct {
 	InPart int `json:"in_part"`
 	// pixels with the nearest value that their file can hold, not their own
 	Clamped int64  `json:"clamped"`
+	Fits    []Fit  `json:"fits,omitempty"`
 	Files   []File `json:"files"`
 }
 
@@ -242,6 +261,8 @@ func (r *run) file(ctx context.Context, in, out string) error {
 type said struct {
 	series string // its UID; empty: it tells nothing
 	told   evidence.Sums
+	frames int
+	by     *Method // that was fitted to the series; nil: that of its modality
 	err    error
 }
 
@@ -278,7 +299,80 @@ func (r *run) measured(ctx context.Context, files []string) ([]said, error) {
 			all[i].told = series[s.series]
 		}
 	}
-	return all, nil
+	return all, r.fit(ctx, files, all)
+}
+
+// fit fits methods to the series of files, in the order of their first files.
+func (r *run) fit(ctx context.Context, files []string, all []said) error {
+	members := map[string][]int{} // files of a series
+	for i, s := range all {
+		if s.series != "" {
+			members[s.series] = append(members[s.series], i)
+		}
+	}
+	for i, s := range all {
+		list := members[s.series]
+		if s.series == "" || list[0] != i {
+			continue
+		}
+		images, by, err := r.sample(files, all, list)
+		if err != nil {
+			r.report.Fits = append(r.report.Fits, Fit{Series: s.series, Why: err.Error()})
+			continue
+		}
+		if by.Fit == nil {
+			continue
+		}
+		fitted, line, err := by.Fit(ctx, images, s.told)
+		if err != nil {
+			return fmt.Errorf("fit to series %.64q: %w", s.series, err)
+		}
+		line.Series = s.series
+		r.report.Fits = append(r.report.Fits, line)
+		for _, k := range list {
+			all[k].by = &fitted
+		}
+	}
+	return nil
+}
+
+// sample reads some frames of a series, evenly from the first to the last of its files.
+func (r *run) sample(files []string, all []said, list []int) (images []dataset.Image, by Method, err error) {
+	total := 0
+	for _, k := range list {
+		total += all[k].frames
+	}
+	every, at := max(1, (total+FitSlices-1)/FitSlices), 0
+	for _, k := range list {
+		first := at
+		at += all[k].frames
+		if (first+every-1)/every*every >= at {
+			continue // none of its frames
+		}
+		f, o, v, err := scan(files[k])
+		if err == nil && !v.OK() {
+			err = fmt.Errorf("%s is not what it was", files[k])
+		}
+		if err == nil && images == nil {
+			if by = r.by(o); by.Fit == nil {
+				f.Close()
+				return nil, by, nil
+			}
+		}
+		for i := (first + every - 1) / every * every; err == nil && i < at; i += every {
+			var img dataset.Image
+			if img, err = (derive.Images{}).ReadFrame(o, i-first); err == nil {
+				images = append(images, img)
+			}
+		}
+		if f != nil {
+			f.Close()
+		}
+		if err != nil {
+			return nil, by, err
+		}
+	}
+	return images, by, nil
 }
 
 // tell measures the frames of one DICOM file. It tells nothing of what is not to be denoised.
@@ -297,6 +391,7 @@ func (r *run) tell(ctx context.Context, path string) (s said) {
 	s.series = o.String(dcm.SeriesInstanceUID)
 	ctx, cancel := context.WithCancel(ctx)
 	n := derive.Frames(o)
+	s.frames = n
 	frames := derive.NewAhead(n, cap(r.slots), func(i int) (evidence.Sums, error) {
 		img, err := derive.Images{}.ReadFrame(o, i)
 		if err != nil {
@@ -415,7 +510,7 @@ func (r *run) object(ctx context.Context, in, out string, s said) File {
 	line := File{In: in, Out: out}
 	verdict, err := derive.Verdict{}, s.err
 	if err == nil {
-		verdict, err = r.derive(ctx, in, out, s.told, &line)
+		verdict, err = r.derive(ctx, in, out, s, &line)
 	}
 	if err == nil && verdict.OK() {
 		line.Denoised = true
@@ -453,7 +548,7 @@ func scan(path string) (f *os.File, o *dcm.Object, v derive.Verdict, err error) 
 	return f, o, derive.Inspect(o), nil
 }
 
-func (r *run) derive(ctx context.Context, in, out string, known evidence.Sums, line *File) (derive.Verdict, error) {
+func (r *run) derive(ctx context.Context, in, out string, s said, line *File) (derive.Verdict, error) {
 	f, o, v, err := scan(in)
 	if f != nil {
 		defer f.Close()
@@ -462,6 +557,9 @@ func (r *run) derive(ctx context.Context, in, out string, known evidence.Sums, l
 		return v, err
 	}
 	by := r.by(o)
+	if s.by != nil {
+		by = *s.by
+	}
 	if by.Model != r.Model {
 		line.Model = &by.Model
 	}
@@ -471,7 +569,7 @@ func (r *run) derive(ctx context.Context, in, out string, known evidence.Sums, l
 		if err != nil {
 			return nil, err
 		}
-		return r.slice(ctx, by, img, known)
+		return r.slice(ctx, by, img, s.told)
 	})
 	defer frames.Wait() // after cancel
 	defer cancel()
@@ -480,12 +578,12 @@ func (r *run) derive(ctx context.Context, in, out string, known evidence.Sums, l
 		Remark: t.checked.Remark}
 	err = atomicfile.Write(out, 0o644, func(w *os.File) error {
 		written, err := derive.Write(w, o, params, func(i int) ([]float32, error) {
-			s, err := frames.Next(i)
+			done, err := frames.Next(i)
 			if err != nil {
 				return nil, fmt.Errorf("frame %d: %w", i, err)
 			}
-			t.add(s)
-			return s.Pixels, nil
+			t.add(done)
+			return done.Pixels, nil
 		})
 		if err != nil {
 			return err
@@ -521,6 +619,10 @@ func (r *run) volume(ctx context.Context, in, out string) error {
 	if err != nil {
 		return err
 	}
+	by, err := r.volumeFit(ctx, in, v, known)
+	if err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(cap(r.slots))
 	for k := range n {
@@ -529,7 +631,7 @@ func (r *run) volume(ctx context.Context, in, out string) error {
 			if err != nil {
 				return err
 			}
-			s, err := r.slice(ctx, r.Method, img, known)
+			s, err := r.slice(ctx, by, img, known)
 			if err != nil {
 				return fmt.Errorf("slice %d of volume %d: %w", k%v.Depth, k/v.Depth, err)
 			}
@@ -584,6 +686,29 @@ func (r *run) volumeTold(ctx context.Context, v *nifti.Volume) (all evidence.Sum
 		all = all.Plus(t)
 	}
 	return all, nil
+}
+
+// volumeFit is the method for a NIfTI file, fitted to it if it can be.
+func (r *run) volumeFit(ctx context.Context, in string, v *nifti.Volume, known evidence.Sums) (Method, error) {
+	if r.Fit == nil || r.Measure == nil {
+		return r.Method, nil
+	}
+	var images []dataset.Image
+	n := v.Slices()
+	for k := 0; k < n; k += max(1, (n+FitSlices-1)/FitSlices) {
+		img, err := dataset.NIfTISlice(v, k)
+		if err != nil {
+			return Method{}, err
+		}
+		images = append(images, img)
+	}
+	by, line, err := r.Fit(ctx, images, known)
+	if err != nil {
+		return Method{}, fmt.Errorf("fit to %s: %w", in, err)
+	}
+	line.Series = in
+	r.report.Fits = append(r.report.Fits, line)
+	return by, nil
 }
 
 // tally counts the results of the slices of a file, in their order.

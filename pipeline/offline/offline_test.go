@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -480,5 +482,59 @@ func TestFrames(t *testing.T) {
 	r, err := offline.Run(t.Context(), in, filepath.Join(t.TempDir(), "out.dcm"), o)
 	if err != nil || r.Denoised != 1 || r.Slices != count || order != "mmmmmddddd" {
 		t.Errorf("%v, %+v, order %s", err, r, order)
+	}
+}
+
+// TestFit: a method is fitted once to every series, to frames from all of it but no more than
+// FitSlices, knowing what all of it tells; what it returns denoises that series and no other.
+func TestFit(t *testing.T) {
+	in, out := t.TempDir(), t.TempDir()
+	v := phantom.New(phantom.Spec{Width: 32, Height: 32, Slices: offline.FitSlices + 10, Sigma: 0.04})
+	long, short := phantom.NewIDs("long"), phantom.NewIDs("short")
+	for k := range v.Noisy {
+		write(t, filepath.Join(in, fmt.Sprintf("long%02d.dcm", k)), dicom(t, v, k, long))
+	}
+	for k := range 3 {
+		write(t, filepath.Join(in, fmt.Sprintf("short%d.dcm", k)), dicom(t, v, k, short))
+	}
+	o := options(halve)
+	o.Measure = func(context.Context, dataset.Image) (evidence.Sums, error) { return evidence.Sums{1}, nil }
+	fits := map[float64]int{} // by the number of slices that tell
+	o.Fit = func(_ context.Context, images []dataset.Image, known evidence.Sums) (offline.Method, offline.Fit, error) {
+		fits[known[0]] += len(images)
+		if known[0] == 3 {
+			return o.Method, offline.Fit{Slices: len(images), Why: "too few"}, nil
+		}
+		by := o.Method
+		by.Model.Method = "fitted"
+		by.Denoise = func(ctx context.Context, img dataset.Image, known evidence.Sums) (*offline.Result, error) {
+			r, err := halve(ctx, img, known)
+			r.Sigma = 4
+			return r, err
+		}
+		return by, offline.Fit{Slices: len(images), Fitted: true, Before: 0.5, After: 0.4}, nil
+	}
+	r, err := offline.Run(t.Context(), in, out, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[float64]int{float64(len(v.Noisy)): len(v.Noisy) / 2, 3: 3}; !maps.Equal(fits, want) {
+		t.Errorf("images that were fitted to: %v, want %v", fits, want)
+	}
+	if len(r.Fits) != 2 || !r.Fits[0].Fitted || r.Fits[0].Series != long.SeriesInstanceUID || r.Fits[1].Fitted ||
+		r.Fits[1].Series != short.SeriesInstanceUID {
+		t.Errorf("fits %+v", r.Fits)
+	}
+	for _, f := range r.Files {
+		fitted := strings.HasPrefix(filepath.Base(f.In), "long")
+		if !f.Denoised || (f.Sigma == 4) != fitted || (f.Model != nil) != fitted {
+			t.Errorf("%s: noise %g, model %v", f.In, f.Sigma, f.Model)
+		}
+	}
+	o.Fit = func(context.Context, []dataset.Image, evidence.Sums) (offline.Method, offline.Fit, error) {
+		return offline.Method{}, offline.Fit{}, context.Canceled
+	}
+	if _, err := offline.Run(t.Context(), in, t.TempDir(), o); !errors.Is(err, context.Canceled) {
+		t.Errorf("called off: %v", err)
 	}
 }
