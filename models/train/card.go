@@ -20,7 +20,7 @@ const maxCard = 1 << 20
 const (
 	cardMethod = "self-supervised, from noisy images alone: a blind-spot network, a student on recorrupted pairs, " +
 		"and conditional diffusion that counts from the student's result (docs/training.md)"
-	cardDistil = "; the student then learned from what the other networks made of the training images"
+	cardDistil = "; the student then went on with what the networks make of the training images beside these"
 	cardNoise  = "zero mean, its strength estimated for every pixel and its correlation for the slice, " +
 		"on the grid that was measured; magnitude images may be Rician"
 	cardLimits = "For research use, on images like those it was trained on."

@@ -24,6 +24,7 @@ type stage struct {
 	name         string // of files and log lines
 	architecture string
 	graph        *kernels.Graph
+	start        [][]float32 // parameters; nil: drawn from the seed
 	loss         kernels.Loss
 	steps        int
 	rate         float64 // at its highest
@@ -76,7 +77,11 @@ type trained struct {
 // validates, else the last.
 func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir string, c Config) (*trained, error) {
 	path := filepath.Join(dir, s.name+".checkpoint")
-	cp := &checkpoint{state: kernels.NewState(s.graph.Init(c.Seed)), best: math.Inf(1)}
+	start := s.start
+	if start == nil {
+		start = s.graph.Init(c.Seed)
+	}
+	cp := &checkpoint{state: kernels.NewState(start), best: math.Inf(1)}
 	if c.Resume {
 		switch old, err := readCheckpoint(path, s, c.Seed); {
 		case err == nil:

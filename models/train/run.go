@@ -21,9 +21,8 @@ import (
 type Config struct {
 	Stage  string // one of Stages, or StageAll
 	Preset string // a name in Presets
-	// Distil lets the student learn from what the networks in Out make of the training
-	// images, instead of from pairs with independent noise. Stage must be StageStudent,
-	// Out have all three networks, and the student is another one's successor.
+	// Distil goes on with the student in Out, and lets it learn also from what the networks in
+	// Out make of the training images. Stage must be StageStudent, Out have all networks.
 	Distil bool
 	// AsWritten trains the diffusion network on the noisy image around the blind-spot
 	// prediction, as arXiv 2504.00264 writes it, instead of the leak-free form. It is
@@ -327,6 +326,9 @@ func (t *training) side(k int) int {
 	return least
 }
 
+// distilled is the name, in log and checkpoint, of the training that Config.Distil asks for.
+const distilled = "distilled"
+
 // toldTruth is the share of a student's training, from its beginning, in which it is told the
 // truth about the noise, misjudged: that is quick. Then it is told what the meter tells.
 const toldTruth = 0.7
@@ -376,7 +378,12 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 			if err != nil {
 				return nil, err
 			}
-			train = targets
+			// the one half is hardly noisy, the other has no network's mistakes
+			train = append(targets, train...)
+			if _, _, s.start, err = t.read(StageStudent); err != nil {
+				return nil, err
+			}
+			s.name, s.steps, s.rate = distilled, s.steps*3/4, s.rate*2/3
 		}
 		meter, err := t.meter()
 		if err != nil {

@@ -8,11 +8,12 @@ import (
 	"math/rand/v2"
 
 	"github.com/diffdenoise/denoised/models/noise"
+	"github.com/diffdenoise/denoised/models/simulate"
 )
 
 // tau is the strength of recorruption: the input has noise of sqrt(1+tau²) times
 // the image's own, the target of sqrt(1+1/tau²) times.
-const tau = 0.5
+const tau = 0.8
 
 // pair is a square part of a slice as an input and a target whose own noises
 // are uncorrelated.
@@ -26,9 +27,21 @@ type pair struct {
 // air, of which one piece in ten is taken.
 const minBright = 0.03
 
+// drawn is the share of the scenes whose tissue is no slice but drawn (simulate.Leaves): slices
+// teach what tissue looks like, but hardly what even areas do under faint noise, for all of them
+// have noise of their own.
+const drawn = 0.2
+
 // take draws a rectangle of at most size×size from a slice of at least side×side, turned or
 // mirrored at random, and returns its sides. There must be such slices.
 func take(slices []Slice, side, size int, rng *rand.Rand) (p pair, w, h int) {
+	// the scale of a slice hangs on its few brightest pixels
+	scale := math.Exp(0.8*rng.Float64() - 0.6)
+	if rng.Float64() < drawn {
+		img := simulate.Leaves(size, size, rng)
+		multiply(img, scale)
+		return pair{input: img, target: img, own: make([]float32, len(img)), image: img}, size, size
+	}
 	for {
 		s := &slices[rng.IntN(len(slices))]
 		if s.Width < side || s.Height < side {
@@ -44,8 +57,6 @@ func take(slices []Slice, side, size int, rng *rand.Rand) (p pair, w, h int) {
 		if sum < minBright*float32(len(y)) && rng.IntN(10) > 0 {
 			continue
 		}
-		// the scale of a slice hangs on its few brightest pixels
-		scale := math.Exp(0.8*rng.Float64() - 0.6)
 		multiply(y, scale)
 		p := pair{input: y, target: y, own: make([]float32, len(y)), image: y}
 		if m := s.Noise; m != nil && m.Median > 0 {
@@ -53,9 +64,8 @@ func take(slices []Slice, side, size int, rng *rand.Rand) (p pair, w, h int) {
 				Median: scale * m.Median, Correlation: m.Correlation}
 			multiply(local.Sigma, scale)
 			p.input, p.target = recorrupt(y, local, tau, rng)
-			const louder = 1.118033988749895 // sqrt(1+tau²)
 			for i, v := range local.Sigma {
-				p.own[i] = louder * v
+				p.own[i] = v * float32(math.Sqrt(1+tau*tau))
 			}
 		}
 		turn := rng.IntN(8)

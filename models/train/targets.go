@@ -10,7 +10,8 @@ import (
 // targets returns the training slices as the teacher sees them: denoised by the
 // blind-spot and the diffusion network, one pair of one step. A student learns to
 // find these under new noise, of every kind and strength (distillation with noise
-// re-synthesis). Slices whose noise could not be measured stay as they are.
+// re-synthesis): recorrupted targets are noisy, and under faint noise that is most of
+// what a gradient holds. Slices whose noise could not be measured stay as they are.
 func (t *training) targets(ctx context.Context) ([]Slice, error) {
 	with, err := t.conditions()
 	if err != nil {
