@@ -10,7 +10,7 @@ FUZZTIME ?= 10s
 RACE := ./dicomnet/... ./pipeline ./pipeline/spool ./kernels/... ./daemon ./daemon/web ./cmd/...
 
 .DEFAULT_GOAL := build
-.PHONY: build build-cuda gpu-kit emulator test test-emulated emulated-forward emulated-reversed emulated-programs test-sanitized race interop kernels fuzz bench bench-network bench-receive package lint train-default ablation quality clean
+.PHONY: build build-cuda gpu-kit emulator test test-emulated emulated-forward emulated-reversed emulated-programs test-sanitized race interop kernels fuzz bench bench-network bench-receive bench-daemon package lint train-default ablation ablation-clean calibrate quality clean
 
 build: ## bin/denoised: static, CPU
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/denoised ./cmd/denoised
@@ -97,6 +97,11 @@ bench-network: ## docs/measured/network.md: networks on one core against ONNX Ru
 bench-receive: build ## images per second against other receivers in the same run
 	daemon/interop/bench_receive.sh
 
+# On a machine with more cores: taskset -c 0,1 make bench-daemon
+bench-daemon: ## docs/measured/daemon.md: from the last slice of a series to its last derived one in the archive
+	DENOISED_DAEMON=$(CURDIR)/docs/measured/daemon.md \
+		$(GO) test -run '^$$' -bench LastSlice -benchtime $(or $(ROUNDS),7)x -timeout 30m ./daemon/interop
+
 package: ## dist/: .deb and .rpm for ARCH, same bytes for the same commit
 	GO="$(GO)" packaging/build.sh $(ARCH) dist
 
@@ -121,11 +126,18 @@ train-default: build ## train the embedded model's recipe on DATA into OUT
 ablation: ## what each part of the method is worth: trainings of some hours, resumable, networks in OUT
 	DENOISED_ABLATION=$(abspath $(or $(OUT),dist/ablation)) $(GO) test ./models/train -run Ablation -v -count=1 -timeout 0
 
+ablation-clean: ## docs/measured/clean.md: the student from noisy images beside that from clean ones; 20 minutes of two cores, networks in OUT
+	DENOISED_ABLATION=$(abspath $(or $(OUT),dist/ablation)) DENOISED_CLEAN=$(CURDIR)/docs/measured/clean.md \
+		$(GO) test ./models/train -run CleanTargets -v -count=1 -timeout 0
+
+calibrate: ## models/uncertainty_shares.go: what high states for its error, for the embedded networks; some minutes
+	DENOISED_CALIBRATE=$(CURDIR)/models/uncertainty_shares.go $(GO) test ./models -run '^TestCalibrate$$' -v -count=1 -timeout 0
+
 # Every section is a file, so that what was cut short goes on where it stopped; newer networks make
 # all of them anew. One core, for it may run beside a training.
 QUALITY := $(addprefix dist/quality/,mri.md repetitions.md pairs.md radiographs.md)
 IMAGES  := $(or $(DATA),../shared/data)
-dist/quality/mri.md: FLAGS = --data $(IMAGES)/mri/philips_mprage
+dist/quality/mri.md: FLAGS = --data $(IMAGES)/mri/philips_mprage --quality fast,high
 dist/quality/repetitions.md: FLAGS = $(foreach f,$(wildcard $(addprefix $(IMAGES)/repeats/,*.nii.gz */*.nii.gz)),--repeats $f)
 dist/quality/pairs.md: FLAGS = $(foreach d,$(wildcard $(IMAGES)/repeats/phantom_pairs/*),--pair $d/acq1.dcm$(comma)$d/acq2.dcm)
 dist/quality/radiographs.md: FLAGS = --data $(IMAGES)/xray/hannover_png --shrink 2

@@ -49,8 +49,9 @@ type Result struct {
 	Series meter.Series
 	// Untouched says why the image came back as it was; empty if it did not.
 	Untouched string
-	// Uncertainty is half the difference of the pair of samples at every pixel, in
-	// the unit of the image; nil where none were drawn (Denoise).
+	// Uncertainty is the standard deviation of the error at every pixel, in the unit of the
+	// image: of tissue, 68 % of the pixels lie within it (docs/quality.md). 0 where nothing can
+	// change; nil where it is not known (Denoise, and images that came back as they were).
 	Uncertainty []float32
 	// Gate is what the quality gate found; nil if the image did not come that far. A
 	// result that it blends or holds back has been blended or held back.
@@ -114,10 +115,17 @@ func by(f net.Forwarder) predictor {
 }
 
 // predictor is how Denoise and High differ: it sets what is to be taken off a normalized image
-// of known noise, and perhaps how uncertain that is.
+// of known noise, and perhaps how much a pair of samples differs.
 type predictor func(ctx context.Context, p *predicted, n *normalized, told *meter.Reading) error
 
 func (m *Model) denoise(ctx context.Context, img Image, o Options, predict predictor) (*Result, error) {
+	b := scratches.Get().(*scratch)
+	defer scratches.Put(b)
+	return b.denoise(ctx, m, img, o, predict)
+}
+
+// denoise leaves the values of its steps in b.
+func (b *scratch) denoise(ctx context.Context, m *Model, img Image, o Options, predict predictor) (*Result, error) {
 	if err := img.check(o.Strength); err != nil {
 		return nil, err
 	}
@@ -129,8 +137,6 @@ func (m *Model) denoise(ctx context.Context, img Image, o Options, predict predi
 		res.Untouched = UntouchedStrength
 		return res, nil
 	}
-	b := scratches.Get().(*scratch)
-	defer scratches.Put(b)
 	n := &b.normalized
 	if res.Untouched = n.normalize(img); res.Untouched != "" {
 		return res, nil
@@ -152,7 +158,7 @@ func (m *Model) denoise(ctx context.Context, img Image, o Options, predict predi
 		return nil, err
 	}
 	p := &b.predicted
-	p.removed, p.uncertain = numeric.Grow(p.removed, n.w*n.h), p.uncertain[:0]
+	p.removed, p.spread = numeric.Grow(p.removed, n.w*n.h), p.spread[:0]
 	if err := b.inBand(ctx, p, n, told, predict); err != nil {
 		return nil, err
 	}
@@ -163,10 +169,10 @@ func (m *Model) denoise(ctx context.Context, img Image, o Options, predict predi
 		return res, err
 	}
 	share *= o.Strength
-	if len(p.uncertain) > 0 {
-		res.Uncertainty = make([]float32, len(p.uncertain))
-		for i, v := range p.uncertain {
-			res.Uncertainty[i] = v * n.scale * float32(share)
+	if len(p.spread) > 0 {
+		res.Uncertainty = b.stated(p, n, told.Map.Sigma, share)
+		for i := range res.Uncertainty {
+			res.Uncertainty[i] *= n.scale
 		}
 	}
 	for i, v := range img.Pixels {
@@ -214,9 +220,9 @@ type scratch struct {
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// predicted is what a network takes off an image, and the standard deviation that it states
-// for it, of length 0 if it states none. Both in the scale of normalized.
-type predicted struct{ removed, uncertain []float32 }
+// predicted is what a network takes off an image, and half the difference of the pair of samples
+// that it is the mean of, of length 0 if there are none. Both in the scale of normalized.
+type predicted struct{ removed, spread []float32 }
 
 // Bounds of what is taken off.
 const (
@@ -322,8 +328,8 @@ func (b *scratch) judge(res *Result, p *predicted, n *normalized, told *meter.Re
 	}
 	in := gate.Input{Width: n.w, Height: n.h, Before: n.y, After: b.after, Skip: n.outside, Air: b.air,
 		Noise: &told.Map}
-	if len(p.uncertain) > 0 {
-		in.Uncertainty = p.uncertain
+	if len(p.spread) > 0 {
+		in.Uncertainty = p.spread
 	}
 	if res.Gate, err = gate.Check(in); err != nil {
 		return 0, fmt.Errorf("denoise: %w", err)

@@ -60,6 +60,22 @@ func (m *Model) HasHigh() bool {
 // is the same for the same seed. A model without the networks is an error that wraps
 // ErrNoNetwork.
 func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, error) {
+	h, err := m.newHigh(o)
+	if err != nil {
+		return nil, err
+	}
+	return m.denoise(ctx, img, Options{Strength: o.Strength, Series: o.Series}, h.predict)
+}
+
+// high is one call of High.
+type high struct {
+	HighOptions
+	teacher     *net.Teacher
+	done, total int
+}
+
+// newHigh makes the networks ready, and refuses what is not allowed.
+func (m *Model) newHigh(o HighOptions) (*high, error) {
 	if o.Steps == 0 {
 		o.Steps = DefaultSteps
 	}
@@ -77,15 +93,7 @@ func (m *Model) High(ctx context.Context, img Image, o HighOptions) (*Result, er
 	if err != nil {
 		return nil, err
 	}
-	h := &high{HighOptions: o, teacher: net.NewTeacher(g, program, blind, m.Student())}
-	return m.denoise(ctx, img, Options{Strength: o.Strength, Series: o.Series}, h.predict)
-}
-
-// high is one call of High.
-type high struct {
-	HighOptions
-	teacher     *net.Teacher
-	done, total int
+	return &high{HighOptions: o, teacher: net.NewTeacher(g, program, blind, m.Student())}, nil
 }
 
 // Images are cut into tiles that are done one after the other, so that memory does
@@ -102,7 +110,7 @@ func (h *high) predict(ctx context.Context, p *predicted, n *normalized, told *m
 	width, height := n.w, n.h
 	across, down := (width+tileSide-1)/tileSide, (height+tileSide-1)/tileSide
 	h.total = across * down * h.Passes * net.Runs(h.Steps)
-	p.uncertain = numeric.Grow(p.uncertain, width*height)
+	p.spread = numeric.Grow(p.spread, width*height)
 	rng := rand.New(rand.NewPCG(h.Seed, pixelHash(n.y)))
 	for j := range down {
 		for i := range across {
@@ -150,7 +158,7 @@ func (h *high) tile(ctx context.Context, p *predicted, n *normalized, told *mete
 			if !finite(v) {
 				return fmt.Errorf("denoise: the networks' result is not finite at (%d, %d)", x0+c, y0+r)
 			}
-			p.removed[to], p.uncertain[to] = n.y[to]-v, spread[from]*scale
+			p.removed[to], p.spread[to] = n.y[to]-v, spread[from]*scale
 		}
 	}
 	return nil

@@ -94,15 +94,15 @@ func (b *scratch) inBand(ctx context.Context, p *predicted, n *normalized, told 
 	for i, s := range c.reading.Given {
 		c.reading.Given[i] = max(s, 0) * float32(share)
 	}
-	c.predicted.removed, c.predicted.uncertain = numeric.Grow(c.predicted.removed, w*h), c.predicted.uncertain[:0]
+	c.predicted.removed, c.predicted.spread = numeric.Grow(c.predicted.removed, w*h), c.predicted.spread[:0]
 	if err := predict(ctx, &c.predicted, &c.normalized, &c.reading); err != nil {
 		return err
 	}
 	p.removed = grid.Fill(p.removed, c.predicted.removed)
-	if len(c.predicted.uncertain) > 0 {
-		p.uncertain = grid.Fill(p.uncertain, c.predicted.uncertain)
-		for i, u := range p.uncertain {
-			p.uncertain[i] = max(u, 0)
+	if len(c.predicted.spread) > 0 {
+		p.spread = grid.Fill(p.spread, c.predicted.spread)
+		for i, u := range p.spread {
+			p.spread[i] = max(u, 0)
 		}
 	}
 	return nil

@@ -9,16 +9,15 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
-	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/diffdenoise/denoised/internal/machine"
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/models"
@@ -189,7 +188,7 @@ measured first. Kernels are timed one by one.`,
 
 // runBench measures and reports.
 func runBench(ctx context.Context, model string, isas []string, sizes []int, rounds, cores int, progress io.Writer) (*benchReport, error) {
-	report := &benchReport{CPU: benchCPU(), Cores: cores, Rounds: rounds}
+	report := &benchReport{CPU: machine.Processor(), Cores: cores, Rounds: rounds}
 	var (
 		cases    []*benchCase
 		backends []*cpu.Backend
@@ -386,16 +385,4 @@ func benchFloats(n int) []float32 {
 func benchMedian(values []float64) float64 {
 	s := slices.Sorted(slices.Values(values))
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
-}
-
-// benchCPU names the processor as far as the system tells.
-func benchCPU() string {
-	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(b)) {
-			if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
-				return strings.TrimSpace(value)
-			}
-		}
-	}
-	return runtime.GOOS + "/" + runtime.GOARCH
 }

@@ -151,6 +151,7 @@ type sunk struct {
 	size   int64
 	sum    [sha256.Size]byte
 	copies int
+	at     time.Time // of the last one
 }
 
 func startSink(t testing.TB) *sink {
@@ -207,7 +208,8 @@ func (s sinkSession) Store(_ context.Context, req *dicomnet.StoreRequest, r io.R
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o := s.objects[req.SOPInstanceUID]
-	s.objects[req.SOPInstanceUID] = sunk{size: n, sum: [sha256.Size]byte(h.Sum(nil)), copies: o.copies + 1}
+	s.objects[req.SOPInstanceUID] = sunk{size: n, sum: [sha256.Size]byte(h.Sum(nil)), copies: o.copies + 1,
+		at: time.Now()}
 	return dicomnet.StatusSuccess
 }
 

@@ -181,6 +181,27 @@ func (p *process) memory() (now, peak int64) {
 	return now, peak
 }
 
+// cpu returns the processor time that the process has used so far, to a hundredth of a second.
+func (p *process) cpu() time.Duration {
+	p.t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	// After the name, which may hold anything, field 3 of proc(5) follows; utime and stime are 14 and 15, in units
+	// of USER_HZ, which is 100 on every architecture that Go runs on.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	ticks := 0
+	for _, f := range fields[14-3 : 16-3] {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			p.t.Fatalf("processor time of %s: %v", p.name, err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * (time.Second / 100)
+}
+
 // eventually calls check until it returns nil, and fails the test with its last
 // error after limit.
 func eventually(t testing.TB, limit time.Duration, what string, check func() error) {

@@ -27,8 +27,8 @@ type Input struct {
 	// Noise is the noise of Before: its strength at every pixel, as it is where there is
 	// signal, and its correlation. The gate finds by itself what noise lifts a magnitude by.
 	Noise *noise.Map
-	// Uncertainty is the standard deviation that the result itself states for every
-	// pixel; nil if it states none.
+	// Uncertainty is half the difference of the pair of samples that the result is the mean of,
+	// at every pixel; nil if there is none.
 	Uncertainty []float32
 }
 
