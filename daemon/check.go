@@ -95,21 +95,27 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 		}
 	}
 
-	m, err := models.Open(cfg.modelPath())
-	if err != nil {
-		add("model", Bad, "%v", err)
-	} else if v, err := m.Verify(); err != nil {
-		add("model", Bad, "%v", err)
-	} else {
+	for i, what := range []string{"model", "radiograph model"} {
+		m, err := models.Open(cfg.modelPath(cfg.models()[i].model))
+		if err != nil {
+			add(what, Bad, "%v", err)
+			continue
+		}
+		v, err := m.Verify()
+		if err != nil {
+			add(what, Bad, "%v", err)
+			continue
+		}
 		golden := "no golden vectors to try"
 		if v.Golden {
 			golden = fmt.Sprintf("golden vectors to %.1g", v.GoldenError)
 		}
-		add("model", Good, "%s %s, %s", m.Name(), m.Version(), golden)
+		add(what, Good, "%s %s, %s", m.Name(), m.Version(), golden)
 		if m.HasHigh() {
 			add("quality high", Good, "%s has the networks for it", m.Name())
 		} else {
-			add("quality high", Note, "%s has no networks for it: what is asked for in it gets the fast result, and the high one once a model with the networks runs", m.Name())
+			add("quality high", Note, "%s has no networks for it: what is asked for in it gets the fast result, and the "+
+				"high one once a model with the networks runs", m.Name())
 		}
 	}
 

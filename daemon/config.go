@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/diffdenoise/denoised/models/store"
 	"github.com/diffdenoise/denoised/pipeline"
 )
 
@@ -83,10 +84,12 @@ type Destination struct {
 
 // DenoiseConfig is the section denoise. All but Strength need a restart.
 type DenoiseConfig struct {
-	Backend  string  // auto, cpu or cuda
-	Workers  int     // slices at the same time; 0: one for each core
-	Model    string  // "default" or a folder
-	Strength float64 // above 0, up to 1
+	Backend string // auto, cpu or cuda
+	Workers int    // slices at the same time; 0: one for each core
+	Model   string // a name or a folder
+	// RadiographModel is as Model, for images of CR and DX.
+	RadiographModel string
+	Strength        float64 // above 0, up to 1
 }
 
 // HTTPConfig is the section http; it needs a restart.
@@ -122,7 +125,7 @@ func DefaultConfig() *Config {
 			Timeouts: Timeouts{Request: 10 * time.Second, Idle: 60 * time.Second, Store: 300 * time.Second},
 		},
 		Series:    SeriesConfig{Quiet: 20 * time.Second, QuietOpen: 60 * time.Second, Max: 30 * time.Minute},
-		Denoise:   DenoiseConfig{Backend: "auto", Model: "default", Strength: 1},
+		Denoise:   DenoiseConfig{Backend: "auto", Model: store.DefaultName, RadiographModel: store.RadiographName, Strength: 1},
 		HTTP:      HTTPConfig{Listen: "127.0.0.1:8042"},
 		Retention: RetentionConfig{AfterForward: 72 * time.Hour, DiskWarn: 0.80, DiskRefuse: 0.90},
 		Log:       LogConfig{Level: "info"},

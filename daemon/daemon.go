@@ -109,7 +109,7 @@ func New(cfg *Config, opts ...Option) (*Daemon, error) {
 		if err != nil {
 			return nil, fmt.Errorf("denoise.backend: %w", err)
 		}
-		if d.denoiser, err = openDenoiser(backend, cfg.modelPath()); err != nil {
+		if d.denoiser, err = openDenoisers(backend, cfg); err != nil {
 			return nil, err
 		}
 	}

@@ -39,7 +39,7 @@ func TestEndToEnd(t *testing.T) {
 	both, derivedOnly := startPACS(t), startPACS(t)
 	cfg := testConfig(t, both, derivedOnly)
 	cfg.Destinations[1].Send = []string{"derived"}
-	model, err := openDenoiser(cpuBackend(t), "default")
+	model, err := openDenoisers(cpuBackend(t), DefaultConfig())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,18 +22,48 @@ type denoiser struct {
 	high bool // asking the model reads its weights
 }
 
-// modelPath is what models.Open takes for denoise.model: a plain name is first looked
-// for among the installed models, in the folder models of state_dir.
-func (c *Config) modelPath() string {
-	return store.Find(c.Denoise.Model, filepath.Join(c.StateDir, "models"))
+// denoisers are the models of all kinds of images. By itself it is that of MR.
+type denoisers struct {
+	denoiser
+	radiographs denoiser
 }
 
-func openDenoiser(on kernels.Backend, nameOrDir string) (pipeline.Denoiser, error) {
-	m, err := models.OpenOn(on, nameOrDir)
-	if err != nil {
-		return nil, fmt.Errorf("denoise.model: %w", err)
+// For implements pipeline.Chooser.
+func (d denoisers) For(modality string) pipeline.Denoiser {
+	if store.KindOf(modality) == store.Radiograph {
+		return d.radiographs
 	}
-	return denoiser{m, m.HasHigh()}, nil
+	return d.denoiser
+}
+
+// HasHigh implements pipeline.HighDenoiser.
+func (d denoisers) HasHigh() bool { return d.high || d.radiographs.high }
+
+// modelKey is a key of the configuration that names a model, and what it says.
+type modelKey struct{ key, model string }
+
+// models are the keys of the models of MR and of radiographs.
+func (c *Config) models() [2]modelKey {
+	return [2]modelKey{{"denoise.model", c.Denoise.Model}, {"denoise.radiograph_model", c.Denoise.RadiographModel}}
+}
+
+// modelPath is what models.Open takes for a model of the configuration: a plain name is first looked
+// for among the installed models, in the folder models of state_dir.
+func (c *Config) modelPath(name string) string {
+	return store.Find(name, filepath.Join(c.StateDir, "models"))
+}
+
+// openDenoisers opens the models that a configuration names.
+func openDenoisers(on kernels.Backend, c *Config) (pipeline.Denoiser, error) {
+	var opened [2]denoiser
+	for i, k := range c.models() {
+		m, err := models.OpenOn(on, c.modelPath(k.model))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", k.key, err)
+		}
+		opened[i] = denoiser{m, m.HasHigh()}
+	}
+	return denoisers{opened[0], opened[1]}, nil
 }
 
 // Model implements pipeline.Denoiser.

@@ -1,14 +1,21 @@
 package daemon
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/diffdenoise/denoised/dicomnet"
+	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/gate"
 	"github.com/diffdenoise/denoised/models/meter"
 	"github.com/diffdenoise/denoised/models/store"
+	"github.com/diffdenoise/denoised/pipeline"
+	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
@@ -23,18 +30,107 @@ func TestInstalledModel(t *testing.T) {
 	}
 	for model, want := range map[string]string{
 		"default":                     "default",
+		"radiograph":                  "radiograph",
 		"knee-3t":                     filepath.Join(dir, "knee-3t"),
 		filepath.Join(dir, "knee-3t"): filepath.Join(dir, "knee-3t"),
 		"not-installed":               "not-installed",
 	} {
-		cfg.Denoise.Model = model
-		if got := cfg.modelPath(); got != want {
+		if got := cfg.modelPath(model); got != want {
 			t.Errorf("model %q is %q, want %q", model, got, want)
 		}
-		if _, err := openDenoiser(cpuBackend(t), cfg.modelPath()); (err != nil) != (model == "not-installed") {
-			t.Errorf("model %q: %v", model, err)
+		for key, set := range map[string]*string{"denoise.model": &cfg.Denoise.Model,
+			"denoise.radiograph_model": &cfg.Denoise.RadiographModel} {
+			cfg.Denoise.Model, cfg.Denoise.RadiographModel = "default", "radiograph"
+			*set = model
+			_, err := openDenoisers(cpuBackend(t), cfg)
+			if model != "not-installed" && err != nil || model == "not-installed" && (err == nil ||
+				!strings.HasPrefix(err.Error(), key+": ")) {
+				t.Errorf("%s %q: %v", key, model, err)
+			}
 		}
 	}
+}
+
+// TestModelByModality: radiographs go through their own model, and the derived object of each image
+// names the one that was used.
+func TestModelByModality(t *testing.T) {
+	archive := startPACS(t)
+	cfg := testConfig(t, archive)
+	cfg.Destinations[0].Send = []string{"derived"}
+	both, err := openDenoisers(cpuBackend(t), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := startDaemon(t, cfg, WithDenoiser(both))
+	chooser, ok := d.denoiser.(pipeline.Chooser)
+	if !ok {
+		t.Fatalf("the daemon's denoiser is %T", d.denoiser)
+	}
+	mr, radiograph := chooser.For("MR").Model(), chooser.For("DX").Model()
+	if mr == radiograph || chooser.Model() != mr || chooser.For("CR").Model() != radiograph {
+		t.Fatalf("models %+v and %+v", mr, radiograph)
+	}
+	if s := d.Status(); !strings.HasPrefix(s.Model, mr.Name) || !strings.HasPrefix(s.RadiographModel, radiograph.Name) {
+		t.Errorf("status tells of %q and %q", s.Model, s.RadiographModel)
+	}
+	want := map[string]string{} // hash by class
+	for modality, model := range map[string]derive.ModelInfo{"MR": mr, "CR": radiograph, "DX": radiograph} {
+		class := map[string]string{"MR": "1.2.840.10008.5.1.4.1.1.4", "CR": "1.2.840.10008.5.1.4.1.1.1",
+			"DX": "1.2.840.10008.5.1.4.1.1.1.1"}[modality]
+		want[class] = model.Hash
+		list := phantomSeries(t, modality, 1)
+		pushOK(t, d.Daemon, "DENOISE", []image{reclassed(t, list[0], class, modality)})
+	}
+	eventually(t, "three derived objects are delivered", func() error {
+		if n := archive.count(); n != 3 {
+			return fmt.Errorf("%d objects", n)
+		}
+		return nil
+	})
+	for uid, data := range archive.objects {
+		var file bytes.Buffer
+		if _, err := dcm.WriteFileMeta(&file, dcm.FileMeta{SOPClassUID: "1.2.840.10008.5.1.4.1.1.4", SOPInstanceUID: uid,
+			TransferSyntaxUID: dicomnet.ExplicitVRLittleEndian}); err != nil {
+			t.Fatal(err)
+		}
+		file.Write(data)
+		o, err := dcm.Scan(bytes.NewReader(file.Bytes()), int64(file.Len()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		hash := want[o.String(dcm.SOPClassUID)]
+		if text := o.String(dcm.DerivationDescription); hash == "" || !strings.Contains(text, hash) {
+			t.Errorf("%s: %q does not name the model %.16s", o.String(dcm.Modality), text, hash)
+		}
+	}
+}
+
+// reclassed is an MR image as one of another class and modality.
+func reclassed(t *testing.T, i image, class, modality string) image {
+	t.Helper()
+	element := func(tag [4]byte, vr, value string) []byte {
+		if len(value)%2 == 1 {
+			value += map[string]string{"UI": "\x00", "CS": " "}[vr]
+		}
+		return append(append(tag[:], vr...), append([]byte{byte(len(value)), 0}, value...)...)
+	}
+	file := i.file
+	for _, e := range []struct {
+		tag          [4]byte
+		vr, old, new string
+	}{
+		{[4]byte{8, 0, 0x16, 0}, "UI", i.class, class},
+		{[4]byte{8, 0, 0x60, 0}, "CS", "MR", modality},
+	} {
+		old := element(e.tag, e.vr, e.old)
+		if bytes.Count(file, old) != 1 {
+			t.Fatalf("the phantom has %d of %v", bytes.Count(file, old), e.tag)
+		}
+		file = bytes.Replace(file, old, element(e.tag, e.vr, e.new), 1)
+	}
+	out := imageOf(t, file)
+	out.class = class
+	return out
 }
 
 // TestDenoised: what the quality gate says of a result reaches the pipeline, and only

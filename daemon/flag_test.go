@@ -128,7 +128,7 @@ func TestModelAsDenoiser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := openDenoiser(cpuBackend(t), "default")
+	n, err := openDenoisers(cpuBackend(t), DefaultConfig())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -99,10 +99,14 @@ func (d *Daemon) accepting(now time.Time) error {
 func (d *Daemon) Status() web.Status {
 	h, at := d.health.get()
 	cfg := d.cfg.Load()
-	model := d.denoiser.Model()
+	model, radiographs := d.denoiser.Model(), ""
+	if c, ok := d.denoiser.(pipeline.Chooser); ok {
+		m := c.For("DX").Model()
+		radiographs = strings.TrimSpace(m.Name + " " + m.Version)
+	}
 	s := web.Status{
 		Ready: h.OK, Problems: append([]string{}, h.Problems...), Version: d.version, Started: d.started,
-		Model: strings.TrimSpace(model.Name + " " + model.Version), DiskUsed: h.DiskUsed, DiskRefuse: cfg.Retention.DiskRefuse,
+		Model: strings.TrimSpace(model.Name + " " + model.Version), RadiographModel: radiographs, DiskUsed: h.DiskUsed, DiskRefuse: cfg.Retention.DiskRefuse,
 		Denoise: web.Queue{Waiting: h.Denoise.Waiting, OldestSeconds: h.Denoise.Age.Seconds()}, Errors: []web.LogLine{},
 		High:         web.High{Queue: web.Queue{Waiting: h.High.Waiting, OldestSeconds: h.High.Age.Seconds()}, NotPossible: h.NoHigh, Now: h.HighNow},
 		Destinations: []web.Destination{},

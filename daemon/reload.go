@@ -37,6 +37,8 @@ var settings = []setting{
 	{"denoise.backend", true, func(c *Config) any { return c.Denoise.Backend }, func(to, from *Config) { to.Denoise.Backend = from.Denoise.Backend }},
 	{"denoise.workers", true, func(c *Config) any { return c.Denoise.Workers }, func(to, from *Config) { to.Denoise.Workers = from.Denoise.Workers }},
 	{"denoise.model", true, func(c *Config) any { return c.Denoise.Model }, func(to, from *Config) { to.Denoise.Model = from.Denoise.Model }},
+	{"denoise.radiograph_model", true, func(c *Config) any { return c.Denoise.RadiographModel },
+		func(to, from *Config) { to.Denoise.RadiographModel = from.Denoise.RadiographModel }},
 	{"denoise.strength", false, func(c *Config) any { return c.Denoise.Strength }, nil},
 	{"http", true, func(c *Config) any { return c.HTTP }, func(to, from *Config) { to.HTTP = from.HTTP }},
 	{"watch", false, func(c *Config) any { return c.Watch }, nil},

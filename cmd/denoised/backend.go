@@ -82,12 +82,17 @@ func openTried(block bool) (*backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := models.OpenOn(b.GraphBackend, store.DefaultName)
-	if err == nil {
-		err = b.shapes(func() error {
-			_, err := m.Verify()
-			return err
-		})
+	for _, name := range store.Embedded {
+		var m *models.Model
+		if m, err = models.OpenOn(b.GraphBackend, name); err == nil {
+			err = b.shapes(func() error {
+				_, err := m.Verify()
+				return err
+			})
+		}
+		if err != nil {
+			break
+		}
 	}
 	if err != nil {
 		_ = b.close() // its errors follow from the first one

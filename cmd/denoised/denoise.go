@@ -69,26 +69,28 @@ a file appears under OUT only when it is complete; one of the same name is repla
 				return fmt.Errorf("denoise: %w", err)
 			}
 			defer on.close()
-			m, err := models.OpenOn(on.GraphBackend, findModel(model))
-			if err != nil {
-				return fmt.Errorf("denoise: %w", err)
+			// A model that is named is for all images; else each is for its kind of them.
+			byKind := map[store.Kind]*models.Model{}
+			for _, kind := range store.Kinds {
+				name := kind.Model()
+				if model != "" {
+					name = findModel(model)
+				}
+				if byKind[kind], err = models.OpenOn(on.GraphBackend, name); err != nil {
+					return fmt.Errorf("denoise: %w", err)
+				}
 			}
-			if quality == "high" && !m.HasHigh() {
-				return fmt.Errorf("denoise: model %s has a network for --quality fast but none for high; "+
-					"use --quality fast", m.Name())
+			if m := byKind[store.MR]; quality == "high" && !m.HasHigh() {
+				return fmt.Errorf("denoise: %w", noHigh(m))
 			}
 			bar := &progress{w: cmd.ErrOrStderr()}
-			measure := func(_ context.Context, img dataset.Image) (evidence.Sums, error) {
-				s, err := m.Measure(models.Image(img))
-				return daemon.Told(s), err
-			}
-			if strength == 0 {
-				measure = nil // nothing is made of it
+			methods := map[store.Kind]offline.Method{}
+			for kind, m := range byKind {
+				methods[kind] = offlineMethod(m, quality, strength, steps, seed)
 			}
 			report, err := offline.Run(cmd.Context(), args[0], out, offline.Options{
-				Denoise: slicesBy(m, quality, strength, steps, seed), Measure: measure,
-				Model: derive.ModelInfo{Name: m.Name(), Version: m.Version(), Hash: m.Hash(), Method: method(steps,
-					seed)},
+				Method:   methods[store.MR],
+				For:      func(modality string) offline.Method { return methods[store.KindOf(modality)] },
 				Strength: strength, Quality: quality, Version: cmd.Root().Version, Progress: bar.at,
 			})
 			bar.done()
@@ -111,7 +113,7 @@ a file appears under OUT only when it is complete; one of the same name is repla
 	f.IntVar(&steps, "steps", 0, "of the sampling, with --quality high (default: what measured best)")
 	f.Uint64Var(&seed, "seed", 0, "of the noise that sampling starts from, with --quality high")
 	f.Float64Var(&strength, "strength", 1, "0 (unchanged) to 1 (fully denoised)")
-	f.StringVar(&model, "model", store.DefaultName, "model name or folder")
+	f.StringVar(&model, "model", "", "model name or folder (default: by modality, radiograph for CR and DX, else default)")
 	backendFlag(cmd, &backend)
 	f.BoolVar(&asJSON, "json", false, "print the report as JSON")
 	return cmd
@@ -129,6 +131,24 @@ func method(steps int, seed uint64) string {
 	return text
 }
 
+// noHigh is the error for a model without the networks for quality high.
+func noHigh(m *models.Model) error {
+	return fmt.Errorf("model %s has a network for --quality fast but none for high; use --quality fast", m.Name())
+}
+
+// offlineMethod is a model as package offline wants it.
+func offlineMethod(m *models.Model, quality string, strength float64, steps int, seed uint64) offline.Method {
+	by := offline.Method{Denoise: slicesBy(m, quality, strength, steps, seed),
+		Model: derive.ModelInfo{Name: m.Name(), Version: m.Version(), Hash: m.Hash(), Method: method(steps, seed)}}
+	if strength > 0 { // else nothing is made of it
+		by.Measure = func(_ context.Context, img dataset.Image) (evidence.Sums, error) {
+			s, err := m.Measure(models.Image(img))
+			return daemon.Told(s), err
+		}
+	}
+	return by
+}
+
 // slicesBy denoises slices with a model as the flags say.
 func slicesBy(m *models.Model, quality string, strength float64, steps int, seed uint64,
 ) func(context.Context, dataset.Image, evidence.Sums) (*offline.Result, error) {
@@ -137,6 +157,9 @@ func slicesBy(m *models.Model, quality string, strength float64, steps int, seed
 		var r *models.Result
 		var err error
 		if quality == "high" {
+			if !m.HasHigh() {
+				return nil, noHigh(m)
+			}
 			r, err = m.High(ctx, models.Image(img), models.HighOptions{Strength: strength, Series: series,
 				Steps: steps, Seed: seed})
 		} else {

@@ -31,7 +31,10 @@ const (
 
 // evaluation is one call of eval.
 type evaluation struct {
-	data, out, model    string
+	data, out           string
+	model, kind         string
+	compare             []string
+	only                []string
 	repeats, pairs      []string
 	quality, rows       string
 	backend             string
@@ -51,6 +54,10 @@ func newEvalCmd() *cobra.Command {
 	for _, r := range simulate.ChainRows() {
 		chains = append(chains, "  "+r.Name)
 	}
+	var detectors []string
+	for _, r := range simulate.DetectorRows() {
+		detectors = append(detectors, "  "+r.Name)
+	}
 	cmd := &cobra.Command{
 		Use:   "eval --data DIR",
 		Short: "Measure the quality of a model on your own images",
@@ -63,8 +70,9 @@ compared:
   noise         noise of known kinds is added to slices, which are taken for
                 clean; the result is compared with the slice
   scanner       a slice is sent through a simulated scanner: coils, parallel
-                imaging, k-space, filters and storage; the result is compared
-                with what the scanner stores without noise
+                imaging, k-space, filters and storage; or a radiograph is taken
+                by a simulated detector; the result is compared with what is
+                stored without noise
   repetitions   a 4-D NIfTI volume is taken for repetitions of one acquisition;
                 one is denoised and compared with the mean of the others.
                 --repeats names such files beside DIR, --pair two files of the
@@ -82,8 +90,11 @@ report.md, report.html, plots and image panels (PNG).
 Kinds of noise for --rows:
 ` + strings.Join(names, "\n") + `
 
-and scanners:
-` + strings.Join(chains, "\n"),
+scanners:
+` + strings.Join(chains, "\n") + `
+
+and detectors of radiographs:
+` + strings.Join(detectors, "\n"),
 		Example: `  denoised eval --data volumes/ --out report/
   denoised eval --data t1.nii.gz --rows "Rician 6/255,correlated 1.2" --slices 8
   denoised eval --repeats epi.nii.gz --pair first.dcm,second.dcm`,
@@ -92,6 +103,8 @@ and scanners:
 			switch {
 			case o.data == "" && len(o.repeats) == 0 && len(o.pairs) == 0:
 				return usagef("eval: no images; name their folder with --data, or --repeats or --pair")
+			case o.kind != "" && !slices.Contains(store.Kinds, store.Kind(o.kind)):
+				return usagef("eval: --kind %q; choose %s or %s", o.kind, store.MR, store.Radiograph)
 			case o.asJSON && o.asMarkdown:
 				return usagef("eval: --json and --markdown exclude each other")
 			case o.slices < 1 || o.slices > maxEvalSlices:
@@ -115,7 +128,10 @@ and scanners:
 	f.StringArrayVar(&o.repeats, "repeats", nil, "4-D NIfTI file of one acquisition, repeated; may stand several times")
 	f.StringArrayVar(&o.pairs, "pair", nil, "A,B: two files of one acquisition, repeated; may stand several times")
 	f.StringVarP(&o.out, "out", "o", "", "folder of the report; none: no files are written")
-	f.StringVar(&o.model, "model", store.DefaultName, "model name or folder")
+	f.StringVar(&o.model, "model", "", "model name or folder (default: by modality, radiograph for CR and DX, else default)")
+	f.StringArrayVar(&o.compare, "compare", nil, "a model whose fast results are scored beside; may stand several times")
+	f.StringVar(&o.kind, "kind", "", "mr or radiograph: what images without a modality are (default: mr)")
+	f.StringSliceVar(&o.only, "only", nil, "of DIR, files and folders to look at, by name or pattern such as sub-0* (default: all)")
 	f.StringVar(&o.quality, "quality", "fast", "fast, high or both as fast,high (high takes long)")
 	f.StringVar(&o.rows, "rows", "",
 		"kinds of noise and scanners, separated by commas (default: all that fit the images)")
@@ -131,7 +147,7 @@ and scanners:
 
 func (o *evaluation) run(cmd *cobra.Command) error {
 	ctx := cmd.Context()
-	rows, chains, err := parseRows(o.rows)
+	rows, chains, detectors, err := parseRows(o.rows)
 	if err != nil {
 		return err
 	}
@@ -140,7 +156,16 @@ func (o *evaluation) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer on.close()
-	m, err := models.OpenOn(on.GraphBackend, findModel(o.model))
+	c := eval.NewCollector(o.slices, o.shrink)
+	kind, err := o.collect(ctx, c)
+	if err != nil {
+		return err
+	}
+	name := kind.Model()
+	if o.model != "" {
+		name = findModel(o.model)
+	}
+	m, err := models.OpenOn(on.GraphBackend, name)
 	if err != nil {
 		return err
 	}
@@ -148,11 +173,20 @@ func (o *evaluation) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	c := eval.NewCollector(o.slices, o.shrink)
-	if err := o.collect(ctx, c); err != nil {
-		return err
+	cfg := eval.Config{Methods: eval.Classical(), Rows: rows, Chains: chains, Detectors: detectors, Seed: o.seed,
+		Repetitions: o.repetitions}
+	for _, name := range o.compare {
+		other, err := models.OpenOn(on.GraphBackend, findModel(name))
+		if err != nil {
+			return fmt.Errorf("--compare: %w", err)
+		}
+		fast, err := ownMethods(other, "fast", o.seed)
+		if err != nil {
+			return err
+		}
+		fast[0].Name = "fast, " + name
+		cfg.Methods = append(cfg.Methods, fast[0])
 	}
-	cfg := eval.Config{Methods: eval.Classical(), Rows: rows, Chains: chains, Seed: o.seed, Repetitions: o.repetitions}
 	for _, own := range ours {
 		cfg.Methods, cfg.Ours = append(cfg.Methods, own), append(cfg.Ours, own.Name)
 	}
@@ -180,29 +214,35 @@ func (o *evaluation) run(cmd *cobra.Command) error {
 	return o.print(cmd.OutOrStdout(), report)
 }
 
-// collect gives the images to the collector. What is named one by one must be of use.
-func (o *evaluation) collect(ctx context.Context, c *eval.Collector) error {
-	read := func(path string, add func(dataset.Volume), skip func(dataset.Skip)) error {
+// collect gives the images to the collector, and says of which kind they are. What is named one by
+// one must be of use.
+func (o *evaluation) collect(ctx context.Context, c *eval.Collector) (store.Kind, error) {
+	kinds := map[store.Kind]bool{}
+	read := func(path string, exclude func(string) bool, add func(dataset.Volume), skip func(dataset.Skip)) error {
 		if o.out != "" {
 			if err := apart(path, o.out); err != nil {
 				return err
 			}
 		}
-		_, err := readData(ctx, path, nil, func(v dataset.Volume) error {
+		_, err := readData(ctx, path, exclude, func(v dataset.Volume) error {
+			if v.Modality == "" && store.Kind(o.kind) == store.Radiograph {
+				v.Modality = "DX"
+			}
+			kinds[store.KindOf(v.Modality)] = true
 			add(v)
 			return nil
 		}, skip)
 		return err
 	}
 	if o.data != "" {
-		if err := read(o.data, c.Add, c.Skip); err != nil {
-			return err
+		if err := read(o.data, o.excluded, c.Add, c.Skip); err != nil {
+			return "", err
 		}
 	}
 	// one reads a file whose volumes are to be repetitions; sources are named by name.
 	one := func(path, name string, first int) (volumes int, err error) {
 		var why []string
-		err = read(path, func(v dataset.Volume) {
+		err = read(path, nil, func(v dataset.Volume) {
 			v.Source = fmt.Sprintf("%s#%d", name, first+volumes)
 			volumes++
 			c.Add(v)
@@ -215,30 +255,40 @@ func (o *evaluation) collect(ctx context.Context, c *eval.Collector) error {
 	for _, path := range o.repeats {
 		n, err := one(path, filepath.Base(path), 0)
 		if err != nil {
-			return err
+			return "", err
 		}
 		if n < 2 {
-			return fmt.Errorf("--repeats %s: one volume; a score needs two", path)
+			return "", fmt.Errorf("--repeats %s: one volume; a score needs two", path)
 		}
 	}
 	for _, pair := range o.pairs {
 		a, b, ok := strings.Cut(pair, ",")
 		if !ok || a == "" || b == "" || strings.Contains(b, ",") {
-			return usagef("eval: --pair %q is not A,B", pair)
+			return "", usagef("eval: --pair %q is not A,B", pair)
 		}
 		name := filepath.Base(filepath.Dir(a)) + "/" + filepath.Base(a) + " and " + filepath.Base(b)
 		for k, path := range []string{a, b} {
 			n, err := one(path, name, k)
 			if err != nil {
-				return err
+				return "", err
 			}
 			if n != 1 {
-				return fmt.Errorf("--pair %s: %s holds %d volumes, one is needed", pair, path, n)
+				return "", fmt.Errorf("--pair %s: %s holds %d volumes, one is needed", pair, path, n)
 			}
 		}
 	}
-	return nil
+	switch {
+	case len(kinds) > 1 && o.model == "":
+		return "", errors.New("the images are of MR and of radiographs, which have a model each: evaluate them one after " +
+			"the other, or name one with --model")
+	case kinds[store.Radiograph]:
+		return store.Radiograph, nil
+	}
+	return store.MR, nil
 }
+
+// excluded tells whether --only leaves a source out.
+func (o *evaluation) excluded(source string) bool { return len(o.only) > 0 && !named(o.only, source) }
 
 // ownMethods are the model's methods for the qualities asked for.
 func ownMethods(m *models.Model, quality string, seed uint64) ([]eval.Method, error) {
@@ -256,7 +306,7 @@ func ownMethods(m *models.Model, quality string, seed uint64) ([]eval.Method, er
 			}
 		case "high":
 			if !m.HasHigh() {
-				return nil, fmt.Errorf("model %s has a network for --quality fast but none for high; use --quality fast", m.Name())
+				return nil, noHigh(m)
 			}
 			run = func(ctx context.Context, img models.Image) (*models.Result, error) {
 				return m.High(ctx, img, models.HighOptions{Strength: 1, Seed: seed})
@@ -271,9 +321,10 @@ func ownMethods(m *models.Model, quality string, seed uint64) ([]eval.Method, er
 
 // parseRows finds the rows of a list. Names have commas in them, so the longest
 // name that fits is taken. An empty list is nil.
-func parseRows(list string) (rows []simulate.Row, chains []simulate.ChainRow, err error) {
+func parseRows(list string) (rows []simulate.Row, chains []simulate.ChainRow, detectors []simulate.DetectorRow,
+	err error) {
 	if strings.TrimSpace(list) == "" {
-		return nil, nil, nil
+		return nil, nil, nil, nil
 	}
 	parts := strings.Split(list, ",")
 	for i := range parts {
@@ -286,27 +337,31 @@ func parseRows(list string) (rows []simulate.Row, chains []simulate.ChainRow, er
 			name := strings.Join(parts[:n], ", ")
 			row, err := simulate.Find(name)
 			chain, err2 := simulate.FindChain(name)
-			if err != nil && err2 != nil {
+			detector, err3 := simulate.FindDetector(name)
+			if err != nil && err2 != nil && err3 != nil {
 				continue
 			}
 			if seen[name] {
-				return nil, nil, usagef("eval: --rows names %q twice", name)
+				return nil, nil, nil, usagef("eval: --rows names %q twice", name)
 			}
 			seen[name] = true
-			if err == nil {
+			switch {
+			case err == nil:
 				rows = append(rows, row...)
-			} else {
+			case err2 == nil:
 				chains = append(chains, chain)
+			default:
+				detectors = append(detectors, detector)
 			}
 			break
 		}
 		if n == 0 {
-			return nil, nil, usagef("eval: --rows: there is no kind of noise or scanner %q; the help lists them",
+			return nil, nil, nil, usagef("eval: --rows: there is no kind of noise, scanner or detector %q; the help lists them",
 				parts[0])
 		}
 		parts = parts[n:]
 	}
-	return rows, chains, nil
+	return rows, chains, detectors, nil
 }
 
 // apart refuses an output folder that is the input or lies in it.

@@ -250,9 +250,13 @@ func TestEvalMeasurements(t *testing.T) {
 }
 
 func TestParseRows(t *testing.T) {
-	rows, chains, err := parseRows(" zero-filled 2, magnitude, zero-filled 2 ,plain magnitude, 4 %, Poisson 200")
+	rows, chains, detectors, err := parseRows(" zero-filled 2, magnitude, zero-filled 2 ,plain magnitude, 4 %, Poisson 200," +
+		"flat panel, raw, 3 %")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(detectors) != 1 || detectors[0].Name != "flat panel, raw, 3 %" {
+		t.Errorf("detectors %v", detectors)
 	}
 	if len(chains) != 1 || chains[0].Name != "plain magnitude, 4 %" {
 		t.Errorf("scanners %v", chains)
@@ -264,7 +268,7 @@ func TestParseRows(t *testing.T) {
 	if want := []string{"zero-filled 2, magnitude", "zero-filled 2", "Poisson 200"}; !slices.Equal(names, want) {
 		t.Errorf("%q, want %q", names, want)
 	}
-	if rows, chains, err := parseRows("  "); rows != nil || chains != nil || err != nil {
+	if rows, chains, detectors, err := parseRows("  "); rows != nil || chains != nil || detectors != nil || err != nil {
 		t.Errorf("an empty list gives %v, %v, %v", rows, chains, err)
 	}
 }

@@ -29,8 +29,8 @@ func newModelCmd() *cobra.Command {
 		Short: "List, show, verify and install models",
 		Long: `List, show, verify and install models.
 
-A model is "default", which is built in, the name of an installed one, or a
-folder with weights.safetensors and card.json, and with bsn.safetensors and
+A model is "default" (MR) or "radiograph" (CR, DX), which are built in, the name
+of an installed one, or a folder with weights.safetensors and card.json, and with bsn.safetensors and
 diffusion.safetensors if it has the networks for quality high.`,
 	}
 	cmd.AddCommand(newModelListCmd(), newModelShowCmd(), newModelVerifyCmd(), newModelInstallCmd())
@@ -44,7 +44,7 @@ func newModelListCmd() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List the built-in model and those that are installed",
+		Short: "List the built-in models and those that are installed",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !cmd.Flags().Changed("dir") && !isFolder(dir) {
@@ -152,7 +152,8 @@ func newModelInstallCmd() *cobra.Command {
 
 DIR is a folder that denoised train made, or any other with a card. The copy
 appears under --dir when it is complete and verified. With "denoise: {model:
-NAME}" in the configuration the service uses it, for which --dir must be the
+NAME}" in the configuration, or {radiograph_model: NAME} for images of CR and DX,
+the service uses it, for which --dir must be the
 folder models in its state_dir.`,
 		Example: `  sudo denoised model install trained/model --as knee-3t
   sudo denoised model install trained/model --as knee-3t --force`,

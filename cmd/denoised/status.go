@@ -168,7 +168,12 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 	if !s.Ready {
 		state = "IMAGES ARE NOT RECEIVED"
 	}
-	fmt.Fprintf(out, "%s (version %s, model %s, up %v, disk %.0f %% full)\n", state, s.Version, s.Model, time.Since(s.Started).Round(time.Second), 100*s.DiskUsed)
+	model := s.Model
+	if s.RadiographModel != "" {
+		model += ", of radiographs " + s.RadiographModel
+	}
+	fmt.Fprintf(out, "%s (version %s, model %s, up %v, disk %.0f %% full)\n", state, s.Version, model,
+		time.Since(s.Started).Round(time.Second), 100*s.DiskUsed)
 	for _, p := range s.Problems {
 		fmt.Fprintf(out, "  ! %s\n", p)
 	}

@@ -253,10 +253,14 @@ func (o *training) readData(ctx context.Context, folder *train.Folder) (*train.S
 
 // excluded tells whether --exclude names a source, or a folder that it lies in: by
 // its path, or by one of the names in it.
-func (o *training) excluded(source string) bool {
+func (o *training) excluded(source string) bool { return named(o.exclude, source) }
+
+// named tells whether one of the patterns is that of a source, of a folder that it lies in, or of one
+// of the names in its path.
+func named(patterns []string, source string) bool {
 	parts := strings.Split(source, "/")
 	for i := range parts {
-		for _, pattern := range o.exclude {
+		for _, pattern := range patterns {
 			whole, _ := path.Match(strings.TrimSuffix(pattern, "/"), strings.Join(parts[:i+1], "/"))
 			name, _ := path.Match(strings.TrimSuffix(pattern, "/"), parts[i])
 			if whole || name {

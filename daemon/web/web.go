@@ -64,18 +64,20 @@ type Options struct {
 
 // Status says how the daemon is. It holds no patient data.
 type Status struct {
-	Ready        bool          `json:"ready"`    // images can be received
-	Problems     []string      `json:"problems"` // why not, and what else a person should look at
-	Version      string        `json:"version"`
-	Model        string        `json:"model"`
-	Started      time.Time     `json:"started"`
-	DiskUsed     float64       `json:"diskUsed"`         // fraction
-	DiskRefuse   float64       `json:"diskRefuse"`       // above it images are refused
-	Worker       *Worker       `json:"worker,omitempty"` // nil: everything is computed in the daemon itself
-	Denoise      Queue         `json:"denoise"`
-	High         High          `json:"high"`
-	Destinations []Destination `json:"destinations"`
-	Errors       []LogLine     `json:"errors"` // last warnings and errors, newest first
+	Ready    bool     `json:"ready"`    // images can be received
+	Problems []string `json:"problems"` // why not, and what else a person should look at
+	Version  string   `json:"version"`
+	Model    string   `json:"model"`
+	// RadiographModel is the one for images of CR and DX; empty: Model.
+	RadiographModel string        `json:"radiographModel,omitempty"`
+	Started         time.Time     `json:"started"`
+	DiskUsed        float64       `json:"diskUsed"`         // fraction
+	DiskRefuse      float64       `json:"diskRefuse"`       // above it images are refused
+	Worker          *Worker       `json:"worker,omitempty"` // nil: everything is computed in the daemon itself
+	Denoise         Queue         `json:"denoise"`
+	High            High          `json:"high"`
+	Destinations    []Destination `json:"destinations"`
+	Errors          []LogLine     `json:"errors"` // last warnings and errors, newest first
 }
 
 // Worker is the process that computes on a GPU. What it cannot do the daemon does on the CPU.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/dataset"
 	"github.com/diffdenoise/denoised/models/noise"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // Reasons of what is not evaluated, besides those of package dataset.
@@ -128,7 +129,7 @@ const (
 // groupOf names the group of sets that a volume is averaged with.
 func groupOf(v dataset.Volume) string {
 	switch {
-	case v.Modality == "CR" || v.Modality == "DX":
+	case store.KindOf(v.Modality) == store.Radiograph:
 		return xray
 	case v.Modality != "":
 		return v.Modality

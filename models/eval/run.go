@@ -29,10 +29,11 @@ type Config struct {
 	// last.
 	Ours []string
 	// Rows are the kinds of noise that are added, and Chains the scanners that slices are
-	// sent through. Both nil: simulate.Rows and simulate.ChainRows, without those that only
-	// MR has for radiographs and PNG images.
-	Rows   []simulate.Row
-	Chains []simulate.ChainRow
+	// sent through, Detectors what radiographs are taken by. All nil: simulate.Rows,
+	// simulate.ChainRows and simulate.DetectorRows, each for the images that can have them.
+	Rows      []simulate.Row
+	Chains    []simulate.ChainRow
+	Detectors []simulate.DetectorRow
 	// Seed is of the noise.
 	Seed uint64
 	// Repetitions is how many repetitions of a slice are scored; 0: 3.
@@ -174,6 +175,17 @@ func added(r simulate.Row) row {
 func scanned(r simulate.ChainRow) row {
 	return row{Scanner, r.Name, true, func(p *slice, rng *rand.Rand) (example, error) {
 		a, err := r.Chain(p.w, p.h).Run(p.px, p.w, p.h, rng)
+		if err != nil {
+			return example{}, err
+		}
+		return example{a.Width, a.Height, a.Noisy, a.Sigma, a.Truth, signal(a.Truth, a.Width, a.Height)}, nil
+	}}
+}
+
+// detected takes a slice by a detector.
+func detected(r simulate.DetectorRow) row {
+	return row{Scanner, r.Name, false, func(p *slice, rng *rand.Rand) (example, error) {
+		a, err := r.Detector.Run(p.px, p.w, p.h, rng)
 		if err != nil {
 			return example{}, err
 		}
@@ -339,11 +351,11 @@ func (r *runner) each(ctx context.Context, n int, f func(ctx context.Context, i 
 
 // rowsOf returns the kinds of noise of a group.
 func (r *runner) rowsOf(group string) []row {
-	noise, chains := r.cfg.Rows, r.cfg.Chains
+	noise, chains, detectors := r.cfg.Rows, r.cfg.Chains, r.cfg.Detectors
 	mr := group != xray && group != pngs
-	all := noise == nil && chains == nil
+	all := noise == nil && chains == nil && detectors == nil
 	if all {
-		noise, chains = simulate.Rows(), simulate.ChainRows()
+		noise, chains, detectors = simulate.Rows(), simulate.ChainRows(), simulate.DetectorRows()
 	}
 	var rows []row
 	for _, n := range noise {
@@ -354,6 +366,11 @@ func (r *runner) rowsOf(group string) []row {
 	for _, c := range chains {
 		if mr || !all {
 			rows = append(rows, scanned(c))
+		}
+	}
+	for _, d := range detectors {
+		if group == xray || !all {
+			rows = append(rows, detected(d))
 		}
 	}
 	return rows

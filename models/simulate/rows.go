@@ -59,3 +59,42 @@ func FindChain(name string) (ChainRow, error) {
 	}
 	return ChainRow{}, fmt.Errorf("there is no scanner %q", name)
 }
+
+// DetectorRow is one row of a table of detectors.
+type DetectorRow struct {
+	Name     string
+	Detector Detector
+}
+
+// DetectorRows are the detectors that a model of radiographs is measured on.
+func DetectorRows() []DetectorRow {
+	return []DetectorRow{
+		{"flat panel, raw, 1 %", Detector{Range: 2.5, Blur: 0.5, Electronic: 0.05, Noise: 0.01, Bits: 14}},
+		{"flat panel, raw, 3 %", Detector{Range: 2.5, Blur: 0.5, Electronic: 0.1, Noise: 0.03, Bits: 14}},
+		{"storage plate, root, inverted, 3 %", Detector{
+			Range: 2.5, Blur: 0.9, Electronic: 0.5, Storage: Root, Inverted: true, Noise: 0.03, Bits: 10}},
+		{"for display, 2 %", Detector{
+			Range: 2.5, Blur: 0.5, Electronic: 0.1, Storage: Presentation, Noise: 0.02, Bits: 12}},
+		{"for display, edges enhanced, 3 %", Detector{
+			Range: 2.5, Blur: 0.6, Electronic: 0.1, Storage: Presentation, Enhance: [2]Unsharp{{0.8, 1.5}}, Noise: 0.03,
+			Bits: 12}},
+		{"for display, multi-frequency, 8 bits, 4 %", Detector{
+			Range: 2, Blur: 0.6, Electronic: 0.2, Storage: Presentation, Enhance: [2]Unsharp{{0.6, 1}, {0.5, 5}},
+			Noise: 0.04, Bits: 8}},
+		{"collimated, inverted, 2 %", Detector{
+			Range: 2.5, Blur: 0.5, Electronic: 0.1, Inverted: true, Noise: 0.02, Bits: 12,
+			Open: [4]float64{0.1, 0.08, 0.92, 1}}},
+		{"faint, 0.5 %", Detector{Range: 2.5, Blur: 0.5, Electronic: 0.05, Noise: 0.005, Bits: 14}},
+		{"low dose, 8 %", Detector{Range: 2, Blur: 0.6, Electronic: 0.5, Noise: 0.08, Bits: 12}},
+	}
+}
+
+// FindDetector returns the row of that name.
+func FindDetector(name string) (DetectorRow, error) {
+	for _, r := range DetectorRows() {
+		if r.Name == name {
+			return r, nil
+		}
+	}
+	return DetectorRow{}, fmt.Errorf("there is no detector %q", name)
+}

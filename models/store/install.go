@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/diffdenoise/denoised/internal/atomicfile"
@@ -22,8 +23,8 @@ var modelName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // CheckName reports a name under which no model can be installed.
 func CheckName(name string) error {
 	switch {
-	case name == DefaultName:
-		return fmt.Errorf("the name %q is that of the built-in model", name)
+	case slices.Contains(Embedded, name):
+		return fmt.Errorf("the name %q is that of a built-in model", name)
 	case !modelName.MatchString(name):
 		return fmt.Errorf("%.80q is no name of a model: up to 64 letters, digits, dots, - and _, the first a letter or digit", name)
 	}
@@ -33,7 +34,7 @@ func CheckName(name string) error {
 // Find returns what Open takes for a model that is given by name or folder: a plain
 // name is that of a folder in dir, if there is one.
 func Find(nameOrDir, dir string) string {
-	if nameOrDir == DefaultName || dir == "" || CheckName(nameOrDir) != nil {
+	if dir == "" || CheckName(nameOrDir) != nil {
 		return nameOrDir
 	}
 	path := filepath.Join(dir, nameOrDir)
@@ -93,7 +94,7 @@ func Save(dir string, card Card, weights map[string]*safetensors.File, replace b
 	return OpenOn(backend, dir)
 }
 
-// Install verifies a model, the embedded one or one in a folder, and copies it to
+// Install verifies a model, an embedded one or one in a folder, and copies it to
 // the folder name in dir, which is made if it is not there. An empty name is the
 // one on the card. A model of that name is an error that wraps fs.ErrExist, unless
 // replace is set; it then stays until the new one is verified and complete.

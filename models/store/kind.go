@@ -13,6 +13,14 @@ const (
 // Kinds are all of them.
 var Kinds = []Kind{MR, Radiograph}
 
+// Model is the name of the embedded model for images of that kind.
+func (k Kind) Model() string {
+	if k == Radiograph {
+		return RadiographName
+	}
+	return DefaultName
+}
+
 // KindOf returns the kind of an image of that DICOM modality (0008,0060): computed (CR) and digital
 // (DX) radiography are radiographs, all else is MR.
 func KindOf(modality string) Kind {

@@ -16,8 +16,9 @@ import (
 
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cpu"
-	embedded "github.com/diffdenoise/denoised/models/default"
+	mr "github.com/diffdenoise/denoised/models/default"
 	"github.com/diffdenoise/denoised/models/net"
+	radiograph "github.com/diffdenoise/denoised/models/radiograph"
 	"github.com/diffdenoise/denoised/models/safetensors"
 )
 
@@ -54,8 +55,25 @@ var networks = []struct{ name, file, golden, format string }{
 	{NetworkDiffusion, DiffusionFile, DiffusionGoldenFile, "denoised-diffusion-"},
 }
 
-// DefaultName is the name under which Open finds the embedded model.
-const DefaultName = "default"
+// Names under which Open finds the embedded models: that of MR, and that of radiographs.
+const (
+	DefaultName    = "default"
+	RadiographName = "radiograph"
+)
+
+// Embedded are the names of the embedded models.
+var Embedded = []string{DefaultName, RadiographName}
+
+// embedded returns the files of the embedded model of that name.
+func embedded(name string) (files fs.FS, ok bool) {
+	switch name {
+	case DefaultName:
+		return mr.Files, true
+	case RadiographName:
+		return radiograph.Files, true
+	}
+	return nil, false
+}
 
 // ErrHash is the error for a file that is not the one that the card describes.
 var ErrHash = errors.New("file does not match the card")
@@ -161,11 +179,11 @@ type compiled struct {
 	program kernels.Program
 }
 
-// Default returns the embedded model on the backend that cpu.SelectInference
+// Default returns the embedded model of MR on the backend that cpu.SelectInference
 // chooses.
 func Default() (*Model, error) { return Open(DefaultName) }
 
-// Open returns the embedded model for the name "default" and otherwise the model
+// Open returns the embedded model of a name in Embedded and otherwise the model
 // in the folder of that name, on the backend that cpu.SelectInference chooses. Weights
 // whose hash is not the one on the card are an error that wraps ErrHash.
 func Open(nameOrDir string) (*Model, error) {
@@ -305,10 +323,10 @@ type Entry struct {
 	Err  error // why the card cannot be read
 }
 
-// List returns the embedded model and those in the folders directly within dir
-// that have a card. An empty dir lists only the embedded one.
+// List returns the embedded models and those in the folders directly within dir
+// that have a card. An empty dir lists only the embedded ones.
 func List(dir string) ([]Entry, error) {
-	candidates := []string{DefaultName}
+	candidates := slices.Clone(Embedded)
 	if dir != "" {
 		items, err := os.ReadDir(dir)
 		if err != nil {
@@ -339,12 +357,13 @@ func List(dir string) ([]Entry, error) {
 
 // modelFiles finds the folder of a model.
 func modelFiles(nameOrDir string) (fs.FS, error) {
-	if nameOrDir == DefaultName {
-		return embedded.Files, nil
+	if files, ok := embedded(nameOrDir); ok {
+		return files, nil
 	}
 	info, err := os.Stat(nameOrDir)
 	if err != nil {
-		return nil, fmt.Errorf("open model: %w (there is %q; give the name of an installed model, or a folder with %s and %s)", err, DefaultName, WeightsFile, CardFile)
+		return nil, fmt.Errorf("open model: %w (there are %q; give the name of an installed model, or a folder with %s and %s)", err, Embedded, WeightsFile,
+			CardFile)
 	}
 	if !info.IsDir() {
 		return nil, fmt.Errorf("open model: %s is not a folder (give one with %s and %s)", nameOrDir, WeightsFile, CardFile)

@@ -175,11 +175,12 @@ func TestList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != 3 || list[0].Open != DefaultName || list[1].Open != bad || list[2].Open != dir {
-		t.Fatalf("list is %+v", list)
+	if len(list) != 4 || list[0].Open != DefaultName || list[1].Open != RadiographName || list[2].Open != bad ||
+		list[3].Open != dir {
+		t.Fatalf("list is of %d", len(list))
 	}
-	if list[0].Err != nil || list[1].Err == nil || list[2].Err != nil || list[2].Card.Name == "" {
-		t.Errorf("list is %+v", list)
+	if list[0].Err != nil || list[1].Err != nil || list[2].Err == nil || list[3].Err != nil || list[3].Card.Name == "" {
+		t.Errorf("errors are %v, %v, %v, %v", list[0].Err, list[1].Err, list[2].Err, list[3].Err)
 	}
 	if _, err := List(filepath.Join(root, "absent")); err == nil {
 		t.Error("no error for a folder that is not there")

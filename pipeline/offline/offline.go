@@ -31,8 +31,8 @@ import (
 // maxFiles bounds the files of one folder.
 const maxFiles = 1_000_000
 
-// Options say what to do with the files. All fields are required but Measure and Progress.
-type Options struct {
+// Method is how slices are denoised, and the model that does it. All fields are required but Measure.
+type Method struct {
 	// Denoise makes one slice cleaner; known is what all slices of its series, or volume,
 	// tell, itself included. It is called from several goroutines, at most one per core at
 	// a time, and neither changes the image nor keeps it.
@@ -41,12 +41,20 @@ type Options struct {
 	// every slice before the first is denoised. nil: nothing is known of series.
 	Measure func(ctx context.Context, img dataset.Image) (evidence.Sums, error)
 	Model   derive.ModelInfo
+}
+
+// Options say what to do with the files. All fields are required but For and Progress.
+type Options struct {
+	Method
+	// For returns the method for images of a modality (0008,0060), if it is not Method for all. It
+	// is called from several goroutines.
+	For func(modality string) Method
 	// Strength and Quality are on record in the derived objects; Denoise has applied them.
 	Strength float64
 	Quality  string
 	Version  string // of the program
 	// Progress is told how many of the files or slices are done, beginning with none; each
-	// counts twice, measured and denoised, if there is Measure. Calls do not overlap.
+	// counts twice, measured and denoised, if Method has Measure. Calls do not overlap.
 	Progress func(done, total int, what string)
 }
 
@@ -65,7 +73,7 @@ type Result struct {
 
 // Report is what was done. Its JSON is stable.
 type Report struct {
-	Model     derive.ModelInfo `json:"model"`
+	Model     derive.ModelInfo `json:"model"` // of files that do not name theirs
 	Strength  float64          `json:"strength"`
 	Quality   string           `json:"quality"`
 	Seconds   float64          `json:"seconds"`
@@ -87,9 +95,11 @@ type File struct {
 	In       string `json:"in"`
 	Out      string `json:"out,omitempty"`
 	Denoised bool   `json:"denoised"`
-	Reason   string `json:"reason,omitempty"` // why it was copied unchanged, or left out
-	Detail   string `json:"detail,omitempty"`
-	Error    string `json:"error,omitempty"`
+	// Model is what it was denoised by, if that is not the report's.
+	Model  *derive.ModelInfo `json:"model,omitempty"`
+	Reason string            `json:"reason,omitempty"` // why it was copied unchanged, or left out
+	Detail string            `json:"detail,omitempty"`
+	Error  string            `json:"error,omitempty"`
 	Tally
 }
 
@@ -184,14 +194,22 @@ func core[T any](ctx context.Context, r *run, do func() (T, error)) (out T, err 
 	return do()
 }
 
+// by is the method for an object.
+func (r *run) by(o *dcm.Object) Method {
+	if r.For == nil {
+		return r.Method
+	}
+	return r.For(o.String(dcm.Modality))
+}
+
 // measure measures one slice when a core is free.
-func (r *run) measure(ctx context.Context, img dataset.Image) (evidence.Sums, error) {
-	return core(ctx, r, func() (evidence.Sums, error) { return r.Measure(ctx, img) })
+func (r *run) measure(ctx context.Context, by Method, img dataset.Image) (evidence.Sums, error) {
+	return core(ctx, r, func() (evidence.Sums, error) { return by.Measure(ctx, img) })
 }
 
 // slice denoises one slice when a core is free.
-func (r *run) slice(ctx context.Context, img dataset.Image, known evidence.Sums) (*Result, error) {
-	return core(ctx, r, func() (*Result, error) { return r.Denoise(ctx, img, known) })
+func (r *run) slice(ctx context.Context, by Method, img dataset.Image, known evidence.Sums) (*Result, error) {
+	return core(ctx, r, func() (*Result, error) { return by.Denoise(ctx, img, known) })
 }
 
 // file denoises a file that is no NIfTI volume.
@@ -272,6 +290,10 @@ func (r *run) tell(ctx context.Context, path string) (s said) {
 	if err != nil || !v.OK() {
 		return s // derive says it again
 	}
+	by := r.by(o)
+	if by.Measure == nil {
+		return s
+	}
 	s.series = o.String(dcm.SeriesInstanceUID)
 	ctx, cancel := context.WithCancel(ctx)
 	n := derive.Frames(o)
@@ -280,7 +302,7 @@ func (r *run) tell(ctx context.Context, path string) (s said) {
 		if err != nil {
 			return nil, err
 		}
-		return r.measure(ctx, img)
+		return r.measure(ctx, by, img)
 	})
 	defer frames.Wait() // after cancel
 	defer cancel()
@@ -399,7 +421,7 @@ func (r *run) object(ctx context.Context, in, out string, s said) File {
 		line.Denoised = true
 		return line
 	}
-	line.Tally = Tally{}
+	line.Tally, line.Model = Tally{}, nil
 	line.Reason, line.Detail = string(verdict.Reason), verdict.Detail
 	if err != nil {
 		line.Error = err.Error()
@@ -439,18 +461,22 @@ func (r *run) derive(ctx context.Context, in, out string, known evidence.Sums, l
 	if err != nil || !v.OK() {
 		return v, err
 	}
+	by := r.by(o)
+	if by.Model != r.Model {
+		line.Model = &by.Model
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	frames := derive.NewAhead(derive.Frames(o), cap(r.slots), func(i int) (*Result, error) {
 		img, err := derive.Images{}.ReadFrame(o, i)
 		if err != nil {
 			return nil, err
 		}
-		return r.slice(ctx, img, known)
+		return r.slice(ctx, by, img, known)
 	})
 	defer frames.Wait() // after cancel
 	defer cancel()
 	var t tally
-	params := derive.Params{Model: r.Model, Strength: r.Strength, Quality: r.Quality, Version: r.Version, Now: r.began,
+	params := derive.Params{Model: by.Model, Strength: r.Strength, Quality: r.Quality, Version: r.Version, Now: r.began,
 		Remark: t.checked.Remark}
 	err = atomicfile.Write(out, 0o644, func(w *os.File) error {
 		written, err := derive.Write(w, o, params, func(i int) ([]float32, error) {
@@ -503,7 +529,7 @@ func (r *run) volume(ctx context.Context, in, out string) error {
 			if err != nil {
 				return err
 			}
-			s, err := r.slice(ctx, img, known)
+			s, err := r.slice(ctx, r.Method, img, known)
 			if err != nil {
 				return fmt.Errorf("slice %d of volume %d: %w", k%v.Depth, k/v.Depth, err)
 			}
@@ -544,7 +570,7 @@ func (r *run) volumeTold(ctx context.Context, v *nifti.Volume) (all evidence.Sum
 			if err != nil {
 				return err
 			}
-			if told[k], err = r.measure(ctx, img); err != nil {
+			if told[k], err = r.measure(ctx, r.Method, img); err != nil {
 				return fmt.Errorf("measure slice %d of volume %d: %w", k%v.Depth, k/v.Depth, err)
 			}
 			r.step(1, n, "slices")

@@ -37,7 +37,7 @@ func halve(_ context.Context, img dataset.Image, _ evidence.Sums) (*offline.Resu
 }
 
 func options(denoise func(context.Context, dataset.Image, evidence.Sums) (*offline.Result, error)) offline.Options {
-	return offline.Options{Denoise: denoise, Model: derive.ModelInfo{Name: "half", Version: "1", Hash: "00"},
+	return offline.Options{Method: offline.Method{Denoise: denoise, Model: derive.ModelInfo{Name: "half", Version: "1", Hash: "00"}},
 		Strength: 1, Quality: "fast", Version: "test"}
 }
 
