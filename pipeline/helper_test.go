@@ -23,7 +23,10 @@ import (
 	"github.com/diffdenoise/denoised/pipeline/evidence"
 )
 
-const classMR = "1.2.840.10008.5.1.4.1.1.4"
+const (
+	classMR = "1.2.840.10008.5.1.4.1.1.4"
+	classCR = "1.2.840.10008.5.1.4.1.1.1"
+)
 
 // image describes a small MR object for tests.
 type image struct {
@@ -49,6 +52,10 @@ func (im image) dataSet() []byte {
 	if im.class == "" {
 		im.class = classMR
 	}
+	modality := "MR"
+	if im.class == classCR {
+		modality = "CR"
+	}
 	us := func(t dcm.Tag, v int) dcm.Node {
 		return dcm.Node{Tag: t, VR: dcm.US, Value: binary.LittleEndian.AppendUint16(nil, uint16(v))}
 	}
@@ -61,7 +68,7 @@ func (im image) dataSet() []byte {
 		dcm.Text(dcm.ImageType, dcm.CS, im.imageType),
 		dcm.Text(dcm.SOPClassUID, dcm.UI, im.class),
 		dcm.Text(dcm.SOPInstanceUID, dcm.UI, im.sop),
-		dcm.Text(dcm.Modality, dcm.CS, "MR"),
+		dcm.Text(dcm.Modality, dcm.CS, modality),
 		dcm.Text(dcm.Manufacturer, dcm.LO, "Phantom"),
 		dcm.Text(dcm.PatientName, dcm.PN, "Secret^Name"),
 		dcm.Text(dcm.PatientID, dcm.LO, "SECRET-ID"),

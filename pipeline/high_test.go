@@ -659,6 +659,78 @@ func TestHighNotPossible(t *testing.T) {
 	eventually(t, "high delivered", func() bool { return a.count("pacs") == 6 })
 }
 
+// choice leaves radiographs to another model.
+type choice struct {
+	*teacher
+	radiographs *named
+}
+
+func (c choice) HasHigh() bool { return c.teacher.HasHigh() || c.radiographs.HasHigh() }
+
+func (c choice) For(modality string) Denoiser {
+	if modality == "CR" {
+		return c.radiographs
+	}
+	return c.teacher
+}
+
+// named is a model with a name of its own.
+type named struct{ teacher }
+
+func (*named) Model() derive.ModelInfo {
+	return derive.ModelInfo{Name: "of-radiographs", Version: "1", Hash: "0f0f"}
+}
+
+// Images of a modality go through its own model: the derived objects name it, and a wish for quality
+// high that it has no networks for ends with that reason, whatever the other model has, asked for
+// before or after the images came. Once it has them, the wish is made up for.
+func TestModelByModality(t *testing.T) {
+	a := newArchive()
+	o, d := highOptions(t, a)
+	own := &named{}
+	own.no = true
+	o.Denoiser = choice{d, own}
+	p, stop := opened(t, o)
+	cr, asked := slice(1, 1), slice(3, 1)
+	cr.class, asked.class = classCR, classCR
+	ahead := setFlag(t, p, asked.series, High)
+	hq(t, p, cr)
+	hq(t, p, slice(2, 1))
+	receive(t, p, asked)
+	if ahead.Known {
+		t.Errorf("a series that is not here is known: %+v", ahead)
+	}
+	for _, uid := range []string{cr.series, asked.series} {
+		if h := awaitHigh(t, p, uid, HighNotPossible); !strings.Contains(h.Detail, "model of-radiographs has no networks") {
+			t.Errorf("%+v", h)
+		}
+	}
+	awaitHigh(t, p, slice(2, 1).series, HighDone)
+	if p.Check().NoHigh != "" {
+		t.Errorf("no model has the networks: %s", p.Check().NoHigh)
+	}
+	for uid, want := range map[string]string{cr.series: "of-radiographs 1", slice(2, 1).series: "test 1"} {
+		if text := object(t, p, uid, 1, "fast").String(dcm.DerivationDescription); !strings.Contains(text, want) {
+			t.Errorf("%q does not name %s", text, want)
+		}
+	}
+	if d.count() != 1 || own.count() != 2 || own.calls() != 0 {
+		t.Errorf("%d and %d images, %d by the full method", d.count(), own.count(), own.calls())
+	}
+	stop()
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	own.no = false
+	p = start(t, o)
+	for _, uid := range []string{cr.series, asked.series} {
+		awaitHigh(t, p, uid, HighDone)
+	}
+	if text := object(t, p, cr.series, 1, "high").String(dcm.DerivationDescription); !strings.Contains(text, "of-radiographs 1") {
+		t.Errorf("%q", text)
+	}
+}
+
 // An object of the lane that is to be made again when the model has no networks,
 // a copy included, holds nothing up, and is made once they are there.
 func TestHighNotPossibleAgain(t *testing.T) {

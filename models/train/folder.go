@@ -1,6 +1,7 @@
 package train
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -141,8 +142,8 @@ func OpenFolder(c Config, o Origin) (f *Folder, err error) {
 	for _, was := range []struct{ what, old, now string }{
 		{"--preset", old.Preset, c.Preset},
 		{"--seed", fmt.Sprint(old.Seed), fmt.Sprint(c.Seed)},
-		{"--kind", old.Kind, o.Kind},
-		{"--from", old.From, from},
+		{"--kind", cmp.Or(old.Kind, "none"), cmp.Or(o.Kind, "none")},
+		{"--from", cmp.Or(old.From, "none"), cmp.Or(from, "none")},
 		{"--memory", fmt.Sprint(old.Memory), fmt.Sprint(o.Memory)},
 		{"--exclude", fmt.Sprint(old.Exclude), fmt.Sprint(o.Exclude)},
 	} {

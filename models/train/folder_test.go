@@ -72,10 +72,12 @@ func TestFolder(t *testing.T) {
 	open(c, o, "go on with it by --resume")
 	c.Resume = true
 	for want, change := range map[string]func(c *train.Config, o *train.Origin){
-		"--preset tiny, not large": func(c *train.Config, _ *train.Origin) { c.Preset = "large" },
-		"--seed 3, not 4":          func(c *train.Config, _ *train.Origin) { c.Seed = 4 },
-		"--memory 10, not 20":      func(_ *train.Config, o *train.Origin) { o.Memory = 20 },
-		"--exclude [], not [a]":    func(_ *train.Config, o *train.Origin) { o.Exclude = []string{"a"} },
+		"--preset tiny, not large":          func(c *train.Config, _ *train.Origin) { c.Preset = "large" },
+		"--kind none, not radiograph":       func(_ *train.Config, o *train.Origin) { o.Kind = "radiograph" },
+		"--from none, not denoised-default": func(c *train.Config, _ *train.Origin) { c.From = "default" },
+		"--seed 3, not 4":                   func(c *train.Config, _ *train.Origin) { c.Seed = 4 },
+		"--memory 10, not 20":               func(_ *train.Config, o *train.Origin) { o.Memory = 20 },
+		"--exclude [], not [a]":             func(_ *train.Config, o *train.Origin) { o.Exclude = []string{"a"} },
 	} {
 		c, o := c, o
 		change(&c, &o)
