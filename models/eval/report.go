@@ -88,7 +88,9 @@ type Mean struct {
 	// Outcomes and Causes count slices, of methods with a quality gate.
 	Outcomes map[Outcome]int `json:"outcomes,omitempty"`
 	Causes   map[string]int  `json:"causes,omitempty"`
-	Strength float64         `json:"strength,omitempty"` // that was tuned, of a classical method
+	// Reliability is of what the method states of its error.
+	Reliability *Reliability `json:"reliability,omitempty"`
+	Strength    float64      `json:"strength,omitempty"` // that was tuned, of a classical method
 }
 
 // Pair is how much better, in dB, Method is than Than on the same slices.
@@ -182,7 +184,7 @@ func (r *Report) summarize(strength map[tuneKey]float64) {
 }
 
 func mean(list []*Score) Mean {
-	m := Mean{Row: list[0].Row, Method: list[0].Method, Slices: len(list)}
+	m := Mean{Row: list[0].Row, Method: list[0].Method, Slices: len(list), Reliability: pooled(list)}
 	var whole, tissue, edge, flat pool
 	for _, s := range list {
 		m.SSIM, m.TissueSSIM = m.SSIM+s.SSIM/float64(len(list)), m.TissueSSIM+s.TissueSSIM/float64(len(list))
@@ -389,6 +391,7 @@ func (r *Report) Grids(t *Table) []Grid {
 	if g := t.outcomes(); len(g.Lines) > 0 {
 		grids = append(grids, g)
 	}
+	grids = append(grids, t.reliabilities(r.Methods)...)
 	pairs := Grid{Title: "Paired differences of PSNR in dB: mean ± standard error over slices, worst slice",
 		Head: []string{t.head(), "method", "than", "whole slice", "worst", "tissue", "worst", "worst slice in tissue"}}
 	for _, p := range t.Pairs {

@@ -82,6 +82,10 @@ type Score struct {
 	Outcome Outcome `json:"outcome,omitempty"`
 	Cause   string  `json:"cause,omitempty"`
 
+	// Reliability is of what the method states of its error, in simulations; nil if that is
+	// nothing.
+	Reliability *Reliability `json:"reliability,omitempty"`
+
 	// Repetition, from 0, is the one that was denoised, Others how many the reference is
 	// the mean of, and the variances those of the reference's own noise. All are of
 	// protocol Repetitions only.
@@ -623,6 +627,8 @@ func (r *runner) score(ctx context.Context, j *job) error {
 		if j.protocol == Repetitions {
 			s.Repetition, s.Others = &j.rep, j.others
 			s.Variance, s.TissueVariance = variance/float64(j.others), inside/float64(j.others)
+		} else {
+			s.Reliability = reliability(r, &e)
 		}
 		j.scores = append(j.scores, s)
 		if j.keep {
@@ -651,6 +657,9 @@ func (r *runner) score(ctx context.Context, j *job) error {
 		px := result.Pixels
 		if len(px) != len(e.noisy) {
 			return fmt.Errorf("%s on %s, %s: %d pixels of %d", m.Name, j.slice, j.row, len(px), len(e.noisy))
+		}
+		if u := result.Uncertainty; u != nil && len(u) != len(px) {
+			return fmt.Errorf("%s on %s, %s: %d values of uncertainty of %d", m.Name, j.slice, j.row, len(u), len(px))
 		}
 		for i, v := range px {
 			if v-v != 0 {

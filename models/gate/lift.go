@@ -207,11 +207,14 @@ func (s *scratch) takenAround(in Input) {
 	}
 	more := s.lift.dark * s.lift.dark
 	for y := range s.hh {
+		y0, y1 := max(y-half, 0), min(y+half, s.hh-1)
 		for x := range s.hw {
+			x0, n := max(x-half, 0), min(x+half, s.hw-1)-max(x-half, 0)+1
 			seen, expected := more, more
-			for v := max(y-half, 0); v <= min(y+half, s.hh-1); v++ {
-				for u := max(x-half, 0); u <= min(x+half, s.hw-1); u++ {
-					seen, expected = seen+s.seen[v*s.hw+u], expected+s.expected[v*s.hw+u]
+			for v := y0; v <= y1; v++ {
+				a, b := s.seen[v*s.hw+x0:][:n], s.expected[v*s.hw+x0:][:n]
+				for u := range a {
+					seen, expected = seen+a[u], expected+b[u]
 				}
 			}
 			s.taken[y*s.hw+x] = min(max(seen/expected, 0), 1)

@@ -167,10 +167,16 @@ func (r *Reading) look(p kernels.Program, y []float32, w, h int, skip []bool) er
 	ew, eh := cw*side, ch*side // continued by mirroring
 	r.extended, r.skip = numeric.Grow(r.extended, ew*eh), numeric.Grow(r.skip, ew*eh)
 	for v := range eh {
-		from := numeric.Mirror(v, h) * w
-		for u := range ew {
-			i := from + numeric.Mirror(u, w)
-			r.extended[v*ew+u], r.skip[v*ew+u] = y[i], skip != nil && skip[i]
+		from, to := numeric.Mirror(v, h)*w, v*ew
+		copy(r.extended[to:], y[from:][:w])
+		if skip != nil {
+			copy(r.skip[to:], skip[from:][:w])
+		} else {
+			clear(r.skip[to:][:w])
+		}
+		for u := w; u < ew; u++ {
+			i := to + numeric.Mirror(u, w)
+			r.extended[to+u], r.skip[to+u] = r.extended[i], r.skip[i]
 		}
 	}
 	r.powers.Measure(r.extended, ew, eh, r.skip)

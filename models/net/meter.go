@@ -191,28 +191,41 @@ func cellPowers(dst *[MeterCell * MeterCell]float32, y []float32, skip []bool, a
 				}
 			}
 		}
-		px := y[line*w:][:side]
-		for u := range side {
-			sum := float32(0)
-			for i, v := range px {
-				sum += meterCosines[u][i] * v
-			}
+		for u, sum := range coefficients((*[side]float32)(y[line*w:])) {
 			rows[u][line] = sum
 		}
 	}
-	for v := range side {
-		for u := range side {
-			sum := float32(0)
-			for i, x := range rows[u] {
-				sum += meterCosines[v][i] * x
-			}
+	for u := range side {
+		for v, sum := range coefficients(&rows[u]) {
 			dst[v*side+u] = sum * sum
 		}
 	}
 	return true
 }
 
+// coefficients is the discrete cosine transform of 8 values. The sums do not wait for each other.
+func coefficients(px *[MeterCell]float32) [MeterCell]float32 {
+	var a, b, c, d, e, f, g, h float32
+	t := &meterColumns
+	for i, v := range px {
+		k := &t[i]
+		a, b, c, d = a+k[0]*v, b+k[1]*v, c+k[2]*v, d+k[3]*v
+		e, f, g, h = e+k[4]*v, f+k[5]*v, g+k[6]*v, h+k[7]*v
+	}
+	return [MeterCell]float32{a, b, c, d, e, f, g, h}
+}
+
 var meterCosines = numeric.Cosines[float32]()
+
+// meterColumns are the same, [i][u].
+var meterColumns = func() (t [MeterCell][MeterCell]float32) {
+	for u, row := range meterCosines {
+		for i, v := range row {
+			t[i][u] = v
+		}
+	}
+	return t
+}()
 
 // fastLog is the natural logarithm of a positive number to 0.005: of the mantissa by a parabola.
 func fastLog(v float32) float32 {
