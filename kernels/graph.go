@@ -38,13 +38,10 @@ type Op uint8
 
 // Operations. H and W are the height and width of the (first) source.
 const (
-	OpInput     Op = iota // an image of the batch
-	OpConv                // see Convolution
-	OpRotate              // by Node.K quarter turns counterclockwise
-	OpShift               // down by Batch.Shifts[Node.K] rows, zeros above
-	OpUnshuffle           // [H, W, C] to [H/2, W/2, 4C]: channel 4c+2dy+dx is pixel (2y+dy, 2x+dx)
-	OpShuffle             // the inverse of OpUnshuffle
-	OpAdd                 // the sum of two values
+	OpInput  Op = iota // an image of the batch
+	OpConv             // see Convolution
+	OpRotate           // by Node.K quarter turns counterclockwise
+	OpShift            // down by Batch.Shifts[Node.K] rows, zeros above
 )
 
 // Param is a tensor of weights or biases.
@@ -329,30 +326,6 @@ func (g *Graph) Shift(x Value, k int) Value {
 	return g.add(Node{Op: OpShift, From: []Value{x}, Channels: n.Channels, Down: n.Down, Turned: n.Turned, K: k})
 }
 
-// Unshuffle adds a pixel-unshuffle by 2.
-func (g *Graph) Unshuffle(x Value) Value {
-	n := g.node(x)
-	return g.add(Node{Op: OpUnshuffle, From: []Value{x}, Channels: 4 * n.Channels, Down: n.Down + 1, Turned: n.Turned})
-}
-
-// Shuffle adds a pixel-shuffle by 2; the channels must be a multiple of 4.
-func (g *Graph) Shuffle(x Value) Value {
-	n := g.node(x)
-	if n.Channels%4 != 0 {
-		return g.fail("pixel-shuffle of %d channels", n.Channels)
-	}
-	return g.add(Node{Op: OpShuffle, From: []Value{x}, Channels: n.Channels / 4, Down: n.Down - 1, Turned: n.Turned})
-}
-
-// Add adds the sum of two values of one shape.
-func (g *Graph) Add(x, y Value) Value {
-	a, b := g.node(x), g.node(y)
-	if a.Channels != b.Channels || a.Down != b.Down || a.Turned != b.Turned || a.Vector != b.Vector {
-		return g.fail("sum of two shapes")
-	}
-	return g.add(Node{Op: OpAdd, From: []Value{x, y}, Channels: a.Channels, Down: a.Down, Turned: a.Turned, Vector: a.Vector})
-}
-
 // Init returns fresh parameters, in the order of Params: the same for the same seed.
 func (g *Graph) Init(seed uint64) [][]float32 {
 	rng := rand.New(rand.NewPCG(seed, 0x67726170))
@@ -457,19 +430,11 @@ func (g *Graph) Check(b *Batch, training bool) error {
 	return nil
 }
 
-// Loss is what training makes small, the mean over all values of the output.
-type Loss uint8
-
-// Losses of the difference d of output and target.
-const (
-	L2 Loss = iota // d²
-	L1             // |d|
-)
-
 // TrainOptions say how a Trainer changes the parameters: AdamW (Loshchilov and
 // Hutter 2019) with clipped gradients, and an exponential mean of the parameters.
+// What it makes small, the loss, is the mean square of output minus target over all
+// values of the output.
 type TrainOptions struct {
-	Loss    Loss
 	Beta1   float64 // of the mean of gradients; 0 means 0.9
 	Beta2   float64 // of the mean of their squares; 0 means 0.999
 	Decay   float64 // of the weights (not of biases), per step and rate

@@ -68,13 +68,13 @@ func processorTime(b *testing.B) float64 {
 // channels at half resolution.
 func studentGraph() *kernels.Graph {
 	g := new(kernels.Graph)
-	x := g.Conv(kernels.Conv3("head", 32, kernels.Linear), g.Unshuffle(g.Input(1)))
+	x := g.Conv(kernels.Conv3("head", 32, kernels.Linear), g.Input(kernels.NetIn))
 	for k := range 8 {
 		second := kernels.Conv3(fmt.Sprint(k, ".b"), 32, kernels.Linear)
 		second.Residual = x
 		x = g.Conv(second, g.Conv(kernels.Conv3(fmt.Sprint(k, ".a"), 32, kernels.ReLU), x))
 	}
-	g.Shuffle(g.Conv(kernels.Conv3("tail", 4, kernels.Linear), x))
+	g.Conv(kernels.Conv3("tail", kernels.NetOut, kernels.Linear), x)
 	return g
 }
 

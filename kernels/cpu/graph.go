@@ -322,31 +322,11 @@ func (s *sweep) forward(b *kernels.Batch, k int) {
 			}
 		case kernels.OpConv:
 			s.convolve(i)
-		case kernels.OpAdd:
-			a, c := &s.values[node.From[0]], &s.values[node.From[1]]
-			for r := range y.h {
-				for q := range y.w {
-					out, u, v := s.mem[y.pixel(r, q):][:y.stride], s.mem[a.pixel(r, q):][:y.channels], s.mem[c.pixel(r, q):][:y.channels]
-					for j := range u {
-						out[j] = u[j] + v[j]
-					}
-					clear(out[len(u):])
-				}
-			}
 		default:
 			x := &s.values[node.From[0]]
 			shift := 0
 			if node.Op == kernels.OpShift {
 				shift = b.Shifts[node.K]
-			}
-			if node.Op == kernels.OpUnshuffle || node.Op == kernels.OpShuffle {
-				if y.stride > y.channels {
-					for r := range y.h {
-						clear(s.mem[y.pixel(r, 0):][:y.w*y.stride])
-					}
-				}
-				shuffled(node.Op, x, y, func(p, q int) { s.mem[q] = s.mem[p] })
-				continue
 			}
 			for r := range y.h {
 				for c := range y.w {
@@ -378,28 +358,6 @@ func moved(node *kernels.Node, x *tensor, shift, r, c int) (place int, ok bool) 
 		return x.pixel(x.h-1-c, r), true
 	}
 	return x.pixel(r, c), true
-}
-
-// shuffled calls f with the places in x and y of every value that moves from one to
-// the other.
-func shuffled(op kernels.Op, x, y *tensor, f func(p, q int)) {
-	fine, coarse := x, y
-	if op == kernels.OpShuffle {
-		fine, coarse = y, x
-	}
-	for r := range coarse.h {
-		for c := range coarse.w {
-			p := coarse.pixel(r, c)
-			for k := range coarse.channels {
-				q := fine.pixel(2*r+k/2%2, 2*c+k%2) + k/4
-				if op == kernels.OpShuffle {
-					f(p+k, q)
-				} else {
-					f(q, p+k)
-				}
-			}
-		}
-	}
 }
 
 func (s *sweep) clearBorder(t *tensor) {

@@ -188,7 +188,7 @@ func (t *trainer) gradient(b *kernels.Batch) (float64, error) {
 		for k := i; k < b.Count; k += lanes {
 			s := t.sweeps[worker]
 			s.forward(b, k)
-			l.loss += s.lossOf(b, k, t.o.Loss)
+			l.loss += s.lossOf(b, k)
 			s.backward(b, l)
 		}
 	})
@@ -230,7 +230,7 @@ func (t *trainer) collect(k, lanes int, scale float32) {
 }
 
 // lossOf returns the sum of the loss of sample k and sets the gradient of the output.
-func (s *sweep) lossOf(b *kernels.Batch, k int, loss kernels.Loss) float64 {
+func (s *sweep) lossOf(b *kernels.Batch, k int) float64 {
 	clear(s.touched)
 	last := len(s.values) - 1
 	y, d := &s.values[last], &s.dvalues[last]
@@ -248,20 +248,8 @@ func (s *sweep) lossOf(b *kernels.Batch, k int, loss kernels.Loss) float64 {
 			}
 			for j, v := range out {
 				e := v - want[j]
-				if loss == kernels.L1 {
-					sum += float64(weight) * math.Abs(float64(e))
-					switch {
-					case e > 0:
-						grad[j] = weight
-					case e < 0:
-						grad[j] = -weight
-					default:
-						grad[j] = e // 0, or NaN, which must not pass for 0
-					}
-				} else {
-					sum += float64(weight) * float64(e) * float64(e)
-					grad[j] = 2 * weight * e
-				}
+				sum += float64(weight) * float64(e) * float64(e)
+				grad[j] = 2 * weight * e
 			}
 			clear(grad[len(out):])
 		}
@@ -284,9 +272,6 @@ func (s *sweep) backward(b *kernels.Batch, l *lane) {
 		case kernels.OpInput:
 		case kernels.OpConv:
 			s.convolveBack(i, l)
-		case kernels.OpAdd:
-			s.pass(dy, node.From[0])
-			s.pass(dy, node.From[1])
 		default:
 			v := node.From[0]
 			if !s.needs[v] {
@@ -294,10 +279,6 @@ func (s *sweep) backward(b *kernels.Batch, l *lane) {
 			}
 			dx := &s.dvalues[v]
 			s.touch(v)
-			if node.Op == kernels.OpUnshuffle || node.Op == kernels.OpShuffle {
-				shuffled(node.Op, dx, dy, func(p, q int) { s.dmem[p] += s.dmem[q] })
-				continue
-			}
 			shift := 0
 			if node.Op == kernels.OpShift {
 				shift = b.Shifts[node.K]

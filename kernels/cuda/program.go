@@ -214,11 +214,8 @@ func (p *program) compute(l *layout, values []tensor, out span, height, width in
 			if i != end {
 				y = l.vector(n.Channels)
 			}
-			if values[i] = y; n.Op == kernels.OpAdd {
-				l.addVectors(from[0], from[1], y)
-			} else {
-				l.linear(p.weights[i], n.Conv, from, values, y)
-			}
+			values[i] = y
+			l.linear(p.weights[i], n.Conv, from, values, y)
 		case n.Op == kernels.OpConv:
 			c := convolution{weights: p.weights[i], size: n.Conv.Size, top: n.Conv.Top, slope: n.Conv.Activation.Slope(), height: h, width: w}
 			copy(c.x[:], from)
@@ -240,7 +237,7 @@ func (p *program) compute(l *layout, values []tensor, out span, height, width in
 			l.convolve(c)
 		default:
 			values[i] = l.tensor(h, w, n.Channels)
-			l.operation(n, from, values[i])
+			l.operation(n, from[0], values[i])
 		}
 		for v := range i {
 			if p.last[v] <= i && p.Nodes[v].Op != kernels.OpInput && p.films[v] == nil && values[v].bytes > 0 {
@@ -262,31 +259,18 @@ func (p *program) compute(l *layout, values []tensor, out span, height, width in
 }
 
 // operationKernels are the kernels of operations that are no convolutions.
-var operationKernels = map[kernels.Op]string{
-	kernels.OpRotate: "op_rotate", kernels.OpShift: "op_shift", kernels.OpUnshuffle: "op_unshuffle", kernels.OpShuffle: "op_shuffle", kernels.OpAdd: "op_add",
-}
+var operationKernels = map[kernels.Op]string{kernels.OpRotate: "op_rotate", kernels.OpShift: "op_shift"}
 
 // operation adds one that is no convolution.
-func (l *layout) operation(n *kernels.Node, from []tensor, y tensor) {
-	k, x := l.b.kernels, from[0]
-	h, w, parts := y.height, y.width, y.parts()
-	spans := []span{y.span}
-	for _, t := range from {
-		spans = append(spans, t.span)
-	}
-	l.add(moves(operationKernels[n.Op], spans...), func(on *driver.Stream) error {
+func (l *layout) operation(n *kernels.Node, x, y tensor) {
+	k, h, w, parts := l.b.kernels, y.height, y.width, y.parts()
+	l.add(moves(operationKernels[n.Op], y.span, x.span), func(on *driver.Stream) error {
 		to, a := l.address(y.span), l.address(x.span)
 		switch n.Op {
 		case kernels.OpRotate:
 			return k.OpRotate(on, l.grid(y), opBlock, 0, a, to, h, w, parts, n.K)
 		case kernels.OpShift:
 			return k.OpShift(on, l.grid(y), opBlock, 0, a, to, l.address(l.shifts)+driver.Ptr(4*n.K), h, w, parts)
-		case kernels.OpUnshuffle:
-			return k.OpUnshuffle(on, l.grid(y), opBlock, 0, a, to, h, w, n.Channels, parts, x.parts())
-		case kernels.OpShuffle:
-			return k.OpShuffle(on, l.grid(y), opBlock, 0, a, to, h, w, n.Channels, parts, x.parts())
-		case kernels.OpAdd:
-			return k.OpAdd(on, l.grid(y), opBlock, 0, a, l.address(from[1].span), to, h, w, parts)
 		}
 		return fmt.Errorf("operation %d is unknown", n.Op)
 	})
@@ -322,13 +306,6 @@ func (l *layout) film(f *filmSet, nodes []kernels.Node, values []tensor) {
 		values[i].stride = all.channels
 		at += values[i].bytes
 	}
-}
-
-func (l *layout) addVectors(a, b, y tensor) {
-	n := l.count * y.channels
-	l.add(moves("op_add_single", a.span, b.span, y.span), func(on *driver.Stream) error {
-		return l.b.kernels.OpAddSingle(on, opGrid(n, 1), opBlock, 0, l.address(a.span), l.address(b.span), l.address(y.span), n)
-	})
 }
 
 // programPixels bounds the inputs of a plan together: with more, they are no faster.

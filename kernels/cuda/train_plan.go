@@ -400,8 +400,6 @@ func (p *planner) forward(i int) {
 		}, y.lease, p.staging)
 	case kernels.OpConv:
 		p.convolve(i)
-	case kernels.OpAdd:
-		p.add(y, &write{add: p.values[n.From[1]].lease}, &p.values[n.From[0]])
 	default:
 		p.move(y, &write{}, &p.values[n.From[0]], n, false)
 	}
@@ -413,10 +411,6 @@ func (p *planner) backward(i int) {
 	switch n.Op {
 	case kernels.OpConv:
 		p.convolveBack(i)
-	case kernels.OpAdd:
-		for _, v := range n.From {
-			p.pass(v, d, true)
-		}
 	default:
 		if v := n.From[0]; p.needs[v] {
 			w := p.write(v)
@@ -494,17 +488,13 @@ func (p *planner) move(dst *trainTensor, w *write, src *trainTensor, n *kernels.
 			return p.k.TrainRotate(on, grid, block, 0, dst.address(), add, gate, src.address(), dst.n, dst.h, dst.w, dst.quads(), (4-n.K)%4, w.slope)
 		case op == kernels.OpRotate:
 			return p.k.TrainRotate(on, grid, block, 0, dst.address(), add, gate, src.address(), dst.n, dst.h, dst.w, dst.quads(), n.K, w.slope)
-		case op == kernels.OpShift:
+		default: // OpShift
 			up := 0
 			if inverse {
 				up = 1
 			}
 			rows := p.staging.address() + driver.Ptr(p.shifts+4*n.K)
 			return p.k.TrainShift(on, grid, block, 0, dst.address(), add, gate, src.address(), rows, dst.n, dst.h, dst.w, dst.quads(), up, w.slope)
-		case (op == kernels.OpUnshuffle) != inverse:
-			return p.k.TrainUnshuffle(on, grid, block, 0, dst.address(), add, gate, src.address(), dst.n, dst.h, dst.w, src.channels, w.slope)
-		default:
-			return p.k.TrainShuffle(on, grid, block, 0, dst.address(), add, gate, src.address(), dst.n, dst.h, dst.w, dst.channels, w.slope)
 		}
 	}, dst.lease, src.lease, p.staging)
 }
@@ -684,16 +674,12 @@ func (p *planner) loss() (losses *lease, n int) {
 	last := kernels.Value(len(p.Nodes) - 1)
 	w := p.write(last)
 	y, d := &p.values[last], &p.grads[last].trainTensor
-	absolute := 0
-	if p.options.Loss == kernels.L1 {
-		absolute = 1
-	}
 	grid, threads := threads(y.total())
 	grid[0] = min(grid[0], trainBlocks)
 	losses = p.newLease(8 * grid[0])
 	p.do(func(on *driver.Stream) error {
 		return p.k.TrainLoss(on, grid, threads, 0, d.address(), losses.address(), y.address(), p.staging.address()+driver.Ptr(p.target), p.staging.address()+driver.Ptr(p.weight), w.gate.address(),
-			y.pixels(), y.channels, absolute, w.slope)
+			y.pixels(), y.channels, w.slope)
 	}, d.lease, losses, y.lease, p.staging)
 	return losses, grid[0]
 }

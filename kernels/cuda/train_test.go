@@ -89,7 +89,9 @@ func residuals() *kernels.Graph {
 		}
 		h = g.Conv(last, h)
 	}
-	g.Add(h, g.Add(h, h))
+	sum := kernels.Conv3("sum", 6, kernels.Linear) // reads the last block three times
+	sum.Residual = h
+	g.Conv(sum, h, h)
 	return g
 }
 
@@ -205,12 +207,11 @@ func TestTrainLikeCPU(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		g    *kernels.Graph
-		loss kernels.Loss
-	}{{"student", student(16, 2), kernels.L1}, {"U-Net", unet(), kernels.L2}} {
+	}{{"student", student(16, 2)}, {"U-Net", unet()}} {
 		t.Run(c.name, func(t *testing.T) {
 			var states [2]*kernels.State
 			for k, backend := range []kernels.GraphBackend{host, d} {
-				tr, err := backend.Train(c.g, kernels.NewState(c.g.Init(5)), kernels.TrainOptions{Loss: c.loss, Decay: 0.01, Clip: 1})
+				tr, err := backend.Train(c.g, kernels.NewState(c.g.Init(5)), kernels.TrainOptions{Decay: 0.01, Clip: 1})
 				if err != nil {
 					t.Fatal(err)
 				}

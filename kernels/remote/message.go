@@ -170,8 +170,8 @@ func (h *graphHeader) decode() (*kernels.Graph, error) {
 	}
 	g := new(kernels.Graph)
 	for i, n := range h.Nodes {
-		want := map[kernels.Op]int{kernels.OpInput: 0, kernels.OpAdd: 2}
-		if k, ok := want[n.Op]; n.Op != kernels.OpConv && (ok && len(n.From) != k || !ok && len(n.From) != 1) {
+		if reads := len(n.From); n.Op == kernels.OpInput && reads != 0 || n.Op != kernels.OpInput &&
+			n.Op != kernels.OpConv && reads != 1 {
 			return nil, broken("operation %d reads %d values", i, len(n.From))
 		}
 		switch n.Op {
@@ -190,12 +190,6 @@ func (h *graphHeader) decode() (*kernels.Graph, error) {
 			g.Rotate(n.From[0], n.K)
 		case kernels.OpShift:
 			g.Shift(n.From[0], n.K)
-		case kernels.OpUnshuffle:
-			g.Unshuffle(n.From[0])
-		case kernels.OpShuffle:
-			g.Shuffle(n.From[0])
-		case kernels.OpAdd:
-			g.Add(n.From[0], n.From[1])
 		default:
 			return nil, broken("operation %d is of kind %d", i, n.Op)
 		}

@@ -24,7 +24,6 @@ type stage struct {
 	name         string // of files and log lines
 	architecture string
 	graph        *kernels.Graph
-	loss         kernels.Loss
 	steps        int
 	rate         float64 // at its highest
 	decay        float64
@@ -90,7 +89,7 @@ func (s *stage) run(ctx context.Context, backend kernels.GraphBackend, dir strin
 			return nil, err
 		}
 	}
-	trainer, err := backend.Train(s.graph, cp.state, kernels.TrainOptions{Loss: s.loss, Decay: s.decay, Clip: clip,
+	trainer, err := backend.Train(s.graph, cp.state, kernels.TrainOptions{Decay: s.decay, Clip: clip,
 		EMA: s.ema, Workers: c.Workers})
 	if err != nil {
 		return nil, err

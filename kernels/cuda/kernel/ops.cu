@@ -20,11 +20,6 @@ DEV Piece piece(int height, int width, int parts) {
 	return {blockIdx.z * n + i, (int)(pixel / width), (int)(pixel % width), (int)(i % parts), i < n};
 }
 
-DEV float channel(u32x4 v, int i) {
-	u32 word = i < 2 ? v.x : i < 4 ? v.y : i < 6 ? v.z : v.w;
-	return i & 1 ? dk_hi(word) : dk_lo(word);
-}
-
 DEV u32x4 packed(const float *v) { return {dk_pack(v[0], v[1]), dk_pack(v[2], v[3]), dk_pack(v[4], v[5]), dk_pack(v[6], v[7])}; }
 
 // scaled is 8 channels of a pixel of a dense tensor, times factor, with zeros from channels on.
@@ -77,59 +72,6 @@ KERNEL(op_shift)(const u32x4 *x, u32x4 *y, const int *rows, int height, int widt
 		y[p.number] = x[p.number - (size_t)*rows * width * parts];
 	else
 		y[p.number] = {0, 0, 0, 0};
-}
-
-// op_unshuffle is OpUnshuffle; height, width and channels are those of y, and a pixel of x is
-// sourceParts pieces.
-KERNEL(op_unshuffle)(const f16 *x, u32x4 *y, int height, int width, int channels, int parts, int sourceParts) {
-	auto p = ops::piece(height, width, parts);
-	if (!p.exists)
-		return;
-	x += blockIdx.z * (size_t)height * width * 4 * sourceParts * 8;
-	float v[8];
-	UNROLL
-	for (int i = 0; i < 8; i++) {
-		int c = p.part * 8 + i;
-		size_t pixel = (size_t)(2 * p.y + c / 2 % 2) * (2 * width) + 2 * p.x + c % 2;
-		v[i] = c < channels ? dk_h2f(x[pixel * sourceParts * 8 + c / 4]) : 0;
-	}
-	y[p.number] = ops::packed(v);
-}
-
-// op_shuffle is OpShuffle, with the same parameters.
-KERNEL(op_shuffle)(const f16 *x, u32x4 *y, int height, int width, int channels, int parts, int sourceParts) {
-	auto p = ops::piece(height, width, parts);
-	if (!p.exists)
-		return;
-	x += blockIdx.z * (size_t)(height / 2) * (width / 2) * sourceParts * 8;
-	float v[8];
-	UNROLL
-	for (int i = 0; i < 8; i++) {
-		int c = p.part * 8 + i;
-		size_t pixel = (size_t)(p.y / 2) * (width / 2) + p.x / 2;
-		v[i] = c < channels ? dk_h2f(x[pixel * sourceParts * 8 + 4 * c + p.y % 2 * 2 + p.x % 2]) : 0;
-	}
-	y[p.number] = ops::packed(v);
-}
-
-// op_add adds a and b.
-KERNEL(op_add)(const u32x4 *a, const u32x4 *b, u32x4 *y, int height, int width, int parts) {
-	auto p = ops::piece(height, width, parts);
-	if (!p.exists)
-		return;
-	u32x4 u = a[p.number], w = b[p.number];
-	float v[8];
-	UNROLL
-	for (int i = 0; i < 8; i++)
-		v[i] = ops::channel(u, i) + ops::channel(w, i);
-	y[p.number] = ops::packed(v);
-}
-
-// op_add_single adds n numbers. The grid is [n / OpThreads].
-KERNEL(op_add_single)(const float *a, const float *b, float *y, int n) {
-	int i = blockIdx.x * OpThreads + threadIdx.x;
-	if (i < n)
-		y[i] = a[i] + b[i];
 }
 
 // sample_input is what the network is given of the state x [sample, height, width, channels]: times

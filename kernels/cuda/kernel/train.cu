@@ -547,7 +547,7 @@ KERNEL(train_step)
 // mean. weight multiplies the loss of a pixel. It leaves the sum of the loss of each block in losses.
 KERNEL(train_loss)
 (quad *dst, double *losses, const quad *y, const float *target, const float *weight, const quad *gate, int pixels, int channels,
-	int absolute, float slope) {
+	float slope) {
 	int quads = (channels + 3) / 4;
 	double sum = 0;
 	for (int i = train::element(); i < pixels * quads; i += gridDim.x * train::TrainThreads) {
@@ -557,13 +557,8 @@ KERNEL(train_loss)
 		UNROLL
 		for (int j = 0; j < 4; j++) {
 			float e = y[i][j] - want[j]; // 0 in padding
-			if (absolute) {
-				sum += (double)w * dk_abs(e);
-				d[j] = e > 0 ? w : e < 0 ? -w : e; // e is 0, or NaN, which must not pass for 0
-			} else {
-				sum += (double)w * e * e;
-				d[j] = 2 * w * e;
-			}
+			sum += (double)w * e * e;
+			d[j] = 2 * w * e;
 		}
 		train::put(dst, nullptr, gate, slope, i, d);
 	}
@@ -654,33 +649,6 @@ KERNEL(train_shift)(quad *dst, const quad *add, const quad *gate, const quad *sr
 		return;
 	int y = at / quads / w % h, by = up ? *rows : -*rows;
 	quad v = (unsigned)(y + by) < (unsigned)h ? src[at + by * w * quads] : train::zero();
-	train::put(dst, add, gate, slope, at, v);
-}
-
-// unshuffle gathers 2×2 pixels of src, of the given channels, in one.
-KERNEL(train_unshuffle)(quad *dst, const quad *add, const quad *gate, const float *src, int n, int h, int w, int channels, float slope) {
-	int at = train::element(), c = at % channels, pixel = at / channels;
-	if (at >= n * h * w * channels)
-		return;
-	int wide = (channels + 3) / 4 * 4, line = pixel / w * 2, x = pixel % w * 2;
-	quad v;
-	UNROLL
-	for (int k = 0; k < 4; k++)
-		v[k] = src[((size_t)(line + k / 2) * 2 * w + x + k % 2) * wide + c];
-	train::put(dst, add, gate, slope, at, v);
-}
-
-// shuffle is the inverse of unshuffle; dst has the given channels.
-KERNEL(train_shuffle)(quad *dst, const quad *add, const quad *gate, const float *src, int n, int h, int w, int channels, float slope) {
-	int quads = (channels + 3) / 4, at = train::element(), pixel = at / quads, c = at % quads * 4;
-	if (at >= n * h * w * quads)
-		return;
-	int line = pixel / w, x = pixel % w;
-	const float *from = src + ((size_t)(line / 2) * (w / 2) + x / 2) * 4 * channels + line % 2 * 2 + x % 2;
-	quad v;
-	UNROLL
-	for (int j = 0; j < 4; j++)
-		v[j] = c + j < channels ? from[4 * (c + j)] : 0;
 	train::put(dst, add, gate, slope, at, v);
 }
 
