@@ -194,8 +194,8 @@ func cleanScores(t *testing.T, row simulate.ChainRow, images [][]float32, progra
 		squares[0] += n * score.MSEIn(noisy, truth, mask)
 		correlation := noise.Correlation{Rho: a.Rho, Trust: 1}
 		for i, p := range programs {
-			out, err := runStudent(p, noisy, sigma, net.Tell(correlation), w, h)
-			if err != nil {
+			out := make([]float32, len(noisy))
+			if err := (studentProgram{p}).Forward(out, noisy, sigma, net.Tell(correlation), w, h); err != nil {
 				t.Fatal(err)
 			}
 			squares[1+i] += n * score.MSEIn(out, truth, mask)
