@@ -113,7 +113,8 @@ a file appears under OUT only when it is complete; one of the same name is repla
 	f.IntVar(&steps, "steps", 0, "of the sampling, with --quality high (default: what measured best)")
 	f.Uint64Var(&seed, "seed", 0, "of the noise that sampling starts from, with --quality high")
 	f.Float64Var(&strength, "strength", 1, "0 (unchanged) to 1 (fully denoised)")
-	f.StringVar(&model, "model", "", "model name or folder (default: by modality, radiograph for CR and DX, else default)")
+	f.StringVar(&model, "model", "",
+		"model name or folder (default: by modality, radiograph for CR and DX, else default)")
 	backendFlag(cmd, &backend)
 	f.BoolVar(&asJSON, "json", false, "print the report as JSON")
 	return cmd
