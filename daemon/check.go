@@ -114,8 +114,8 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 		if m.HasHigh() {
 			add("quality high", Good, "%s has the networks for it", m.Name())
 		} else {
-			add("quality high", Note, "%s has no networks for it: what is asked for in it gets the fast result, and the "+
-				"high one once a model with the networks runs", m.Name())
+			add("quality high", Note, "%s has no networks for it: what is asked for in it gets the fast result, "+
+				"and the high one once a model with the networks runs", m.Name())
 		}
 	}
 

@@ -135,7 +135,8 @@ log: {level: debug}
 	if !reflect.DeepEqual(c.Destinations, wantDest) {
 		t.Errorf("destinations %+v", c.Destinations)
 	}
-	if c.Denoise != (DenoiseConfig{"cpu", 3, "/models/a", "radiograph", 0.5}) || c.Retention != (RetentionConfig{24 * time.Hour, 0.5, 1}) {
+	if c.Denoise != (DenoiseConfig{"cpu", 3, "/models/a", "radiograph", 0.5}) ||
+		c.Retention != (RetentionConfig{24 * time.Hour, 0.5, 1}) {
 		t.Errorf("denoise %v, retention %v", c.Denoise, c.Retention)
 	}
 	if want := []WatchFolder{{"/srv/in", "high"}, {"/srv/two", "fast"}}; !reflect.DeepEqual(c.Watch, want) {

@@ -89,8 +89,8 @@ func TestModelByModality(t *testing.T) {
 	})
 	for uid, data := range archive.objects {
 		var file bytes.Buffer
-		if _, err := dcm.WriteFileMeta(&file, dcm.FileMeta{SOPClassUID: "1.2.840.10008.5.1.4.1.1.4", SOPInstanceUID: uid,
-			TransferSyntaxUID: dicomnet.ExplicitVRLittleEndian}); err != nil {
+		if _, err := dcm.WriteFileMeta(&file, dcm.FileMeta{SOPClassUID: "1.2.840.10008.5.1.4.1.1.4",
+			SOPInstanceUID: uid, TransferSyntaxUID: dicomnet.ExplicitVRLittleEndian}); err != nil {
 			t.Fatal(err)
 		}
 		file.Write(data)

@@ -106,7 +106,8 @@ func (d *Daemon) Status() web.Status {
 	}
 	s := web.Status{
 		Ready: h.OK, Problems: append([]string{}, h.Problems...), Version: d.version, Started: d.started,
-		Model: strings.TrimSpace(model.Name + " " + model.Version), RadiographModel: radiographs, DiskUsed: h.DiskUsed, DiskRefuse: cfg.Retention.DiskRefuse,
+		Model: strings.TrimSpace(model.Name + " " + model.Version), RadiographModel: radiographs,
+		DiskUsed: h.DiskUsed, DiskRefuse: cfg.Retention.DiskRefuse,
 		Denoise: web.Queue{Waiting: h.Denoise.Waiting, OldestSeconds: h.Denoise.Age.Seconds()}, Errors: []web.LogLine{},
 		High:         web.High{Queue: web.Queue{Waiting: h.High.Waiting, OldestSeconds: h.High.Age.Seconds()}, NotPossible: h.NoHigh, Now: h.HighNow},
 		Destinations: []web.Destination{},

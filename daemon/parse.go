@@ -613,8 +613,10 @@ func (p *configParser) denoise(f *file, c *Config) {
 	if p.text(d.Model, "denoise.model", &c.Denoise.Model); c.Denoise.Model == "" {
 		p.fail(d.Model.line, "denoise.model", "write default, or the folder of a model", "empty")
 	}
-	if p.text(d.RadiographModel, "denoise.radiograph_model", &c.Denoise.RadiographModel); c.Denoise.RadiographModel == "" {
-		p.fail(d.RadiographModel.line, "denoise.radiograph_model", "write radiograph, or the folder of a model", "empty")
+	p.text(d.RadiographModel, "denoise.radiograph_model", &c.Denoise.RadiographModel)
+	if c.Denoise.RadiographModel == "" {
+		p.fail(d.RadiographModel.line, "denoise.radiograph_model", "write radiograph, or the folder of a model",
+			"empty")
 	}
 	p.number(d.Strength, "denoise.strength", "write a number above 0 and up to 1 (to denoise nothing, use quality off)",
 		func(x float64) bool { return x > 0 && x <= 1 }, &c.Denoise.Strength)

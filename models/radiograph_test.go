@@ -49,7 +49,8 @@ func rms(a, b []float32) float64 {
 }
 
 // TestRadiograph: the model of radiographs takes a quarter at least of the noise of the tables'
-// detectors off a drawn chest, unless the gate holds the result back, of one at most; the catheter stays. Without noise hardly anything is changed.
+// detectors off a drawn chest, unless the gate holds the result back, of one at most; the catheter stays.
+// Without noise hardly anything is changed.
 func TestRadiograph(t *testing.T) {
 	m, err := Open(store.RadiographName)
 	if err != nil {
@@ -88,8 +89,8 @@ func TestRadiograph(t *testing.T) {
 		if got := contrast(r.Pixels) / contrast(a.Truth); row.Detector.Noise <= 0.04 && !(got > 0.85 && got < 1.1) {
 			t.Errorf("%s: %.2f of the catheter's contrast is left", row.Name, got)
 		}
-		t.Logf("%s: error %.4f of %.4f, noise found %.4f, catheter %.2f, gate %q %.2f", row.Name, after, before, r.Sigma,
-			contrast(r.Pixels)/contrast(a.Truth), why, share)
+		t.Logf("%s: error %.4f of %.4f, noise found %.4f, catheter %.2f, gate %q %.2f", row.Name, after, before,
+			r.Sigma, contrast(r.Pixels)/contrast(a.Truth), why, share)
 	}
 	if held > 1 {
 		t.Errorf("%d results are held back", held)
@@ -149,8 +150,8 @@ func TestOwnGrain(t *testing.T) {
 		}
 		change, coarse := rms(img.Pixels, r.Pixels), math.Sqrt(sums/float64(n))
 		if change > 1.05*r.Sigma || coarse > 0.15*r.Sigma {
-			t.Errorf("%s: noise of %.2f was found, %.2f is taken off, of the means of 8×8 pixels %.2f", filepath.Base(name),
-				r.Sigma, change, coarse)
+			t.Errorf("%s: noise of %.2f was found, %.2f is taken off, of the means of 8×8 pixels %.2f",
+				filepath.Base(name), r.Sigma, change, coarse)
 		}
 	}
 }

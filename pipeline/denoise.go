@@ -254,7 +254,8 @@ func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, t
 	if cfg.Strength == 0 {
 		measure = nil // nothing will be taken off
 	}
-	row, by, err = p.make(ctx, cfg, work{in: in, quality: Fast, tokens: tokens, known: p.known(ctx, in), measure: measure,
+	row, by, err = p.make(ctx, cfg, work{in: in, quality: Fast, tokens: tokens, known: p.known(ctx, in),
+		measure: measure,
 		frame: func(ctx context.Context, by Denoiser, f *derive.Frame, known evidence.Sums) (*Denoised, error) {
 			return p.callDenoiser(context.WithoutCancel(ctx), cfg, func(ctx context.Context) (*Denoised, error) {
 				return by.Denoise(ctx, f, known, cfg.Strength)
@@ -343,7 +344,8 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	sop, _ := derive.UIDs(o, par)
 	made, serr := scan(t, t.Offset()+t.Size())
 	if serr != nil || made == nil || made.String(dcm.SOPInstanceUID) != sop {
-		return row, by, &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("derived object does not read back: %w", serr)}
+		return row, by, &PermanentError{Reason: reasonDerive,
+			Err: fmt.Errorf("derived object does not read back: %w", serr)}
 	}
 	if err := derive.Verify(o, made); err != nil {
 		return row, by, &PermanentError{Reason: reasonDerive, Err: err}

@@ -571,7 +571,9 @@ func (f *lane) damaged(ctx context.Context, d spool.Delivery, err error) bool {
 	f.p.met.forward(f.d.Name, "damaged")
 	f.p.log.Error("ALARM: spool file damaged, not sent", zap.String("file", in.File), zap.String("instance", in.SOP), zap.Error(err))
 	if in.Kind == spool.Derived {
-		ok := f.p.retry(ctx, "damaged derived object", func() error { return f.p.jrnl.Remake(in.ID, in.Source, f.p.highStart(""), f.p.clock.Now()) })
+		ok := f.p.retry(ctx, "damaged derived object", func() error {
+			return f.p.jrnl.Remake(in.ID, in.Source, f.p.highStart(""), f.p.clock.Now())
+		})
 		f.p.wakeDenoise.fire()
 		f.p.wakeHigh.fire()
 		return ok

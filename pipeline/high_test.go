@@ -701,7 +701,8 @@ func TestModelByModality(t *testing.T) {
 		t.Errorf("a series that is not here is known: %+v", ahead)
 	}
 	for _, uid := range []string{cr.series, asked.series} {
-		if h := awaitHigh(t, p, uid, HighNotPossible); !strings.Contains(h.Detail, "model of-radiographs has no networks") {
+		h := awaitHigh(t, p, uid, HighNotPossible)
+		if !strings.Contains(h.Detail, "model of-radiographs has no networks") {
 			t.Errorf("%+v", h)
 		}
 	}
@@ -726,7 +727,8 @@ func TestModelByModality(t *testing.T) {
 	for _, uid := range []string{cr.series, asked.series} {
 		awaitHigh(t, p, uid, HighDone)
 	}
-	if text := object(t, p, cr.series, 1, "high").String(dcm.DerivationDescription); !strings.Contains(text, "of-radiographs 1") {
+	text := object(t, p, cr.series, 1, "high").String(dcm.DerivationDescription)
+	if !strings.Contains(text, "of-radiographs 1") {
 		t.Errorf("%q", text)
 	}
 }

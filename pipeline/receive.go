@@ -225,7 +225,8 @@ func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts
 	if row.Stage == spool.StageConflict {
 		dests = nil
 	}
-	arrival := spool.Arrival{Series: f.series, Instance: row, Start: p.highStart(f.series.Modality), Dests: dests, Unwanted: len(cfg.Destinations) > 0 && len(cfg.dests(spool.Original)) == 0}
+	arrival := spool.Arrival{Series: f.series, Instance: row, Start: p.highStart(f.series.Modality), Dests: dests,
+		Unwanted: len(cfg.Destinations) > 0 && len(cfg.dests(spool.Original)) == 0}
 	arrival.Series.Quality, arrival.Series.Channel, arrival.Series.Rule = row.Quality, row.Channel, row.Rule
 	added, err := p.jrnl.AddOriginal(arrival)
 	nameErr := <-named
@@ -342,7 +343,8 @@ func (p *Pipeline) twin(f facts, have, row spool.Instance) error {
 			return errors.Join(err, p.drop(f, row.File))
 		}
 	}
-	if err := p.jrnl.Raise(have.ID, row.Quality, row.Channel, row.Rule, p.highStart(f.series.Modality), p.clock.Now()); err != nil {
+	if err := p.jrnl.Raise(have.ID, row.Quality, row.Channel, row.Rule, p.highStart(f.series.Modality),
+		p.clock.Now()); err != nil {
 		return errors.Join(err, p.drop(f, row.File))
 	}
 	p.wakeDenoise.fire()

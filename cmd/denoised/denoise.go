@@ -126,7 +126,8 @@ a file appears under OUT only when it is complete; one of the same name is repla
 	f.Uint64Var(&seed, "seed", 0, "of the noise that sampling starts from, with --quality high")
 	f.BoolVar(&adapt, "adapt", false, "with --quality high: fit the network to every series first")
 	f.Float64Var(&strength, "strength", 1, "0 (unchanged) to 1 (fully denoised)")
-	f.StringVar(&model, "model", "", "model name or folder (default: by modality, radiograph for CR and DX, else default)")
+	f.StringVar(&model, "model", "",
+		"model name or folder (default: by modality, radiograph for CR and DX, else default)")
 	backendFlag(cmd, &backend)
 	f.BoolVar(&asJSON, "json", false, "print the report as JSON")
 	return cmd

@@ -128,10 +128,13 @@ and detectors of radiographs:
 	f.StringArrayVar(&o.repeats, "repeats", nil, "4-D NIfTI file of one acquisition, repeated; may stand several times")
 	f.StringArrayVar(&o.pairs, "pair", nil, "A,B: two files of one acquisition, repeated; may stand several times")
 	f.StringVarP(&o.out, "out", "o", "", "folder of the report; none: no files are written")
-	f.StringVar(&o.model, "model", "", "model name or folder (default: by modality, radiograph for CR and DX, else default)")
-	f.StringArrayVar(&o.compare, "compare", nil, "a model whose fast results are scored beside; may stand several times")
+	f.StringVar(&o.model, "model", "",
+		"model name or folder (default: by modality, radiograph for CR and DX, else default)")
+	f.StringArrayVar(&o.compare, "compare", nil,
+		"a model whose fast results are scored beside; may stand several times")
 	f.StringVar(&o.kind, "kind", "", "mr or radiograph: what images without a modality are (default: mr)")
-	f.StringSliceVar(&o.only, "only", nil, "of DIR, files and folders to look at, by name or pattern such as sub-0* (default: all)")
+	f.StringSliceVar(&o.only, "only", nil,
+		"of DIR, files and folders to look at, by name or pattern such as sub-0* (default: all)")
 	f.StringVar(&o.quality, "quality", "fast", "fast, high or both as fast,high (high takes long)")
 	f.StringVar(&o.rows, "rows", "",
 		"kinds of noise and scanners, separated by commas (default: all that fit the images)")
@@ -279,8 +282,8 @@ func (o *evaluation) collect(ctx context.Context, c *eval.Collector) (store.Kind
 	}
 	switch {
 	case len(kinds) > 1 && o.model == "":
-		return "", errors.New("the images are of MR and of radiographs, which have a model each: evaluate them one after " +
-			"the other, or name one with --model")
+		return "", errors.New("the images are of MR and of radiographs, which have a model each: evaluate them one " +
+			"after the other, or name one with --model")
 	case kinds[store.Radiograph]:
 		return store.Radiograph, nil
 	}
@@ -356,8 +359,8 @@ func parseRows(list string) (rows []simulate.Row, chains []simulate.ChainRow, de
 			break
 		}
 		if n == 0 {
-			return nil, nil, nil, usagef("eval: --rows: there is no kind of noise, scanner or detector %q; the help lists them",
-				parts[0])
+			return nil, nil, nil, usagef(
+				"eval: --rows: there is no kind of noise, scanner or detector %q; the help lists them", parts[0])
 		}
 		parts = parts[n:]
 	}

@@ -250,8 +250,8 @@ func TestEvalMeasurements(t *testing.T) {
 }
 
 func TestParseRows(t *testing.T) {
-	rows, chains, detectors, err := parseRows(" zero-filled 2, magnitude, zero-filled 2 ,plain magnitude, 4 %, Poisson 200," +
-		"flat panel, raw, 3 %")
+	rows, chains, detectors, err := parseRows(" zero-filled 2, magnitude, zero-filled 2 ,plain magnitude, 4 %," +
+		"Poisson 200,flat panel, raw, 3 %")
 	if err != nil {
 		t.Fatal(err)
 	}

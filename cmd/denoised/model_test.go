@@ -40,8 +40,8 @@ func TestModelList(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &items); err != nil {
 		t.Fatal(err)
 	}
-	if len(items) != 2 || items[0].Open != "default" || items[0].Card.Parameters != 76564 || items[1].Open != "radiograph" ||
-		items[1].Card.Name != "denoised-radiograph" {
+	if len(items) != 2 || items[0].Open != "default" || items[0].Card.Parameters != 76564 ||
+		items[1].Open != "radiograph" || items[1].Card.Name != "denoised-radiograph" {
 		t.Errorf("list --json: %d models", len(items))
 	}
 }

@@ -21,12 +21,13 @@ func wedge(w, h int, low, high float32) []float32 {
 func TestDetectorNoise(t *testing.T) {
 	const w, h = 256, 256
 	for name, d := range map[string]Detector{
-		"quanta, linear":       {Range: 2, Storage: Linear, Noise: 0.03},
-		"quanta, root":         {Range: 2, Storage: Root, Noise: 0.03},
-		"quanta, logarithm":    {Range: 2, Noise: 0.02},
-		"blurred":              {Range: 2, Blur: 0.9, Noise: 0.02},
-		"electronics":          {Range: 2, Blur: 0.9, Electronic: 10, Storage: Linear, Noise: 0.02},
-		"enhanced":             {Range: 2, Blur: 0.7, Electronic: 0.3, Noise: 0.02, Enhance: [2]Unsharp{{1, 1.5}, {0.5, 5}}},
+		"quanta, linear":    {Range: 2, Storage: Linear, Noise: 0.03},
+		"quanta, root":      {Range: 2, Storage: Root, Noise: 0.03},
+		"quanta, logarithm": {Range: 2, Noise: 0.02},
+		"blurred":           {Range: 2, Blur: 0.9, Noise: 0.02},
+		"electronics":       {Range: 2, Blur: 0.9, Electronic: 10, Storage: Linear, Noise: 0.02},
+		"enhanced": {Range: 2, Blur: 0.7, Electronic: 0.3, Noise: 0.02,
+			Enhance: [2]Unsharp{{1, 1.5}, {0.5, 5}}},
 		"for display":          {Range: 2.5, Blur: 0.7, Storage: Presentation, Steep: 5, Noise: 0.02, Inverted: true},
 		"all together, stored": {Range: 2, Blur: 0.8, Electronic: 0.5, Storage: Root, Noise: 0.03, Bits: 12},
 	} {
@@ -103,7 +104,8 @@ func TestDetectorClosedForms(t *testing.T) {
 			t.Errorf("correlation at %d is %.4f, want %.4f", d, got, want)
 		}
 	}
-	if got, want := (Detector{Range: 3, Blur: 1.2}).spectra().spread, 1/(4*math.Pi*1.2*1.2); math.Abs(got/want-1) > 0.01 {
+	spread := (Detector{Range: 3, Blur: 1.2}).spectra().spread
+	if got, want := spread, 1/(4*math.Pi*1.2*1.2); math.Abs(got/want-1) > 0.01 {
 		t.Errorf("the blur leaves %.4f of the variance, want %.4f", got, want)
 	}
 	// over the range: d(log e)/Range has σ of 1/√N/Range; a root has the same everywhere

@@ -372,8 +372,8 @@ func modelFiles(nameOrDir string) (fs.FS, error) {
 	}
 	info, err := os.Stat(nameOrDir)
 	if err != nil {
-		return nil, fmt.Errorf("open model: %w (there are %q; give the name of an installed model, or a folder with %s and %s)", err, Embedded, WeightsFile,
-			CardFile)
+		return nil, fmt.Errorf("open model: %w (there are %q; give the name of an installed model, or a folder with "+
+			"%s and %s)", err, Embedded, WeightsFile, CardFile)
 	}
 	if !info.IsDir() {
 		return nil, fmt.Errorf("open model: %s is not a folder (give one with %s and %s)", nameOrDir, WeightsFile, CardFile)

@@ -136,7 +136,8 @@ func OpenFolder(c Config, o Origin) (f *Folder, err error) {
 	if old == nil {
 		f.Fresh = true
 		f.run = &record{Version: o.Version, Commit: o.Commit, Preset: c.Preset, Seed: c.Seed, Data: o.Data,
-			Exclude: o.Exclude, Kind: o.Kind, From: from, Memory: o.Memory, Began: time.Now().UTC().Truncate(time.Second), Finished: []string{}}
+			Exclude: o.Exclude, Kind: o.Kind, From: from, Memory: o.Memory,
+			Began: time.Now().UTC().Truncate(time.Second), Finished: []string{}}
 		return f, nil
 	}
 	for _, was := range []struct{ what, old, now string }{

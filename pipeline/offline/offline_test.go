@@ -39,7 +39,8 @@ func halve(_ context.Context, img dataset.Image, _ evidence.Sums) (*offline.Resu
 }
 
 func options(denoise func(context.Context, dataset.Image, evidence.Sums) (*offline.Result, error)) offline.Options {
-	return offline.Options{Method: offline.Method{Denoise: denoise, Model: derive.ModelInfo{Name: "half", Version: "1", Hash: "00"}},
+	return offline.Options{Method: offline.Method{Denoise: denoise,
+		Model: derive.ModelInfo{Name: "half", Version: "1", Hash: "00"}},
 		Strength: 1, Quality: "fast", Version: "test"}
 }
 
@@ -536,5 +537,54 @@ func TestFit(t *testing.T) {
 	}
 	if _, err := offline.Run(t.Context(), in, t.TempDir(), o); !errors.Is(err, context.Canceled) {
 		t.Errorf("called off: %v", err)
+	}
+}
+
+// TestByModality: each image goes through the model of its modality, which its derived object and the
+// report name; a model that cannot fails the file with its reason, and no other.
+func TestByModality(t *testing.T) {
+	in, out := t.TempDir(), filepath.Join(t.TempDir(), "out")
+	v := phantom.New(phantom.Spec{Width: 32, Height: 40, Slices: 1, Sigma: 0.04})
+	for modality, class := range map[string]string{"MR": "4", "CR": "1"} {
+		file := dicom(t, v, 0, phantom.NewIDs(modality))
+		for old, now := range map[string]string{
+			"\x08\x00\x16\x00UI\x1a\x001.2.840.10008.5.1.4.1.1.4\x00": "\x08\x00\x16\x00UI\x1a\x00" +
+				"1.2.840.10008.5.1.4.1.1." + class + "\x00",
+			"\x08\x00\x60\x00CS\x02\x00MR": "\x08\x00\x60\x00CS\x02\x00" + modality,
+		} {
+			if bytes.Count(file, []byte(old)) != 1 {
+				t.Fatalf("the phantom has no %q", old)
+			}
+			file = bytes.Replace(file, []byte(old), []byte(now), 1)
+		}
+		write(t, filepath.Join(in, modality+".dcm"), file)
+	}
+	o := options(halve)
+	own := offline.Method{Denoise: halve, Model: derive.ModelInfo{Name: "rays", Version: "2", Hash: "11"}}
+	o.For = func(modality string) offline.Method {
+		if modality == "CR" {
+			return own
+		}
+		return o.Method
+	}
+	r, err := offline.Run(t.Context(), in, out, o)
+	if err != nil || r.Denoised != 2 || r.Model != o.Model {
+		t.Fatalf("report %+v, %v", r, err)
+	}
+	if cr, mr := r.Files[0], r.Files[1]; cr.Model == nil || *cr.Model != own.Model || mr.Model != nil {
+		t.Errorf("the report names %+v and %+v", cr.Model, mr.Model)
+	}
+	for modality, name := range map[string]string{"CR": "rays 2", "MR": "half 1"} {
+		text := open(t, filepath.Join(out, modality+".dcm")).String(dcm.DerivationDescription)
+		if !strings.Contains(text, name) {
+			t.Errorf("%s: %q does not name %s", modality, text, name)
+		}
+	}
+	own.Denoise = func(context.Context, dataset.Image, evidence.Sums) (*offline.Result, error) {
+		return nil, errors.New("none for high")
+	}
+	if r, err = offline.Run(t.Context(), in, out, o); err != nil || r.Denoised != 1 || r.Failed != 1 ||
+		!strings.Contains(r.Files[0].Error, "none for high") || r.Files[0].Model != nil {
+		t.Errorf("report %+v, %v", r, err)
 	}
 }
