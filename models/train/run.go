@@ -104,7 +104,7 @@ var Presets = []Preset{
 		BSN:       net.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
 		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
 		Student:   net.StudentConfig{Channels: 16, Blocks: 16},
-		Steps:     [4]int{2000, 1500, 1500, 1500}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96},
+		Steps:     [4]int{2000, 1500, 3000, 1500}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96},
 		Every: 250,
 		Rate:  [4]float64{1e-3, 5e-4, 1e-3, 5e-4},
 	},
