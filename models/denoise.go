@@ -16,7 +16,7 @@ import (
 
 // Revision is that of Denoise and High: it changes whenever the same weights give other
 // pixels than before, so that derived objects of the two are never taken for one.
-const Revision = "4"
+const Revision = "5"
 
 // MaxPixels is the most pixels of an Image.
 const MaxPixels = 1 << 26

@@ -126,17 +126,19 @@ func (r *Reading) Read(p kernels.Program, y []float32, w, h int, skip []bool, kn
 const (
 	near       = 0.35 // up to which the witnesses agree,
 	far        = 0.8  // and from which on they do not
-	believed   = 0.5  // how much the flattest cells count for where they agree
-	leastGiven = 0.5  // of the strength is told to networks where they do not
+	nearApart  = 0.2  // the same for the correlation of neighbours that they tell
+	farApart   = 0.5
+	believed   = 0.5 // how much the flattest cells count for where they agree
+	leastGiven = 0.5 // of the strength is told to networks where they do not
 	// Weaker noise, of the brightest tissue, is told to be weaker still: fine anatomy looks like it.
-	faint = 4. / 255
+	faint = 6. / 255
 )
 
 // agree compares the two witnesses of the noise, the meter and the flattest cells of the tissue.
 // Where they agree, from 0 to 1, the correlation is that of the flattest cells, which know it
 // better, and the strength is between theirs. Noise is in all cells, so that it is never stronger
 // than in the flattest ones. Where those tell of much more than the meter, they hold anatomy, which
-// may have misled the meter, too.
+// may have misled the meter, too; and so where they tell of another correlation.
 func (r *Reading) agree(s *Series) float64 {
 	if s.Cells == 0 {
 		return 1 // dark images have no tissue
@@ -147,6 +149,10 @@ func (r *Reading) agree(s *Series) float64 {
 		return 1
 	}
 	agree, counts := min(max((far-by)/(far-near), 0), 1), believed
+	for i := range 2 { // neighbours along x and y
+		apart := math.Abs(float64(lags[i] - r.Told[i]))
+		agree = min(agree, max((farApart-apart)/(farApart-nearApart), 0))
+	}
 	if by < 0 {
 		counts = 1
 	}

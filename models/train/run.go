@@ -1,6 +1,7 @@
 package train
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,8 @@ type Config struct {
 	Distil bool
 	// From is a model, by name or folder, whose networks the training goes on from; empty: from
 	// nothing. Its networks must be of the preset's architecture; those that it does not have begin
-	// from nothing, those that are not trained are part of the result as they are.
+	// from nothing, those that are not trained are part of the result as they are,
+	// if the images are of the same kind.
 	From string
 	// AsWritten trains the diffusion network on the noisy image around the blind-spot
 	// prediction, as arXiv 2504.00264 writes it, instead of the leak-free form. It is
@@ -248,8 +250,8 @@ func (t *training) weights(network string) (*safetensors.File, error) {
 	return f, nil
 }
 
-// read returns a network of Out, or if it is not there, of From. If that has none either, the error
-// wraps os.ErrNotExist.
+// read returns a network of Out, or if it is not there, of From, if that is for the same kind of images.
+// If there is none, the error wraps os.ErrNotExist.
 func (t *training) read(network string) (*safetensors.File, error) {
 	f, err := t.weights(network)
 	if !errors.Is(err, os.ErrNotExist) || t.From == "" {
@@ -258,6 +260,9 @@ func (t *training) read(network string) (*safetensors.File, error) {
 	m, err := store.Open(t.From)
 	if err != nil {
 		return nil, err
+	}
+	if kind := m.Card.Training.Kind; cmp.Or(kind, store.MR) != t.set.Kind {
+		return nil, fmt.Errorf("model %s is for %s: %w", t.From, cmp.Or(kind, store.MR), os.ErrNotExist)
 	}
 	if f, err = m.Network(network); errors.Is(err, store.ErrNoNetwork) {
 		return nil, fmt.Errorf("%w: %w", err, os.ErrNotExist)
