@@ -21,6 +21,7 @@ import (
 	"github.com/diffdenoise/denoised/models/net"
 	"github.com/diffdenoise/denoised/models/noise"
 	"github.com/diffdenoise/denoised/models/safetensors"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // small is a preset that trains in seconds.
@@ -537,6 +538,46 @@ func TestPiecesSame(t *testing.T) {
 	for k := range a {
 		if len(a[k].noisy) != 32*32 || !slices.Equal(a[k].noisy, b[k].noisy) || !slices.Equal(a[k].given, b[k].given) {
 			t.Fatalf("piece %d differs", k)
+		}
+	}
+}
+
+// TestDistil: the student of a model goes on with what its networks make of the images; the others
+// are part of the result as they are, unless the model is for images of another kind.
+func TestDistil(t *testing.T) {
+	withSmall(t)
+	set := phantomSet(t)
+	c := Config{Stage: StageAll, Preset: small.Name, Seed: 1, Out: t.TempDir()}
+	first, err := Run(t.Context(), backend(t), set, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	model := filepath.Join(t.TempDir(), "model")
+	card := store.Card{Name: "first", Version: "1", Licence: "none"}
+	if _, err := store.Save(model, card, first.Networks, false); err != nil {
+		t.Fatal(err)
+	}
+	c.Stage, c.Distil = StageStudent, true
+	if _, err := Run(t.Context(), backend(t), set, c); err == nil || !strings.Contains(err.Error(), "From") {
+		t.Errorf("without a model: %v", err)
+	}
+	for _, kind := range store.Kinds {
+		set := *set
+		set.Kind = kind
+		c.From, c.Out, c.Distil = model, t.TempDir(), kind == store.MR
+		second, err := Run(t.Context(), backend(t), &set, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same := func(network string) bool {
+			a, b := first.Networks[network], second.Networks[network]
+			return b != nil && slices.Equal(a.Tensors["head.weight"].Data, b.Tensors["head.weight"].Data)
+		}
+		if second.Networks[StageStudent] == nil || same(StageStudent) {
+			t.Errorf("%s: the student has not learned", kind)
+		}
+		if want := kind == store.MR; (second.Networks[StageMeter] != nil) != want || (second.Networks[StageDiffusion] != nil) != want {
+			t.Errorf("%s: networks %v", kind, slices.Collect(maps.Keys(second.Networks)))
 		}
 	}
 }
