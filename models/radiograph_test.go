@@ -49,8 +49,8 @@ func rms(a, b []float32) float64 {
 }
 
 // TestRadiograph: the model of radiographs takes a quarter at least of the noise of the tables'
-// detectors off a drawn chest, unless the gate holds the result back, of one at most; the catheter stays.
-// Without noise hardly anything is changed.
+// detectors off a drawn chest, a tenth where it is faint and told to be weaker still, unless the gate holds
+// the result back, of one at most; the catheter stays. Without noise hardly anything is changed.
 func TestRadiograph(t *testing.T) {
 	m, err := Open(store.RadiographName)
 	if err != nil {
@@ -79,11 +79,15 @@ func TestRadiograph(t *testing.T) {
 			t.Fatal(err)
 		}
 		before, after := rms(a.Noisy, a.Truth), rms(r.Pixels, a.Truth)
+		left := 0.75
+		if row.Detector.Noise < 0.01 {
+			left = 0.9
+		}
 		why, share := r.Checked()
 		switch {
 		case share == 0:
 			held++
-		case after > 0.75*before:
+		case after > left*before:
 			t.Errorf("%s: error %.4f of %.4f", row.Name, after, before)
 		}
 		if got := contrast(r.Pixels) / contrast(a.Truth); row.Detector.Noise <= 0.04 && !(got > 0.85 && got < 1.1) {
