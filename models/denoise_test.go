@@ -13,6 +13,7 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/phantom"
 	"github.com/diffdenoise/denoised/internal/score"
+	"github.com/diffdenoise/denoised/models/meter"
 )
 
 func noisySlice(t *testing.T, s phantom.Spec) (truth, noisy []float32, w, h int) {
@@ -106,6 +107,23 @@ func TestResidualHasNoStructure(t *testing.T) {
 	c := (ab - sa*sb/n) / math.Sqrt((aa-sa*sa/n)*(bb-sb*sb/n))
 	if math.Abs(c) > 0.15 {
 		t.Errorf("residual and truth correlate with %.3f", c)
+	}
+}
+
+// TestNoiseFree: images of fine anatomy without any noise, as other filters leave them, come back as they
+// are, and tell their series nothing.
+func TestNoiseFree(t *testing.T) {
+	m := defaultModel(t)
+	for seed := range uint64(6) {
+		for k, px := range phantom.New(phantom.Spec{Seed: seed, Slices: 3, Shading: seed%2 == 1}).Truth {
+			r, err := m.Denoise(t.Context(), Image{Width: 256, Height: 256, Pixels: px}, Options{Strength: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Untouched != UntouchedNoNoise || r.Series != (meter.Series{}) {
+				t.Errorf("phantom %d, slice %d: %q, noise of %.4f is found", seed, k, r.Untouched, r.Sigma)
+			}
+		}
 	}
 }
 

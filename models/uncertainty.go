@@ -48,7 +48,7 @@ type sources struct{ noise, spread, left float64 }
 func (e surroundings) at(i int, sigma float32, share float64) sources {
 	s := float64(sigma)
 	return sources{s, max(float64(e.spread[i]), 0) * share,
-		math.Sqrt(max(s*s-share*share*float64(e.power[i]), 0))}
+		math.Sqrt(max(s*s-share*(2-share)*float64(e.power[i]), 0))}
 }
 
 func (s sources) stated(plain, spread, left float64) float32 {

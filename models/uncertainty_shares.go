@@ -5,7 +5,7 @@ package models
 // Shares of the noise, of the spread of the pair and of the noise that was not taken off, that
 // Result.Uncertainty is made of.
 const (
-	sharePlain  = 0.352
-	shareSpread = 0.705
-	shareLeft   = 0.635
+	sharePlain  = 0.334
+	shareSpread = 0.050
+	shareLeft   = 0.786
 )

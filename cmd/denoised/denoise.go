@@ -185,7 +185,7 @@ func fitted(on kernels.GraphBackend, m *models.Model, by offline.Method, strengt
 			return by, line, nil
 		}
 		fit := offlineMethod(a.Model, "high", strength, steps, seed)
-		fit.Model.Method += " adapted"
+		fit.Model.Method += " adapted " + a.Hash[:16] // other slices give other weights
 		return fit, line, nil
 	}
 }

@@ -199,5 +199,35 @@ func (r *Reading) stronger(t net.Told) (by float64, ok bool) {
 	return float64(r.levels[len(r.levels)/2]), true
 }
 
+// Settings of everywhere.
+const (
+	quietest  = 0.02  // of the tissue's cells, the quietest first: there is noise in these, too,
+	quietNear = -0.55 // up to which logarithm of the ratio to what the meter tells,
+	quietFar  = -0.7  // and from which on there is none
+	fewQuiet  = 50    // fewer cells say nothing
+)
+
+// everywhere tells, from 0 to 1, whether what the meter tells of is in all of the tissue, as noise
+// is. Fine anatomy without noise, as other filters leave it, looks like noise to the meter, but
+// not in every cell.
+func (r *Reading) everywhere(s *Series) float64 {
+	unit := share(s.lags())
+	if s.Cells == 0 || unit < leastShare*powers {
+		return 1
+	}
+	r.levels = r.levels[:0]
+	c := &r.powers
+	for i, told := range r.cells {
+		if m := c.Mean(i); c.Whole[i] && m > leastTissue && m < mostTissue && c.High(i) > 0 && told.weight > 0 {
+			r.levels = append(r.levels, float32(math.Log(float64(c.High(i))/unit)/2-told.level))
+		}
+	}
+	if len(r.levels) < fewQuiet {
+		return 1
+	}
+	by := float64(numeric.Nth(r.levels, int(quietest*float64(len(r.levels)))))
+	return min(max((by-quietFar)/(quietNear-quietFar), 0), 1)
+}
+
 // leastShare of the noise must be where the flattest cells look.
 const leastShare = 0.01

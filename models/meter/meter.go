@@ -111,10 +111,15 @@ func (r *Reading) Read(p kernels.Program, y []float32, w, h int, skip []bool, kn
 	r.spectrum()
 	all := known.Plus(r.Series)
 	r.Told = all.Told()
+	quiet := r.everywhere(&all)
+	if quiet == 0 {
+		r.Series, r.Told = Series{}, net.Told{}
+		return nil
+	}
 	agree := r.agree(&all)
 	r.Map.Correlation = r.Told.Correlation()
 	r.spread()
-	caution := float32(leastGiven + (1-leastGiven)*agree)
+	caution := float32(quiet * (leastGiven + (1-leastGiven)*agree))
 	r.Given = numeric.Grow(r.Given, w*h)
 	for i, s := range r.Map.Sigma {
 		r.Given[i] = s * caution * min(1, s/faint)
@@ -126,7 +131,7 @@ func (r *Reading) Read(p kernels.Program, y []float32, w, h int, skip []bool, kn
 const (
 	near       = 0.35 // up to which the witnesses agree,
 	far        = 0.8  // and from which on they do not
-	nearApart  = 0.2  // the same for the correlation of neighbours that they tell
+	nearApart  = 0.2  // the same for the correlation of neighbours that they tell, where noise is faint
 	farApart   = 0.5
 	believed   = 0.5 // how much the flattest cells count for where they agree
 	leastGiven = 0.5 // of the strength is told to networks where they do not
@@ -148,21 +153,35 @@ func (r *Reading) agree(s *Series) float64 {
 	if !ok {
 		return 1
 	}
-	agree, counts := min(max((far-by)/(far-near), 0), 1), believed
+	agree := min(max((far-by)/(far-near), 0), 1)
 	for i := range 2 { // neighbours along x and y
 		apart := math.Abs(float64(lags[i] - r.Told[i]))
-		agree = min(agree, max((farApart-apart)/(farApart-nearApart), 0))
-	}
-	if by < 0 {
-		counts = 1
+		alike := min(max((farApart-apart)/(farApart-nearApart), 0), 1)
+		agree = min(agree, 1-r.faintness()*(1-alike))
 	}
 	for i, v := range lags {
 		r.Told[i] += float32(agree) * (v - r.Told[i])
 	}
+	counts := 1. // noise is never stronger than in the flattest cells
+	if by > 0 {
+		counts = agree * believed
+	}
 	for i := range r.cells {
-		r.cells[i].level += agree * counts * by
+		r.cells[i].level += counts * by
 	}
 	return agree
+}
+
+// faintness tells whether the noise of the image is faint, from 0, at faint and above, to 1.
+func (r *Reading) faintness() float64 {
+	all := cell{}
+	for _, c := range r.cells {
+		all.level, all.weight = all.level+c.weight*c.level, all.weight+c.weight
+	}
+	if all.weight == 0 {
+		return 0
+	}
+	return min(max(3*(1-math.Exp(all.level/all.weight)/faint), 0), 1)
 }
 
 // look sets the cells and what they tell of the series.

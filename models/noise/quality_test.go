@@ -41,19 +41,19 @@ var floors = []struct {
 	row           string
 	gain, phantom float64
 }{
-	{"Gaussian 6/255", 2.4, 2.9},
+	{"Gaussian 6/255", 2.1, 2.9},
 	{"Gaussian 2/255", 1.2, 0},
 	{"varying 3 to 12/255", 2.1, 0},
 	{"Poisson 200", 2.2, 2.8},
 	{"Poisson 700", 1.4, 0.8},
-	{"gamma 100", 1.8, 3.2},
+	{"gamma 100", 1.5, 3.2},
 	{"gamma 500", 0.6, 0.7},
 	{"correlated 0.5", 0.6, 0},
 	{"correlated 1.2", 0.2, 0},
-	{"Rician 6/255", 3, 3.9},
+	{"Rician 6/255", 2.7, 3.9},
 	{"zero-filled 1.31", 0.8, 2.5},
 	{"zero-filled 2", 1.3, 0.7},
-	{"zero-filled 1.31, magnitude", 2.8, 5},
+	{"zero-filled 1.31, magnitude", 2.2, 5},
 	{"zero-filled 2, magnitude", 1.5, 3.9},
 }
 

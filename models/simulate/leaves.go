@@ -101,7 +101,7 @@ func (l *leaf) draw(img, texture []float32, w, h int) {
 			u, v := math.Abs(l.cos*dx+l.sin*dy), math.Abs(l.cos*dy-l.sin*dx)
 			depth := min(l.a-u, l.b-v) // into the shape, pixels
 			if !l.box {
-				// exact on the axes; between them the edge is as soft within a few per cent
+				// along the ray from the middle: exact on the axes, harder between them
 				q := math.Hypot(u/l.a, v/l.b)
 				if q > 0 {
 					depth = (1 - q) * math.Hypot(u, v) / q

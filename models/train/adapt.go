@@ -2,6 +2,7 @@ package train
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math"
@@ -20,13 +21,16 @@ const (
 	// AdaptSlices is the most slices that Adapt makes use of.
 	AdaptSlices = 48
 
+	adaptMost   = 512 // pixels a side of a slice, its middle
 	adaptSteps  = 400
 	adaptBatch  = 6
 	adaptSide   = 96
 	adaptRate   = 2e-4
 	adaptWarmUp = 20 // steps
 	leastFitted = 5  // slices to fit to; fewer tell too little
-	heldEvery   = 5  // one slice of so many is held out
+	leastHeld   = 3  // slices to compare on
+	heldEvery   = 3  // one slice of so many is held out
+	surer       = 2  // standard errors that the gain must be above 0
 	// A magnitude's noise is Gaussian where the signal is more than so many standard deviations of it.
 	leastGaussian = 5
 )
@@ -39,7 +43,8 @@ type Adapted struct {
 	// Model is the given one, with the fitted student if that is the better one.
 	Model  *models.Model
 	Fitted bool
-	Slices int // that were looked at
+	Hash   string // of the fitted student's weights file, SHA-256 in hex; empty if it is not used
+	Slices int    // that were looked at
 	// Before and After are Stein's estimates (sure) of the mean squared error of the given and the
 	// fitted student, relative to the power of the noise, over the slices that are held out.
 	Before, After float64
@@ -50,12 +55,13 @@ type Adapted struct {
 // images alone: an estimate of each slice, the mean of the student's results in eight positions,
 // gets new noise of the strength and the correlation that the meter tells, and the estimate is to
 // be found under it (noise re-synthesis). In air, where a magnitude's noise is not Gaussian, the
-// student is held to what it does. One slice in five is held out; unless the fitted student is
-// the better one there, by Stein's estimate beyond its scatter over the slices, the model comes
-// back as it was.
+// student is held to what it does. One slice in three is held out; unless the fitted student is
+// the better one there, by Stein's estimate and two standard errors over the slices, the model
+// comes back as it was.
 //
 // It takes a minute or two of all cores. The result is the same for any number of them. The error
-// wraps ErrTooFew where fewer than six slices are large enough and have noise; others are those of
+// wraps ErrTooFew where fewer than eight slices are large enough and have noise that is surely
+// known; others are those of
 // Denoise, and of ctx.
 func Adapt(ctx context.Context, backend kernels.GraphBackend, m *models.Model, images []models.Image,
 	known meter.Series, progress func(done, total int)) (*Adapted, error) {
@@ -71,7 +77,7 @@ func Adapt(ctx context.Context, backend kernels.GraphBackend, m *models.Model, i
 	if err != nil {
 		return nil, fmt.Errorf("adapt: %w", err)
 	}
-	if len(fit) < leastFitted || len(held) == 0 {
+	if len(fit) < leastFitted || len(held) < leastHeld {
 		return nil, fmt.Errorf("adapt: %w: %d", ErrTooFew, len(fit)+len(held))
 	}
 	before, err := newFitting(backend, g, params)
@@ -101,7 +107,11 @@ func Adapt(ctx context.Context, backend kernels.GraphBackend, m *models.Model, i
 	if out.Model, err = m.WithStudent(file); err != nil {
 		return nil, fmt.Errorf("adapt: %w", err)
 	}
-	out.Fitted = true
+	b, err := file.Encode()
+	if err != nil {
+		return nil, fmt.Errorf("adapt: %w", err)
+	}
+	out.Fitted, out.Hash = true, fmt.Sprintf("%x", sha256.Sum256(b))
 	return out, nil
 }
 
@@ -127,10 +137,12 @@ func prepare(ctx context.Context, m *models.Model, images []models.Image, known 
 		if p == nil || min(p.Width, p.Height) < least {
 			continue
 		}
-		s := &fittedSlice{w: p.Width / 2 * 2, h: p.Height / 2 * 2, noise: p.Noise, told: p.Told}
-		s.y = rectangle(p.Pixels, p.Width, s.w, s.h)
+		s := &fittedSlice{w: min(p.Width/2*2, adaptMost), h: min(p.Height/2*2, adaptMost), noise: p.Noise, told: p.Told}
+		middle := func(img []float32) []float32 {
+			return part(img, p.Width, (p.Width-s.w)/2, (p.Height-s.h)/2, s.w, s.h)
+		}
+		s.y, s.noise.Sigma = middle(p.Pixels), middle(p.Noise.Sigma)
 		s.noise.Width, s.noise.Height = s.w, s.h
-		s.noise.Sigma = rectangle(p.Noise.Sigma, p.Width, s.w, s.h)
 		means := make([]float32, len(s.y))
 		noise.Means(means, s.y, make([]float32, len(s.y)), make([]float64, s.w), s.w, s.h, 2)
 		s.gaussian = make([]bool, len(s.y))
@@ -286,13 +298,17 @@ func (a *Adapted) compare(before, after *fitting, held []*fittedSlice) (better b
 	if err != nil {
 		return false, fmt.Errorf("adapt: %w", err)
 	}
-	sum, square := 0.0, 0.0
+	n := float64(len(held))
+	mean, square := 0.0, 0.0
 	for k, gain := range gains {
-		sum, square = sum+gain, square+gain*gain
-		a.Before += risks[k][0] / float64(len(held))
-		a.After += risks[k][1] / float64(len(held))
+		mean += gain / n
+		a.Before += risks[k][0] / n
+		a.After += risks[k][1] / n
 	}
-	return sum > math.Sqrt(square), nil
+	for _, gain := range gains {
+		square += (gain - mean) * (gain - mean)
+	}
+	return mean > surer*math.Sqrt(square/(n*(n-1))), nil
 }
 
 // eachSlice calls f for all slices on all cores.

@@ -39,7 +39,7 @@ func TestAdapt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	images, truth := seriesOf(t, "R = 2, Hamming, ×1.6", 7)
+	images, truth := seriesOf(t, "R = 2, Hamming, ×1.6", 9)
 	a, err := Adapt(t.Context(), backend(t), m, images, meter.Series{}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func TestAdaptRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	images, _ = seriesOf(t, "plain magnitude, 4 %", 7)
+	images, _ = seriesOf(t, "plain magnitude, 4 %", 9)
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err = Adapt(ctx, backend(t), m, images, meter.Series{}, func(done, _ int) {
 		if done > 1 {

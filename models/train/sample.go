@@ -41,7 +41,8 @@ func take(slices []Slice, side, size int, rng *rand.Rand) (p pair, w, h int) {
 	if rng.Float64() < drawn {
 		img := simulate.Leaves(size, size, rng)
 		multiply(img, scale)
-		return pair{input: img, target: img, own: make([]float32, len(img)), image: img}, size, size
+		return pair{input: img, target: img, own: make([]float32, len(img)), image: img,
+			radiograph: slices[0].Radiograph}, size, size
 	}
 	for {
 		s := &slices[rng.IntN(len(slices))]

@@ -47,8 +47,12 @@ type Method struct {
 	Fit func(ctx context.Context, images []dataset.Image, known evidence.Sums) (Method, Fit, error)
 }
 
-// FitSlices is the most slices that a method is fitted to.
-const FitSlices = 48
+// FitSlices is the most slices that a method is fitted to, and fitPixels the most pixels that all of them
+// have together.
+const (
+	FitSlices = 48
+	fitPixels = FitSlices << 20
+)
 
 // Fit says how a method was fitted to a series.
 type Fit struct {
@@ -262,6 +266,7 @@ type said struct {
 	series string // its UID; empty: it tells nothing
 	told   evidence.Sums
 	frames int
+	fits   bool    // the method of its modality can be fitted
 	by     *Method // that was fitted to the series; nil: that of its modality
 	err    error
 }
@@ -273,14 +278,14 @@ func (r *run) measured(ctx context.Context, files []string) ([]said, error) {
 	if r.Measure == nil {
 		return all, nil
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, each := errgroup.WithContext(ctx)
 	g.SetLimit(cap(r.slots))
 	for i, path := range files {
 		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
+			if err := each.Err(); err != nil {
 				return err
 			}
-			all[i] = r.tell(ctx, path)
+			all[i] = r.tell(each, path)
 			r.step(1, len(files), "files")
 			return nil
 		})
@@ -312,7 +317,7 @@ func (r *run) fit(ctx context.Context, files []string, all []said) error {
 	}
 	for i, s := range all {
 		list := members[s.series]
-		if s.series == "" || list[0] != i {
+		if s.series == "" || list[0] != i || !s.fits {
 			continue
 		}
 		images, by, err := r.sample(files, all, list)
@@ -320,12 +325,12 @@ func (r *run) fit(ctx context.Context, files []string, all []said) error {
 			r.report.Fits = append(r.report.Fits, Fit{Series: s.series, Why: err.Error()})
 			continue
 		}
-		if by.Fit == nil {
-			continue
-		}
 		fitted, line, err := by.Fit(ctx, images, s.told)
-		if err != nil {
-			return fmt.Errorf("fit to series %.64q: %w", s.series, err)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil { // the method stays what it is
+			fitted, line = by, Fit{Slices: len(images), Why: err.Error()}
 		}
 		line.Series = s.series
 		r.report.Fits = append(r.report.Fits, line)
@@ -342,7 +347,7 @@ func (r *run) sample(files []string, all []said, list []int) (images []dataset.I
 	for _, k := range list {
 		total += all[k].frames
 	}
-	every, at := max(1, (total+FitSlices-1)/FitSlices), 0
+	every, at, pixels := max(1, (total+FitSlices-1)/FitSlices), 0, 0
 	for _, k := range list {
 		first := at
 		at += all[k].frames
@@ -354,15 +359,13 @@ func (r *run) sample(files []string, all []said, list []int) (images []dataset.I
 			err = fmt.Errorf("%s is not what it was", files[k])
 		}
 		if err == nil && images == nil {
-			if by = r.by(o); by.Fit == nil {
-				f.Close()
-				return nil, by, nil
-			}
+			by = r.by(o)
 		}
 		for i := (first + every - 1) / every * every; err == nil && i < at; i += every {
 			var img dataset.Image
 			if img, err = (derive.Images{}).ReadFrame(o, i-first); err == nil {
 				images = append(images, img)
+				pixels += len(img.Pixels)
 			}
 		}
 		if f != nil {
@@ -370,6 +373,9 @@ func (r *run) sample(files []string, all []said, list []int) (images []dataset.I
 		}
 		if err != nil {
 			return nil, by, err
+		}
+		if pixels > fitPixels {
+			break
 		}
 	}
 	return images, by, nil
@@ -391,7 +397,7 @@ func (r *run) tell(ctx context.Context, path string) (s said) {
 	s.series = o.String(dcm.SeriesInstanceUID)
 	ctx, cancel := context.WithCancel(ctx)
 	n := derive.Frames(o)
-	s.frames = n
+	s.frames, s.fits = n, by.Fit != nil
 	frames := derive.NewAhead(n, cap(r.slots), func(i int) (evidence.Sums, error) {
 		img, err := derive.Images{}.ReadFrame(o, i)
 		if err != nil {
@@ -703,8 +709,11 @@ func (r *run) volumeFit(ctx context.Context, in string, v *nifti.Volume, known e
 		images = append(images, img)
 	}
 	by, line, err := r.Fit(ctx, images, known)
-	if err != nil {
-		return Method{}, fmt.Errorf("fit to %s: %w", in, err)
+	if ctx.Err() != nil {
+		return Method{}, ctx.Err()
+	}
+	if err != nil { // the method stays what it is
+		by, line = r.Method, Fit{Slices: len(images), Why: err.Error()}
 	}
 	line.Series = in
 	r.report.Fits = append(r.report.Fits, line)

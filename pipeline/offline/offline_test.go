@@ -501,7 +501,10 @@ func TestFit(t *testing.T) {
 	o := options(halve)
 	o.Measure = func(context.Context, dataset.Image) (evidence.Sums, error) { return evidence.Sums{1}, nil }
 	fits := map[float64]int{} // by the number of slices that tell
-	o.Fit = func(_ context.Context, images []dataset.Image, known evidence.Sums) (offline.Method, offline.Fit, error) {
+	o.Fit = func(ctx context.Context, images []dataset.Image, known evidence.Sums) (offline.Method, offline.Fit, error) {
+		if err := ctx.Err(); err != nil {
+			return o.Method, offline.Fit{}, err
+		}
 		fits[known[0]] += len(images)
 		if known[0] == 3 {
 			return o.Method, offline.Fit{Slices: len(images), Why: "too few"}, nil
@@ -533,9 +536,18 @@ func TestFit(t *testing.T) {
 		}
 	}
 	o.Fit = func(context.Context, []dataset.Image, evidence.Sums) (offline.Method, offline.Fit, error) {
-		return offline.Method{}, offline.Fit{}, context.Canceled
+		return offline.Method{}, offline.Fit{}, errors.New("no memory")
 	}
-	if _, err := offline.Run(t.Context(), in, t.TempDir(), o); !errors.Is(err, context.Canceled) {
+	if r, err = offline.Run(t.Context(), in, t.TempDir(), o); err != nil || r.Denoised != len(r.Files) ||
+		r.Fits[0].Fitted || r.Fits[0].Why != "no memory" {
+		t.Errorf("a fit that fails: %v, %+v", err, r.Fits)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	o.Fit = func(context.Context, []dataset.Image, evidence.Sums) (offline.Method, offline.Fit, error) {
+		cancel()
+		return offline.Method{}, offline.Fit{}, ctx.Err()
+	}
+	if _, err := offline.Run(ctx, in, t.TempDir(), o); !errors.Is(err, context.Canceled) {
 		t.Errorf("called off: %v", err)
 	}
 }
