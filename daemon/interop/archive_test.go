@@ -98,17 +98,6 @@ func (o *orthanc) instances() map[string]archived {
 	return out
 }
 
-// count returns the number of instances in the archive.
-func (o *orthanc) count() (int, error) {
-	data, err := o.get("/statistics")
-	if err != nil {
-		return 0, err
-	}
-	var s struct{ CountInstances int }
-	err = json.Unmarshal(data, &s)
-	return s.CountInstances, err
-}
-
 // file returns an archived instance as a DICOM file.
 func (o *orthanc) file(a archived) []byte {
 	o.t.Helper()
