@@ -131,7 +131,7 @@ func (b *Backend) Shapes(f func() error) error {
 // Tolerance is how far an output of a network may be off that of exact arithmetic, as a relative error:
 // the norm of the difference by the norm of the output, which is the noise predicted and not what is
 // left of the image. Of noise fainter than some hundredths of the range it is more: see docs/gpu.md.
-func (b *Backend) Tolerance() float64 { return 2e-3 }
+func (b *Backend) Tolerance() float64 { return 1e-2 }
 
 // GraphTolerance is the same of the output of a graph.
 func (b *Backend) GraphTolerance() float64 { return 2e-3 }

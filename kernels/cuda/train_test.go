@@ -345,6 +345,9 @@ func TestTrainNorm(t *testing.T) {
 		if want := min(want, clip); math.Abs(math.Sqrt(clipped)/want-1) > 1e-5 {
 			t.Errorf("gradient times %g: clipped to a norm of %g, want %g", scale, math.Sqrt(clipped), want)
 		}
+		if err := tr.(io.Closer).Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
