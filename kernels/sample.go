@@ -126,7 +126,8 @@ func (g *Graph) SamplingVector() (int, error) {
 		}
 	}
 	out := g.Output()
-	if vector < 0 || state == nil || out.Channels != state.Channels || out.Down != state.Down || out.Turned != state.Turned || out.Vector {
+	if vector < 0 || state == nil || out.Channels != state.Channels || out.Down != state.Down ||
+		out.Turned != state.Turned || out.Vector {
 		return 0, errors.New("sample: the graph needs a vector input, and an output of the shape of input 0")
 	}
 	return vector, nil

@@ -29,7 +29,8 @@ func (p *scaling) Run(dst []float32, b *kernels.Batch) error {
 
 // TestSamplePair: what is no Sampler is run step by step, and gives what the equation says.
 func TestSamplePair(t *testing.T) {
-	steps := []kernels.SampleStep{{State: 0.5, Vector: []float32{2}, Keep: 0.25, Add: 4}, {State: 1, Vector: []float32{3}, Keep: 1, Add: -1}}
+	steps := []kernels.SampleStep{{State: 0.5, Vector: []float32{2}, Keep: 0.25, Add: 4},
+		{State: 1, Vector: []float32{3}, Keep: 1, Add: -1}}
 	eps, c := []float32{1, -2, 0}, []float32{8, 4, 2}
 	last := func(x, c float32) float32 {
 		x = 0.25*x + 4*(0.5*x*2+c)
@@ -62,23 +63,27 @@ func TestSamplePair(t *testing.T) {
 	}
 
 	mean, spread := make([]float32, 3), make([]float32, 3)
-	if err := kernels.SamplePair(&scaling{vector: 1, failAt: 3}, mean, spread, eps, batch(1), steps, nil); !errors.Is(err, errScaling) {
+	err := kernels.SamplePair(&scaling{vector: 1, failAt: 3}, mean, spread, eps, batch(1), steps, nil)
+	if !errors.Is(err, errScaling) {
 		t.Errorf("the network failed: %v", err)
 	}
 	enough := errors.New("enough")
 	p := &scaling{vector: 1}
-	if err := kernels.SamplePair(p, mean, spread, eps, batch(1), steps, func(int) error { return enough }); err != enough || p.runs != 1 {
+	err = kernels.SamplePair(p, mean, spread, eps, batch(1), steps, func(int) error { return enough })
+	if err != enough || p.runs != 1 {
 		t.Errorf("called off after %d runs: %v", p.runs, err)
 	}
+	of := func(b *kernels.Batch) error { return kernels.SamplePair(p, mean, spread, eps, b, steps, nil) }
+	many := make([]kernels.SampleStep, kernels.MaxSampleSteps+1)
 	for what, err := range map[string]error{
 		"no steps":       kernels.SamplePair(p, mean, spread, eps, batch(1), nil, nil),
-		"too many steps": kernels.SamplePair(p, mean, spread, eps, batch(1), make([]kernels.SampleStep, kernels.MaxSampleSteps+1), nil),
+		"too many steps": kernels.SamplePair(p, mean, spread, eps, batch(1), many, nil),
 		"a short mean":   kernels.SamplePair(p, mean[1:], spread, eps, batch(1), steps, nil),
 		"a short spread": kernels.SamplePair(p, mean, spread[1:], eps, batch(1), steps, nil),
-		"two samples":    kernels.SamplePair(p, mean, spread, eps, &kernels.Batch{Count: 2, Inputs: batch(1).Inputs}, steps, nil),
-		"a state":        kernels.SamplePair(p, mean, spread, eps, &kernels.Batch{Count: 1, Inputs: [][]float32{eps, nil, nil}}, steps, nil),
-		"no condition":   kernels.SamplePair(p, mean, spread, eps, &kernels.Batch{Count: 1, Inputs: [][]float32{nil, nil, nil}}, steps, nil),
-		"a vector":       kernels.SamplePair(p, mean, spread, eps, &kernels.Batch{Count: 1, Inputs: [][]float32{nil, c, c}}, steps, nil),
+		"two samples":    of(&kernels.Batch{Count: 2, Inputs: batch(1).Inputs}),
+		"a state":        of(&kernels.Batch{Count: 1, Inputs: [][]float32{eps, nil, nil}}),
+		"no condition":   of(&kernels.Batch{Count: 1, Inputs: [][]float32{nil, nil, nil}}),
+		"a vector":       of(&kernels.Batch{Count: 1, Inputs: [][]float32{nil, c, c}}),
 	} {
 		if err == nil {
 			t.Errorf("%s: passed", what)

@@ -75,7 +75,8 @@ func (s *sampling) Compile(g *kernels.Graph, params [][]float32) (kernels.Progra
 	return samplingProgram{p, s}, err
 }
 
-func (p samplingProgram) SamplePair(mean, spread, eps []float32, b *kernels.Batch, steps []kernels.SampleStep, done func(runs int) error) error {
+func (p samplingProgram) SamplePair(mean, spread, eps []float32, b *kernels.Batch, steps []kernels.SampleStep,
+	done func(runs int) error) error {
 	if p.on.calls++; p.on.calls == 1 {
 		if err := done(2); err != nil {
 			return err

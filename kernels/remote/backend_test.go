@@ -240,7 +240,8 @@ func TestPair(t *testing.T) {
 			sampler := program.(kernels.Sampler)
 			mean, spread := make([]float32, len(in.eps)), make([]float32, len(in.eps))
 			var told []int
-			if err := sampler.SamplePair(mean, spread, in.eps, in.batch, in.steps, func(runs int) error { told = append(told, runs); return nil }); err != nil {
+			tell := func(runs int) error { told = append(told, runs); return nil }
+			if err := sampler.SamplePair(mean, spread, in.eps, in.batch, in.steps, tell); err != nil {
 				t.Fatal(err)
 			}
 			if err := errors.Join(same(mean, wantMean), same(spread, wantSpread)); err != nil {

@@ -174,7 +174,8 @@ func TestSRDSVariance(t *testing.T) {
 	_, paired := moments(mean)
 	_, independent := moments(one)
 	if !(paired*paired < 0.42*independent*independent) {
-		t.Errorf("variance of the pair is %.3f of that of two independent samples, want below 0.42", paired*paired/(independent*independent))
+		t.Errorf("variance of the pair is %.3f of that of two independent samples, want below 0.42",
+			paired*paired/(independent*independent))
 	}
 }
 

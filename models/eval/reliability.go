@@ -153,6 +153,7 @@ func (t *Table) reliabilities(methods []string) (grids []Grid) {
 // root mean squares of what is stated and of the error.
 func (w *Within) cells() []string {
 	n := float64(max(w.Pixels, 1))
-	return []string{fmt.Sprint(w.Pixels), fmt.Sprintf("%.1f", 100*float64(w.One)/n), fmt.Sprintf("%.1f", 100*float64(w.Two)/n),
+	return []string{fmt.Sprint(w.Pixels),
+		fmt.Sprintf("%.1f", 100*float64(w.One)/n), fmt.Sprintf("%.1f", 100*float64(w.Two)/n),
 		fmt.Sprintf("%.2f", 255*math.Sqrt(w.Stated/n)), fmt.Sprintf("%.2f", 255*math.Sqrt(w.Error/n))}
 }

@@ -52,7 +52,8 @@ func TestReferenceInputs(t *testing.T) {
 	golden := readTensors(t, filepath.Join("testdata", "bsn.golden.safetensors"))
 	y := golden.Tensors["input0"]
 	b := BSNBatch(y.Data, 1, y.Shape[1], y.Shape[0], 3, 5)
-	if !slices.Equal(b.Inputs[1], golden.Tensors["input1"].Data) || !slices.Equal(b.Inputs[2], golden.Tensors["input2"].Data) {
+	if !slices.Equal(b.Inputs[1], golden.Tensors["input1"].Data) ||
+		!slices.Equal(b.Inputs[2], golden.Tensors["input2"].Data) {
 		t.Errorf("a hole of 3×5 pixels is %v and %v", b.Inputs[1], b.Inputs[2])
 	}
 	if want := golden.Metadata["shifts"]; want != "3,2,1" || !slices.Equal(b.Shifts, []int{3, 2, 1}) {

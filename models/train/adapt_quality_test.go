@@ -43,9 +43,10 @@ func TestAdaptQuality(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	b.WriteString("# What is --adapt worth?\n\nWritten by TestAdaptQuality ([quality.md](../quality.md)). Pooled PSNR in tissue, dB; " +
-		"the error is Stein's estimate on held-out slices, of the noise's power.\n\n" +
-		"| volume | scanner | noisy | fast | high | fast, fitted | high, fitted | error before | after |\n|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("# What is --adapt worth?\n\nWritten by TestAdaptQuality ([quality.md](../quality.md)). Pooled " +
+		"PSNR in tissue, dB; the error is Stein's estimate on held-out slices, of the noise's power.\n\n" +
+		"| volume | scanner | noisy | fast | high | fast, fitted | high, fitted | error before | after |\n" +
+		"|---|---|---|---|---|---|---|---|---|\n")
 	var sums [5]float64
 	n := 0.0
 	for _, path := range strings.Split(os.Getenv(envAdapt), ",") {

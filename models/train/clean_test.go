@@ -58,10 +58,11 @@ func TestCleanTargets(t *testing.T) {
 	var table bytes.Buffer
 	student := cleanPreset(t).Student
 	fmt.Fprintf(&table, "# What does a student lose by learning from noisy images?\n\n"+
-		"Written by `make ablation-clean`. The default student (%d channels, %d blocks) after %d steps on %d slices of generated\n"+
-		"heads that go through random scanner chains: as they are, and with white noise of 2/255 or 4/255 that was added once,\n"+
-		"so that it learns by recorruption alone. Same seed, same chains, and the same share of drawn tissue without noise, as\n"+
-		"every training has it. Scored on %d slices of another head: PSNR in tissue, dB, told the truth about the noise. The\n"+
+		"Written by `make ablation-clean`. The default student (%d channels, %d blocks) after %d steps on %d slices\n"+
+		"of generated heads that go through random scanner chains: as they are, and with white noise of 2/255 or\n"+
+		"4/255 that was added once, so that it learns by recorruption alone. Same seed, same chains, and the same\n"+
+		"share of drawn tissue without noise, as every training has it. Scored on %d slices of another head: PSNR in\n"+
+		"tissue, dB, told the truth about the noise. The\n"+
 		"goal is 0.2 dB.\n\n"+
 		"| scanner | noisy | from clean images | from 2/255 | from 4/255 | 2/255 less clean | 4/255 less clean |\n"+
 		"|---|---|---|---|---|---|---|\n",

@@ -99,7 +99,8 @@ func TestStepsOnGPU(t *testing.T) {
 		}
 		var states [2]*kernels.State
 		for i, b := range []kernels.GraphBackend{host, device} {
-			trainer, err := b.Train(s.graph, kernels.NewState(s.graph.Init(c.Seed)), kernels.TrainOptions{Decay: s.decay, Clip: 1, EMA: s.ema})
+			trainer, err := b.Train(s.graph, kernels.NewState(s.graph.Init(c.Seed)),
+				kernels.TrainOptions{Decay: s.decay, Clip: 1, EMA: s.ema})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -155,7 +155,7 @@ func Run(ctx context.Context, backend kernels.GraphBackend, set *Set, c Config) 
 		return nil, err
 	}
 	if c.Distil && (c.From == "" || c.Stage != StageStudent) {
-		return nil, errors.New("train: to distil is to go on with the student of a model: it needs From and the stage student")
+		return nil, errors.New("train: to distil is to go on with a model's student: it needs From and the stage student")
 	}
 	if c.AsWritten {
 		preset.Diffusion.Condition = net.WrittenCondition

@@ -576,7 +576,8 @@ func TestDistil(t *testing.T) {
 		if second.Networks[StageStudent] == nil || same(StageStudent) {
 			t.Errorf("%s: the student has not learned", kind)
 		}
-		if want := kind == store.MR; (second.Networks[StageMeter] != nil) != want || (second.Networks[StageDiffusion] != nil) != want {
+		want := kind == store.MR
+		if (second.Networks[StageMeter] != nil) != want || (second.Networks[StageDiffusion] != nil) != want {
 			t.Errorf("%s: networks %v", kind, slices.Collect(maps.Keys(second.Networks)))
 		}
 	}

@@ -99,148 +99,266 @@ var entries = [...]entry{
 }
 
 // Conv31 launches conv3_1 of conv.cu.
-func (k *Set) Conv31(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr, height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
-	return on.Launch(k.functions[0], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))), uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))), uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
+func (k *Set) Conv31(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr,
+	weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr,
+	height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
+	return on.Launch(k.functions[0], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias),
+		uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))),
+		uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))),
+		uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))),
+		uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
 }
 
 // Conv32 launches conv3_2 of conv.cu.
-func (k *Set) Conv32(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr, height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
-	return on.Launch(k.functions[1], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))), uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))), uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
+func (k *Set) Conv32(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr,
+	weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr,
+	height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
+	return on.Launch(k.functions[1], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias),
+		uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))),
+		uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))),
+		uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))),
+		uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
 }
 
 // Conv33 launches conv3_3 of conv.cu.
-func (k *Set) Conv33(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr, height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
-	return on.Launch(k.functions[2], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))), uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))), uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
+func (k *Set) Conv33(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr,
+	weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr,
+	height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
+	return on.Launch(k.functions[2], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias),
+		uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))),
+		uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))),
+		uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))),
+		uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
 }
 
 // Conv34 launches conv3_4 of conv.cu.
-func (k *Set) Conv34(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr, height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
-	return on.Launch(k.functions[3], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))), uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))), uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
+func (k *Set) Conv34(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr,
+	weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr,
+	height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
+	return on.Launch(k.functions[3], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias),
+		uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))),
+		uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))),
+		uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))),
+		uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
 }
 
 // Point1 launches point_1 of conv.cu.
-func (k *Set) Point1(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr, height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
-	return on.Launch(k.functions[4], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))), uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))), uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
+func (k *Set) Point1(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr,
+	weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr,
+	height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
+	return on.Launch(k.functions[4], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias),
+		uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))),
+		uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))),
+		uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))),
+		uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
 }
 
 // Point2 launches point_2 of conv.cu.
-func (k *Set) Point2(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr, height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
-	return on.Launch(k.functions[5], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))), uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))), uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
+func (k *Set) Point2(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr,
+	weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr,
+	height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
+	return on.Launch(k.functions[5], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias),
+		uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))),
+		uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))),
+		uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))),
+		uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
 }
 
 // Point3 launches point_3 of conv.cu.
-func (k *Set) Point3(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr, height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
-	return on.Launch(k.functions[6], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))), uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))), uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
+func (k *Set) Point3(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr,
+	weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr,
+	height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
+	return on.Launch(k.functions[6], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias),
+		uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))),
+		uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))),
+		uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))),
+		uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
 }
 
 // Point4 launches point_4 of conv.cu.
-func (k *Set) Point4(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr, height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
-	return on.Launch(k.functions[7], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))), uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))), uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
+func (k *Set) Point4(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr,
+	weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, dense driver.Ptr,
+	height int, width int, chunks0 int, chunks1 int, out int, window int, up int, filmStride int, slope float32) error {
+	return on.Launch(k.functions[7], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias),
+		uint64(film), uint64(residual), uint64(y), uint64(dense), uint64(uint32(int32(height))),
+		uint64(uint32(int32(width))), uint64(uint32(int32(chunks0))), uint64(uint32(int32(chunks1))),
+		uint64(uint32(int32(out))), uint64(uint32(int32(window))), uint64(uint32(int32(up))),
+		uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
 }
 
 // Linear launches linear of conv.cu.
-func (k *Set) Linear(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, n0 int, n1 int, out int, filmStride int, slope float32) error {
-	return on.Launch(k.functions[8], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(y), uint64(uint32(int32(n0))), uint64(uint32(int32(n1))), uint64(uint32(int32(out))), uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
+func (k *Set) Linear(on *driver.Stream, grid, block [3]int, shared int, x0 driver.Ptr, x1 driver.Ptr,
+	weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, y driver.Ptr, n0 int, n1 int, out int,
+	filmStride int, slope float32) error {
+	return on.Launch(k.functions[8], grid, block, shared, uint64(x0), uint64(x1), uint64(weights), uint64(bias),
+		uint64(film), uint64(residual), uint64(y), uint64(uint32(int32(n0))), uint64(uint32(int32(n1))),
+		uint64(uint32(int32(out))), uint64(uint32(int32(filmStride))), uint64(math.Float32bits(slope)))
 }
 
 // NetInput launches net_input of network.cu.
-func (k *Set) NetInput(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr, constants driver.Ptr, out driver.Ptr, H int, W int, chunks int) error {
-	return on.Launch(k.functions[9], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(chunks))))
+func (k *Set) NetInput(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr,
+	constants driver.Ptr, out driver.Ptr, H int, W int, chunks int) error {
+	return on.Launch(k.functions[9], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(out),
+		uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(chunks))))
 }
 
 // NetHead1 launches net_head_1 of network.cu.
-func (k *Set) NetHead1(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr, constants driver.Ptr, weights driver.Ptr, bias driver.Ptr, out driver.Ptr, H int, W int, channels int, slope float32) error {
-	return on.Launch(k.functions[10], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(weights), uint64(bias), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(channels))), uint64(math.Float32bits(slope)))
+func (k *Set) NetHead1(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr,
+	constants driver.Ptr, weights driver.Ptr, bias driver.Ptr, out driver.Ptr, H int, W int, channels int,
+	slope float32) error {
+	return on.Launch(k.functions[10], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(weights),
+		uint64(bias), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(channels))),
+		uint64(math.Float32bits(slope)))
 }
 
 // NetHead2 launches net_head_2 of network.cu.
-func (k *Set) NetHead2(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr, constants driver.Ptr, weights driver.Ptr, bias driver.Ptr, out driver.Ptr, H int, W int, channels int, slope float32) error {
-	return on.Launch(k.functions[11], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(weights), uint64(bias), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(channels))), uint64(math.Float32bits(slope)))
+func (k *Set) NetHead2(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr,
+	constants driver.Ptr, weights driver.Ptr, bias driver.Ptr, out driver.Ptr, H int, W int, channels int,
+	slope float32) error {
+	return on.Launch(k.functions[11], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(weights),
+		uint64(bias), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(channels))),
+		uint64(math.Float32bits(slope)))
 }
 
 // NetHead3 launches net_head_3 of network.cu.
-func (k *Set) NetHead3(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr, constants driver.Ptr, weights driver.Ptr, bias driver.Ptr, out driver.Ptr, H int, W int, channels int, slope float32) error {
-	return on.Launch(k.functions[12], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(weights), uint64(bias), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(channels))), uint64(math.Float32bits(slope)))
+func (k *Set) NetHead3(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr,
+	constants driver.Ptr, weights driver.Ptr, bias driver.Ptr, out driver.Ptr, H int, W int, channels int,
+	slope float32) error {
+	return on.Launch(k.functions[12], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(weights),
+		uint64(bias), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(channels))),
+		uint64(math.Float32bits(slope)))
 }
 
 // NetHead4 launches net_head_4 of network.cu.
-func (k *Set) NetHead4(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr, constants driver.Ptr, weights driver.Ptr, bias driver.Ptr, out driver.Ptr, H int, W int, channels int, slope float32) error {
-	return on.Launch(k.functions[13], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(weights), uint64(bias), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(channels))), uint64(math.Float32bits(slope)))
+func (k *Set) NetHead4(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, noise driver.Ptr,
+	constants driver.Ptr, weights driver.Ptr, bias driver.Ptr, out driver.Ptr, H int, W int, channels int,
+	slope float32) error {
+	return on.Launch(k.functions[13], grid, block, shared, uint64(y), uint64(noise), uint64(constants), uint64(weights),
+		uint64(bias), uint64(out), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(channels))),
+		uint64(math.Float32bits(slope)))
 }
 
 // NetBlockTall1 launches net_block_tall_1 of network.cu.
-func (k *Set) NetBlockTall1(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int, channels int) error {
-	return on.Launch(k.functions[14], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA), uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))))
+func (k *Set) NetBlockTall1(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr,
+	weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int,
+	channels int) error {
+	return on.Launch(k.functions[14], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA),
+		uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))),
+		uint64(uint32(int32(channels))))
 }
 
 // NetBlockTall2 launches net_block_tall_2 of network.cu.
-func (k *Set) NetBlockTall2(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int, channels int) error {
-	return on.Launch(k.functions[15], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA), uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))))
+func (k *Set) NetBlockTall2(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr,
+	weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int,
+	channels int) error {
+	return on.Launch(k.functions[15], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA),
+		uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))),
+		uint64(uint32(int32(channels))))
 }
 
 // NetBlockTall3 launches net_block_tall_3 of network.cu.
-func (k *Set) NetBlockTall3(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int, channels int) error {
-	return on.Launch(k.functions[16], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA), uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))))
+func (k *Set) NetBlockTall3(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr,
+	weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int,
+	channels int) error {
+	return on.Launch(k.functions[16], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA),
+		uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))),
+		uint64(uint32(int32(channels))))
 }
 
 // NetBlockTall4 launches net_block_tall_4 of network.cu.
-func (k *Set) NetBlockTall4(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int, channels int) error {
-	return on.Launch(k.functions[17], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA), uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))))
+func (k *Set) NetBlockTall4(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr,
+	weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int,
+	channels int) error {
+	return on.Launch(k.functions[17], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA),
+		uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))),
+		uint64(uint32(int32(channels))))
 }
 
 // NetBlockFlat1 launches net_block_flat_1 of network.cu.
-func (k *Set) NetBlockFlat1(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int, channels int) error {
-	return on.Launch(k.functions[18], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA), uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))))
+func (k *Set) NetBlockFlat1(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr,
+	weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int,
+	channels int) error {
+	return on.Launch(k.functions[18], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA),
+		uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))),
+		uint64(uint32(int32(channels))))
 }
 
 // NetBlockFlat2 launches net_block_flat_2 of network.cu.
-func (k *Set) NetBlockFlat2(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int, channels int) error {
-	return on.Launch(k.functions[19], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA), uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))))
+func (k *Set) NetBlockFlat2(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr,
+	weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int,
+	channels int) error {
+	return on.Launch(k.functions[19], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA),
+		uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))),
+		uint64(uint32(int32(channels))))
 }
 
 // NetBlockFlat3 launches net_block_flat_3 of network.cu.
-func (k *Set) NetBlockFlat3(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int, channels int) error {
-	return on.Launch(k.functions[20], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA), uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))))
+func (k *Set) NetBlockFlat3(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr,
+	weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int,
+	channels int) error {
+	return on.Launch(k.functions[20], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA),
+		uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))),
+		uint64(uint32(int32(channels))))
 }
 
 // NetBlockFlat4 launches net_block_flat_4 of network.cu.
-func (k *Set) NetBlockFlat4(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int, channels int) error {
-	return on.Launch(k.functions[21], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA), uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))))
+func (k *Set) NetBlockFlat4(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr,
+	weightsA driver.Ptr, biasA driver.Ptr, weightsB driver.Ptr, biasB driver.Ptr, height int, width int,
+	channels int) error {
+	return on.Launch(k.functions[21], grid, block, shared, uint64(x), uint64(y), uint64(weightsA), uint64(biasA),
+		uint64(weightsB), uint64(biasB), uint64(uint32(int32(height))), uint64(uint32(int32(width))),
+		uint64(uint32(int32(channels))))
 }
 
 // NetTail launches net_tail of network.cu.
-func (k *Set) NetTail(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, weights driver.Ptr, bias driver.Ptr, residual driver.Ptr, y driver.Ptr, dst driver.Ptr, H int, W int, chunks int, slope float32) error {
-	return on.Launch(k.functions[22], grid, block, shared, uint64(x), uint64(weights), uint64(bias), uint64(residual), uint64(y), uint64(dst), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(chunks))), uint64(math.Float32bits(slope)))
+func (k *Set) NetTail(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, weights driver.Ptr,
+	bias driver.Ptr, residual driver.Ptr, y driver.Ptr, dst driver.Ptr, H int, W int, chunks int, slope float32) error {
+	return on.Launch(k.functions[22], grid, block, shared, uint64(x), uint64(weights), uint64(bias), uint64(residual),
+		uint64(y), uint64(dst), uint64(uint32(int32(H))), uint64(uint32(int32(W))), uint64(uint32(int32(chunks))),
+		uint64(math.Float32bits(slope)))
 }
 
 // OpImport launches op_import of ops.cu.
-func (k *Set) OpImport(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, height int, width int, channels int, parts int) error {
-	return on.Launch(k.functions[23], grid, block, shared, uint64(x), uint64(y), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))), uint64(uint32(int32(parts))))
+func (k *Set) OpImport(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, height int,
+	width int, channels int, parts int) error {
+	return on.Launch(k.functions[23], grid, block, shared, uint64(x), uint64(y), uint64(uint32(int32(height))),
+		uint64(uint32(int32(width))), uint64(uint32(int32(channels))), uint64(uint32(int32(parts))))
 }
 
 // OpExport launches op_export of ops.cu.
-func (k *Set) OpExport(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, pixels int, channels int, parts int) error {
-	return on.Launch(k.functions[24], grid, block, shared, uint64(x), uint64(y), uint64(uint32(int32(pixels))), uint64(uint32(int32(channels))), uint64(uint32(int32(parts))))
+func (k *Set) OpExport(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, pixels int,
+	channels int, parts int) error {
+	return on.Launch(k.functions[24], grid, block, shared, uint64(x), uint64(y), uint64(uint32(int32(pixels))),
+		uint64(uint32(int32(channels))), uint64(uint32(int32(parts))))
 }
 
 // OpRotate launches op_rotate of ops.cu.
-func (k *Set) OpRotate(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, height int, width int, parts int, k_ int) error {
-	return on.Launch(k.functions[25], grid, block, shared, uint64(x), uint64(y), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(parts))), uint64(uint32(int32(k_))))
+func (k *Set) OpRotate(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, height int,
+	width int, parts int, k_ int) error {
+	return on.Launch(k.functions[25], grid, block, shared, uint64(x), uint64(y), uint64(uint32(int32(height))),
+		uint64(uint32(int32(width))), uint64(uint32(int32(parts))), uint64(uint32(int32(k_))))
 }
 
 // OpShift launches op_shift of ops.cu.
-func (k *Set) OpShift(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, rows driver.Ptr, height int, width int, parts int) error {
-	return on.Launch(k.functions[26], grid, block, shared, uint64(x), uint64(y), uint64(rows), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(parts))))
+func (k *Set) OpShift(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, y driver.Ptr, rows driver.Ptr,
+	height int, width int, parts int) error {
+	return on.Launch(k.functions[26], grid, block, shared, uint64(x), uint64(y), uint64(rows),
+		uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(parts))))
 }
 
 // SampleInput launches sample_input of ops.cu.
-func (k *Set) SampleInput(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, scalars driver.Ptr, y driver.Ptr, height int, width int, channels int, parts int) error {
-	return on.Launch(k.functions[27], grid, block, shared, uint64(x), uint64(scalars), uint64(y), uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))), uint64(uint32(int32(parts))))
+func (k *Set) SampleInput(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, scalars driver.Ptr,
+	y driver.Ptr, height int, width int, channels int, parts int) error {
+	return on.Launch(k.functions[27], grid, block, shared, uint64(x), uint64(scalars), uint64(y),
+		uint64(uint32(int32(height))), uint64(uint32(int32(width))), uint64(uint32(int32(channels))),
+		uint64(uint32(int32(parts))))
 }
 
 // SampleStep launches sample_step of ops.cu.
-func (k *Set) SampleStep(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, v driver.Ptr, scalars driver.Ptr, n int) error {
-	return on.Launch(k.functions[28], grid, block, shared, uint64(x), uint64(v), uint64(scalars), uint64(uint32(int32(n))))
+func (k *Set) SampleStep(on *driver.Stream, grid, block [3]int, shared int, x driver.Ptr, v driver.Ptr,
+	scalars driver.Ptr, n int) error {
+	return on.Launch(k.functions[28], grid, block, shared, uint64(x), uint64(v), uint64(scalars),
+		uint64(uint32(int32(n))))
 }
 
 // SamplePair launches sample_pair of ops.cu.
@@ -249,141 +367,247 @@ func (k *Set) SamplePair(on *driver.Stream, grid, block [3]int, shared int, x dr
 }
 
 // PeakTensor launches peak_tensor of peak.cu.
-func (k *Set) PeakTensor(on *driver.Stream, grid, block [3]int, shared int, out driver.Ptr, rounds int, sum float32) error {
-	return on.Launch(k.functions[30], grid, block, shared, uint64(out), uint64(uint32(int32(rounds))), uint64(math.Float32bits(sum)))
+func (k *Set) PeakTensor(on *driver.Stream, grid, block [3]int, shared int, out driver.Ptr, rounds int,
+	sum float32) error {
+	return on.Launch(k.functions[30], grid, block, shared, uint64(out), uint64(uint32(int32(rounds))),
+		uint64(math.Float32bits(sum)))
 }
 
 // PeakSingle launches peak_single of peak.cu.
-func (k *Set) PeakSingle(on *driver.Stream, grid, block [3]int, shared int, out driver.Ptr, rounds int, sum float32) error {
-	return on.Launch(k.functions[31], grid, block, shared, uint64(out), uint64(uint32(int32(rounds))), uint64(math.Float32bits(sum)))
+func (k *Set) PeakSingle(on *driver.Stream, grid, block [3]int, shared int, out driver.Ptr, rounds int,
+	sum float32) error {
+	return on.Launch(k.functions[31], grid, block, shared, uint64(out), uint64(uint32(int32(rounds))),
+		uint64(math.Float32bits(sum)))
 }
 
 // PeakCopy launches peak_copy of peak.cu.
-func (k *Set) PeakCopy(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, src driver.Ptr, n int) error {
+func (k *Set) PeakCopy(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, src driver.Ptr,
+	n int) error {
 	return on.Launch(k.functions[32], grid, block, shared, uint64(dst), uint64(src), uint64(uint32(int32(n))))
 }
 
 // TrainForward128x32 launches train_forward_128x32 of train.cu.
-func (k *Set) TrainForward128x32(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, z driver.Ptr, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, out int, slope float32) error {
-	return on.Launch(k.functions[33], grid, block, shared, uint64(y), uint64(z), uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(out))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainForward128x32(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, z driver.Ptr,
+	x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, quads0 int,
+	quads1 int, up int, n int, h int, w int, size int, top int, out int, slope float32) error {
+	return on.Launch(k.functions[33], grid, block, shared, uint64(y), uint64(z), uint64(x0), uint64(x1), uint64(weights),
+		uint64(bias), uint64(film), uint64(residual), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))),
+		uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))),
+		uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(out))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainForward64x32 launches train_forward_64x32 of train.cu.
-func (k *Set) TrainForward64x32(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, z driver.Ptr, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, out int, slope float32) error {
-	return on.Launch(k.functions[34], grid, block, shared, uint64(y), uint64(z), uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(out))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainForward64x32(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, z driver.Ptr,
+	x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, quads0 int,
+	quads1 int, up int, n int, h int, w int, size int, top int, out int, slope float32) error {
+	return on.Launch(k.functions[34], grid, block, shared, uint64(y), uint64(z), uint64(x0), uint64(x1), uint64(weights),
+		uint64(bias), uint64(film), uint64(residual), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))),
+		uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))),
+		uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(out))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainForward32x32 launches train_forward_32x32 of train.cu.
-func (k *Set) TrainForward32x32(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, z driver.Ptr, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, out int, slope float32) error {
-	return on.Launch(k.functions[35], grid, block, shared, uint64(y), uint64(z), uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(out))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainForward32x32(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, z driver.Ptr,
+	x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, quads0 int,
+	quads1 int, up int, n int, h int, w int, size int, top int, out int, slope float32) error {
+	return on.Launch(k.functions[35], grid, block, shared, uint64(y), uint64(z), uint64(x0), uint64(x1), uint64(weights),
+		uint64(bias), uint64(film), uint64(residual), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))),
+		uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))),
+		uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(out))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainForward128x16 launches train_forward_128x16 of train.cu.
-func (k *Set) TrainForward128x16(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, z driver.Ptr, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, out int, slope float32) error {
-	return on.Launch(k.functions[36], grid, block, shared, uint64(y), uint64(z), uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(out))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainForward128x16(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, z driver.Ptr,
+	x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, quads0 int,
+	quads1 int, up int, n int, h int, w int, size int, top int, out int, slope float32) error {
+	return on.Launch(k.functions[36], grid, block, shared, uint64(y), uint64(z), uint64(x0), uint64(x1), uint64(weights),
+		uint64(bias), uint64(film), uint64(residual), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))),
+		uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))),
+		uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(out))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainForward128x8 launches train_forward_128x8 of train.cu.
-func (k *Set) TrainForward128x8(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, z driver.Ptr, x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, out int, slope float32) error {
-	return on.Launch(k.functions[37], grid, block, shared, uint64(y), uint64(z), uint64(x0), uint64(x1), uint64(weights), uint64(bias), uint64(film), uint64(residual), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(out))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainForward128x8(on *driver.Stream, grid, block [3]int, shared int, y driver.Ptr, z driver.Ptr,
+	x0 driver.Ptr, x1 driver.Ptr, weights driver.Ptr, bias driver.Ptr, film driver.Ptr, residual driver.Ptr, quads0 int,
+	quads1 int, up int, n int, h int, w int, size int, top int, out int, slope float32) error {
+	return on.Launch(k.functions[37], grid, block, shared, uint64(y), uint64(z), uint64(x0), uint64(x1), uint64(weights),
+		uint64(bias), uint64(film), uint64(residual), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))),
+		uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))),
+		uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(out))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainBackward128x32 launches train_backward_128x32 of train.cu.
-func (k *Set) TrainBackward128x32(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr, gate driver.Ptr, dz driver.Ptr, weights driver.Ptr, outs int, n int, h int, w int, size int, top int, quads int, slope float32) error {
-	return on.Launch(k.functions[38], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(dz), uint64(weights), uint64(uint32(int32(outs))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(quads))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainBackward128x32(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr,
+	gate driver.Ptr, dz driver.Ptr, weights driver.Ptr, outs int, n int, h int, w int, size int, top int, quads int,
+	slope float32) error {
+	return on.Launch(k.functions[38], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(dz),
+		uint64(weights), uint64(uint32(int32(outs))), uint64(uint32(int32(n))), uint64(uint32(int32(h))),
+		uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(quads))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainBackward64x32 launches train_backward_64x32 of train.cu.
-func (k *Set) TrainBackward64x32(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr, gate driver.Ptr, dz driver.Ptr, weights driver.Ptr, outs int, n int, h int, w int, size int, top int, quads int, slope float32) error {
-	return on.Launch(k.functions[39], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(dz), uint64(weights), uint64(uint32(int32(outs))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(quads))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainBackward64x32(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr,
+	gate driver.Ptr, dz driver.Ptr, weights driver.Ptr, outs int, n int, h int, w int, size int, top int, quads int,
+	slope float32) error {
+	return on.Launch(k.functions[39], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(dz),
+		uint64(weights), uint64(uint32(int32(outs))), uint64(uint32(int32(n))), uint64(uint32(int32(h))),
+		uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(quads))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainBackward32x32 launches train_backward_32x32 of train.cu.
-func (k *Set) TrainBackward32x32(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr, gate driver.Ptr, dz driver.Ptr, weights driver.Ptr, outs int, n int, h int, w int, size int, top int, quads int, slope float32) error {
-	return on.Launch(k.functions[40], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(dz), uint64(weights), uint64(uint32(int32(outs))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(quads))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainBackward32x32(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr,
+	gate driver.Ptr, dz driver.Ptr, weights driver.Ptr, outs int, n int, h int, w int, size int, top int, quads int,
+	slope float32) error {
+	return on.Launch(k.functions[40], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(dz),
+		uint64(weights), uint64(uint32(int32(outs))), uint64(uint32(int32(n))), uint64(uint32(int32(h))),
+		uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(quads))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainBackward128x16 launches train_backward_128x16 of train.cu.
-func (k *Set) TrainBackward128x16(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr, gate driver.Ptr, dz driver.Ptr, weights driver.Ptr, outs int, n int, h int, w int, size int, top int, quads int, slope float32) error {
-	return on.Launch(k.functions[41], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(dz), uint64(weights), uint64(uint32(int32(outs))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(quads))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainBackward128x16(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr,
+	gate driver.Ptr, dz driver.Ptr, weights driver.Ptr, outs int, n int, h int, w int, size int, top int, quads int,
+	slope float32) error {
+	return on.Launch(k.functions[41], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(dz),
+		uint64(weights), uint64(uint32(int32(outs))), uint64(uint32(int32(n))), uint64(uint32(int32(h))),
+		uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(quads))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainBackward128x8 launches train_backward_128x8 of train.cu.
-func (k *Set) TrainBackward128x8(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr, gate driver.Ptr, dz driver.Ptr, weights driver.Ptr, outs int, n int, h int, w int, size int, top int, quads int, slope float32) error {
-	return on.Launch(k.functions[42], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(dz), uint64(weights), uint64(uint32(int32(outs))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(quads))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainBackward128x8(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr,
+	gate driver.Ptr, dz driver.Ptr, weights driver.Ptr, outs int, n int, h int, w int, size int, top int, quads int,
+	slope float32) error {
+	return on.Launch(k.functions[42], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(dz),
+		uint64(weights), uint64(uint32(int32(outs))), uint64(uint32(int32(n))), uint64(uint32(int32(h))),
+		uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(quads))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainWeigh32 launches train_weigh_32 of train.cu.
-func (k *Set) TrainWeigh32(on *driver.Stream, grid, block [3]int, shared int, sums driver.Ptr, x0 driver.Ptr, x1 driver.Ptr, dz driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, columns int, length int) error {
-	return on.Launch(k.functions[43], grid, block, shared, uint64(sums), uint64(x0), uint64(x1), uint64(dz), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(columns))), uint64(uint32(int32(length))))
+func (k *Set) TrainWeigh32(on *driver.Stream, grid, block [3]int, shared int, sums driver.Ptr, x0 driver.Ptr,
+	x1 driver.Ptr, dz driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, columns int,
+	length int) error {
+	return on.Launch(k.functions[43], grid, block, shared, uint64(sums), uint64(x0), uint64(x1), uint64(dz),
+		uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))),
+		uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))),
+		uint64(uint32(int32(columns))), uint64(uint32(int32(length))))
 }
 
 // TrainWeigh16 launches train_weigh_16 of train.cu.
-func (k *Set) TrainWeigh16(on *driver.Stream, grid, block [3]int, shared int, sums driver.Ptr, x0 driver.Ptr, x1 driver.Ptr, dz driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, columns int, length int) error {
-	return on.Launch(k.functions[44], grid, block, shared, uint64(sums), uint64(x0), uint64(x1), uint64(dz), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(columns))), uint64(uint32(int32(length))))
+func (k *Set) TrainWeigh16(on *driver.Stream, grid, block [3]int, shared int, sums driver.Ptr, x0 driver.Ptr,
+	x1 driver.Ptr, dz driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, columns int,
+	length int) error {
+	return on.Launch(k.functions[44], grid, block, shared, uint64(sums), uint64(x0), uint64(x1), uint64(dz),
+		uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))),
+		uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))),
+		uint64(uint32(int32(columns))), uint64(uint32(int32(length))))
 }
 
 // TrainWeigh8 launches train_weigh_8 of train.cu.
-func (k *Set) TrainWeigh8(on *driver.Stream, grid, block [3]int, shared int, sums driver.Ptr, x0 driver.Ptr, x1 driver.Ptr, dz driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, columns int, length int) error {
-	return on.Launch(k.functions[45], grid, block, shared, uint64(sums), uint64(x0), uint64(x1), uint64(dz), uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))), uint64(uint32(int32(columns))), uint64(uint32(int32(length))))
+func (k *Set) TrainWeigh8(on *driver.Stream, grid, block [3]int, shared int, sums driver.Ptr, x0 driver.Ptr,
+	x1 driver.Ptr, dz driver.Ptr, quads0 int, quads1 int, up int, n int, h int, w int, size int, top int, columns int,
+	length int) error {
+	return on.Launch(k.functions[45], grid, block, shared, uint64(sums), uint64(x0), uint64(x1), uint64(dz),
+		uint64(uint32(int32(quads0))), uint64(uint32(int32(quads1))), uint64(uint32(int32(up))), uint64(uint32(int32(n))),
+		uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(size))), uint64(uint32(int32(top))),
+		uint64(uint32(int32(columns))), uint64(uint32(int32(length))))
 }
 
 // TrainPack launches train_pack of train.cu.
-func (k *Set) TrainPack(on *driver.Stream, grid, block [3]int, shared int, packed driver.Ptr, params driver.Ptr, layers driver.Ptr) error {
+func (k *Set) TrainPack(on *driver.Stream, grid, block [3]int, shared int, packed driver.Ptr, params driver.Ptr,
+	layers driver.Ptr) error {
 	return on.Launch(k.functions[46], grid, block, shared, uint64(packed), uint64(params), uint64(layers))
 }
 
 // TrainCollect launches train_collect of train.cu.
-func (k *Set) TrainCollect(on *driver.Stream, grid, block [3]int, shared int, gradient driver.Ptr, squares driver.Ptr, sums driver.Ptr, layers driver.Ptr, scale float32) error {
-	return on.Launch(k.functions[47], grid, block, shared, uint64(gradient), uint64(squares), uint64(sums), uint64(layers), uint64(math.Float32bits(scale)))
+func (k *Set) TrainCollect(on *driver.Stream, grid, block [3]int, shared int, gradient driver.Ptr, squares driver.Ptr,
+	sums driver.Ptr, layers driver.Ptr, scale float32) error {
+	return on.Launch(k.functions[47], grid, block, shared, uint64(gradient), uint64(squares), uint64(sums), uint64(layers),
+		uint64(math.Float32bits(scale)))
 }
 
 // TrainFinish launches train_finish of train.cu.
-func (k *Set) TrainFinish(on *driver.Stream, grid, block [3]int, shared int, result driver.Ptr, losses driver.Ptr, nlosses int, squares driver.Ptr, nsquares int, clip float32) error {
-	return on.Launch(k.functions[48], grid, block, shared, uint64(result), uint64(losses), uint64(uint32(int32(nlosses))), uint64(squares), uint64(uint32(int32(nsquares))), uint64(math.Float32bits(clip)))
+func (k *Set) TrainFinish(on *driver.Stream, grid, block [3]int, shared int, result driver.Ptr, losses driver.Ptr,
+	nlosses int, squares driver.Ptr, nsquares int, clip float32) error {
+	return on.Launch(k.functions[48], grid, block, shared, uint64(result), uint64(losses), uint64(uint32(int32(nlosses))),
+		uint64(squares), uint64(uint32(int32(nsquares))), uint64(math.Float32bits(clip)))
 }
 
 // TrainStep launches train_step of train.cu.
-func (k *Set) TrainStep(on *driver.Stream, grid, block [3]int, shared int, params driver.Ptr, means driver.Ptr, squares driver.Ptr, averages driver.Ptr, gradient driver.Ptr, result driver.Ptr, factors driver.Ptr, n int, decayed int, beta1 float32, beta2 float32) error {
-	return on.Launch(k.functions[49], grid, block, shared, uint64(params), uint64(means), uint64(squares), uint64(averages), uint64(gradient), uint64(result), uint64(factors), uint64(uint32(int32(n))), uint64(uint32(int32(decayed))), uint64(math.Float32bits(beta1)), uint64(math.Float32bits(beta2)))
+func (k *Set) TrainStep(on *driver.Stream, grid, block [3]int, shared int, params driver.Ptr, means driver.Ptr,
+	squares driver.Ptr, averages driver.Ptr, gradient driver.Ptr, result driver.Ptr, factors driver.Ptr, n int,
+	decayed int, beta1 float32, beta2 float32) error {
+	return on.Launch(k.functions[49], grid, block, shared, uint64(params), uint64(means), uint64(squares),
+		uint64(averages), uint64(gradient), uint64(result), uint64(factors), uint64(uint32(int32(n))),
+		uint64(uint32(int32(decayed))), uint64(math.Float32bits(beta1)), uint64(math.Float32bits(beta2)))
 }
 
 // TrainLoss launches train_loss of train.cu.
-func (k *Set) TrainLoss(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, losses driver.Ptr, y driver.Ptr, target driver.Ptr, weight driver.Ptr, gate driver.Ptr, pixels int, channels int, slope float32) error {
-	return on.Launch(k.functions[50], grid, block, shared, uint64(dst), uint64(losses), uint64(y), uint64(target), uint64(weight), uint64(gate), uint64(uint32(int32(pixels))), uint64(uint32(int32(channels))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainLoss(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, losses driver.Ptr,
+	y driver.Ptr, target driver.Ptr, weight driver.Ptr, gate driver.Ptr, pixels int, channels int,
+	slope float32) error {
+	return on.Launch(k.functions[50], grid, block, shared, uint64(dst), uint64(losses), uint64(y), uint64(target),
+		uint64(weight), uint64(gate), uint64(uint32(int32(pixels))), uint64(uint32(int32(channels))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainUnfilm launches train_unfilm of train.cu.
-func (k *Set) TrainUnfilm(on *driver.Stream, grid, block [3]int, shared int, d driver.Ptr, sums driver.Ptr, z driver.Ptr, film driver.Ptr, pixels int, channels int, length int) error {
-	return on.Launch(k.functions[51], grid, block, shared, uint64(d), uint64(sums), uint64(z), uint64(film), uint64(uint32(int32(pixels))), uint64(uint32(int32(channels))), uint64(uint32(int32(length))))
+func (k *Set) TrainUnfilm(on *driver.Stream, grid, block [3]int, shared int, d driver.Ptr, sums driver.Ptr,
+	z driver.Ptr, film driver.Ptr, pixels int, channels int, length int) error {
+	return on.Launch(k.functions[51], grid, block, shared, uint64(d), uint64(sums), uint64(z), uint64(film),
+		uint64(uint32(int32(pixels))), uint64(uint32(int32(channels))), uint64(uint32(int32(length))))
 }
 
 // TrainFilmGradient launches train_film_gradient of train.cu.
-func (k *Set) TrainFilmGradient(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr, gate driver.Ptr, sums driver.Ptr, n int, parts int, channels int, slope float32) error {
-	return on.Launch(k.functions[52], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(sums), uint64(uint32(int32(n))), uint64(uint32(int32(parts))), uint64(uint32(int32(channels))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainFilmGradient(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr,
+	gate driver.Ptr, sums driver.Ptr, n int, parts int, channels int, slope float32) error {
+	return on.Launch(k.functions[52], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(sums),
+		uint64(uint32(int32(n))), uint64(uint32(int32(parts))), uint64(uint32(int32(channels))),
+		uint64(math.Float32bits(slope)))
 }
 
 // TrainPad launches train_pad of train.cu.
-func (k *Set) TrainPad(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, src driver.Ptr, pixels int, channels int) error {
-	return on.Launch(k.functions[53], grid, block, shared, uint64(dst), uint64(src), uint64(uint32(int32(pixels))), uint64(uint32(int32(channels))))
+func (k *Set) TrainPad(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, src driver.Ptr, pixels int,
+	channels int) error {
+	return on.Launch(k.functions[53], grid, block, shared, uint64(dst), uint64(src), uint64(uint32(int32(pixels))),
+		uint64(uint32(int32(channels))))
 }
 
 // TrainAdd launches train_add of train.cu.
-func (k *Set) TrainAdd(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr, gate driver.Ptr, src driver.Ptr, quads int, slope float32) error {
-	return on.Launch(k.functions[54], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(src), uint64(uint32(int32(quads))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainAdd(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr,
+	gate driver.Ptr, src driver.Ptr, quads int, slope float32) error {
+	return on.Launch(k.functions[54], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(src),
+		uint64(uint32(int32(quads))), uint64(math.Float32bits(slope)))
 }
 
 // TrainRotate launches train_rotate of train.cu.
-func (k *Set) TrainRotate(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr, gate driver.Ptr, src driver.Ptr, n int, h int, w int, quads int, k_ int, slope float32) error {
-	return on.Launch(k.functions[55], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(src), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(quads))), uint64(uint32(int32(k_))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainRotate(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr,
+	gate driver.Ptr, src driver.Ptr, n int, h int, w int, quads int, k_ int, slope float32) error {
+	return on.Launch(k.functions[55], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(src),
+		uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(quads))),
+		uint64(uint32(int32(k_))), uint64(math.Float32bits(slope)))
 }
 
 // TrainShift launches train_shift of train.cu.
-func (k *Set) TrainShift(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr, gate driver.Ptr, src driver.Ptr, rows driver.Ptr, n int, h int, w int, quads int, up int, slope float32) error {
-	return on.Launch(k.functions[56], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(src), uint64(rows), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(quads))), uint64(uint32(int32(up))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainShift(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr,
+	gate driver.Ptr, src driver.Ptr, rows driver.Ptr, n int, h int, w int, quads int, up int, slope float32) error {
+	return on.Launch(k.functions[56], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(src),
+		uint64(rows), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))),
+		uint64(uint32(int32(quads))), uint64(uint32(int32(up))), uint64(math.Float32bits(slope)))
 }
 
 // TrainFold launches train_fold of train.cu.
-func (k *Set) TrainFold(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr, gate driver.Ptr, src driver.Ptr, n int, h int, w int, quads int, slope float32) error {
-	return on.Launch(k.functions[57], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(src), uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(quads))), uint64(math.Float32bits(slope)))
+func (k *Set) TrainFold(on *driver.Stream, grid, block [3]int, shared int, dst driver.Ptr, add driver.Ptr,
+	gate driver.Ptr, src driver.Ptr, n int, h int, w int, quads int, slope float32) error {
+	return on.Launch(k.functions[57], grid, block, shared, uint64(dst), uint64(add), uint64(gate), uint64(src),
+		uint64(uint32(int32(n))), uint64(uint32(int32(h))), uint64(uint32(int32(w))), uint64(uint32(int32(quads))),
+		uint64(math.Float32bits(slope)))
 }

@@ -335,14 +335,42 @@ func writeLaunch(kernels []kernel, constants []constant) error {
 			slots = append(slots, fmt.Sprintf(p.kind.slot, n))
 		}
 		fmt.Fprintf(&b, "// %s launches %s of %s.cu.\n", name, k.name, k.file)
-		fmt.Fprintf(&b, "func (k *Set) %s(on *driver.Stream, grid, block [3]int, shared int, %s) error {\n", name, strings.Join(params, ", "))
-		fmt.Fprintf(&b, "\treturn on.Launch(k.functions[%d], grid, block, shared, %s)\n}\n\n", i, strings.Join(slots, ", "))
+		head := fmt.Sprintf("func (k *Set) %s(on *driver.Stream, grid, block [3]int, shared int", name)
+		b.WriteString(statement(head, params, ") error {"))
+		b.WriteString(statement(fmt.Sprintf("\treturn on.Launch(k.functions[%d], grid, block, shared", i), slots, ")"))
+		b.WriteString("}\n\n")
 	}
 	text, err := format.Source(b.Bytes())
 	if err != nil {
 		return fmt.Errorf("launch.go: %w\n%s", err, b.Bytes())
 	}
 	return os.WriteFile("launch.go", text, 0o644)
+}
+
+// statement is one, in lines of at most 120 columns: what comes first, the items after commas, and the end.
+func statement(first string, items []string, end string) string {
+	const most = 120
+	indent := "\n\t" + first[:len(first)-len(strings.TrimLeft(first, "\t"))]
+	var b strings.Builder
+	b.WriteString(first)
+	column := len(first) + len(",")
+	for i, item := range items {
+		b.WriteString(",")
+		need := len(" ") + len(item) + len(",")
+		if i == len(items)-1 {
+			need += len(end)
+		}
+		if column+need > most {
+			b.WriteString(indent)
+			column = len(indent)
+		} else {
+			b.WriteString(" ")
+		}
+		b.WriteString(item)
+		column += need
+	}
+	b.WriteString(end + "\n")
+	return b.String()
 }
 
 // reserved are names that the generated methods use or that Go keeps.
