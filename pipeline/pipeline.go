@@ -94,7 +94,7 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
 	// After it: what is to be made again waits in the high lane too.
-	if err := p.jrnl.RestartHigh(p.highStart("")); err != nil {
+	if err := p.jrnl.RestartHigh(p.highStart); err != nil {
 		return nil, err
 	}
 	open, err := p.jrnl.OpenSeries(ctx)

@@ -237,11 +237,18 @@ func TestHighLane(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	expect("not possible", map[string]int64{"failed not-possible false": 2})
-	must(j.RestartHigh(Start{}))
+	must(j.RestartHigh(func(modality string) Start {
+		if modality == "CR" {
+			return Start{}
+		}
+		return Start{Reason: ReasonNotPossible}
+	}))
+	expect("only for another modality", map[string]int64{"failed not-possible false": 2})
+	must(j.RestartHigh(always(Start{})))
 	expect("possible again", map[string]int64{"queued  false": 2})
-	must(j.RestartHigh(Start{Reason: ReasonNotPossible}))
+	must(j.RestartHigh(always(Start{Reason: ReasonNotPossible})))
 	expect("and not", map[string]int64{"failed not-possible false": 2})
-	must(j.RestartHigh(Start{}))
+	must(j.RestartHigh(always(Start{})))
 	must(j.EndHigh(ids[0], fileOf(t, j, ids[0]), "error", "", true))
 	d.Reason = "blended"
 	must(j.AddHigh(ids[1], d, false, nil, time.Unix(100, 0)))
@@ -251,13 +258,16 @@ func TestHighLane(t *testing.T) {
 	must(j.Remake(5, ids[1], Start{}, time.Unix(110, 0)))
 	must(j.Remake(6, ids[0], Start{}, time.Unix(110, 0)))
 	expect("what was said of the result goes with it", map[string]int64{"queued  false": 1, "queued error true": 1})
-	must(j.RestartHigh(Start{Reason: ReasonNotPossible}))
+	must(j.RestartHigh(always(Start{Reason: ReasonNotPossible})))
 	expect("no copies without networks", map[string]int64{"failed not-possible false": 2})
-	must(j.RestartHigh(Start{}))
+	must(j.RestartHigh(always(Start{})))
 	must(j.AddHigh(ids[0], d, true, nil, time.Unix(120, 0)))
 	must(j.Remake(6, ids[0], Start{Reason: ReasonNotPossible}, time.Unix(130, 0)))
 	expect("lost while there are no networks", map[string]int64{"failed not-possible false": 1, "queued  false": 1})
 }
+
+// always is the same for every modality.
+func always(s Start) func(string) Start { return func(string) Start { return s } }
 
 func fileOf(t testing.TB, j *Journal, id int64) string {
 	t.Helper()

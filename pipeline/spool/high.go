@@ -190,20 +190,55 @@ func (j *Journal) DropFlag(f Flag) (bool, error) {
 	return gone, err
 }
 
-// RestartHigh is for the start of a process: images that wait for the high pass
-// go on, or, if start has a reason, end with it; images that ended with
-// ReasonNotPossible under an earlier model start again. That goes for images that
-// wait to become copies too: made by another model they would be a series of their own.
-func (j *Journal) RestartHigh(start Start) error {
+// RestartHigh is for the start of a process. start tells how images of a modality enter the lane now:
+// those that wait for the high pass go on, or, if it has a reason, end with it; those that ended with
+// ReasonNotPossible under an earlier model start again, unless it has. That goes for images that wait
+// to become copies too: made by another model they would be a series of their own.
+func (j *Journal) RestartHigh(start func(modality string) Start) error {
+	const of = ` AND series IN (SELECT id FROM series WHERE modality=?)`
 	return j.change("restart high lane", func(t *tx) error {
-		if start.Reason != "" {
-			_, err := t.exec(`UPDATE high SET stage='failed', reason=?, detail=?, fill=0 WHERE stage='queued'`, start.Reason, clip(start.Detail, maxDetail))
+		modalities, err := t.highModalities()
+		if err != nil {
 			return err
 		}
-		_, err := t.exec(`UPDATE high SET stage='queued', reason='', detail='', attempts=0, next_at=0 WHERE stage='failed' AND reason='not-possible'
-			AND EXISTS (SELECT 1 FROM instance i WHERE i.id=original AND i.gone=0)`)
-		return err
+		for _, modality := range modalities {
+			s := start(modality)
+			if s.Reason != "" {
+				_, err = t.exec(`UPDATE high SET stage='failed', reason=?, detail=?, fill=0 WHERE stage='queued'`+of,
+					s.Reason, clip(s.Detail, maxDetail), modality)
+			} else {
+				_, err = t.exec(`UPDATE high SET stage='queued', reason='', detail='', attempts=0, next_at=0
+					WHERE stage='failed' AND reason='not-possible'
+					AND EXISTS (SELECT 1 FROM instance i WHERE i.id=original AND i.gone=0)`+of, modality)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
+}
+
+// highModalities are those of the images that RestartHigh may change.
+func (t *tx) highModalities() (list []string, err error) {
+	s, err := t.stmt(`SELECT DISTINCT modality FROM series WHERE id IN (SELECT series FROM high
+		WHERE stage='queued' OR stage='failed' AND reason='not-possible')`)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.Query()
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var m string
+		if err := rows.Scan(&m); err != nil {
+			return nil, err
+		}
+		list = append(list, m)
+	}
+	return list, rows.Err()
 }
 
 // HighSlice is an image that waits for the high pass.
