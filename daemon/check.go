@@ -96,7 +96,8 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 	}
 
 	for i, what := range []string{"model", "radiograph model"} {
-		m, err := models.Open(cfg.modelPath(cfg.models()[i].model))
+		key := cfg.models()[i]
+		m, err := models.Open(cfg.modelPath(key.model))
 		if err != nil {
 			add(what, Bad, "%v", err)
 			continue
@@ -111,6 +112,10 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 			golden = fmt.Sprintf("golden vectors to %.1g", v.GoldenError)
 		}
 		add(what, Good, "%s %s, %s", m.Name(), m.Version(), golden)
+		if m.Kind() != key.kind {
+			add(what, Note, "%s was trained for images of kind %s, and gets those of kind %s by %s", m.Name(), m.Kind(),
+				key.kind, key.key)
+		}
 		if m.HasHigh() {
 			add("quality high", Good, "%s has the networks for it", m.Name())
 		} else {

@@ -39,12 +39,17 @@ func (d denoisers) For(modality string) pipeline.Denoiser {
 // HasHigh implements pipeline.HighDenoiser.
 func (d denoisers) HasHigh() bool { return d.high || d.radiographs.high }
 
-// modelKey is a key of the configuration that names a model, and what it says.
-type modelKey struct{ key, model string }
+// modelKey is a key of the configuration that names a model, what it says, and of what kind the images
+// are that the model gets.
+type modelKey struct {
+	key, model string
+	kind       store.Kind
+}
 
 // models are the keys of the models of MR and of radiographs.
 func (c *Config) models() [2]modelKey {
-	return [2]modelKey{{"denoise.model", c.Denoise.Model}, {"denoise.radiograph_model", c.Denoise.RadiographModel}}
+	return [2]modelKey{{"denoise.model", c.Denoise.Model, store.MR},
+		{"denoise.radiograph_model", c.Denoise.RadiographModel, store.Radiograph}}
 }
 
 // modelPath is what models.Open takes for a model of the configuration: a plain name is first looked

@@ -172,3 +172,31 @@ func TestDenoised(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// TestCheckKind: a model that gets images of another kind than it was trained for is said so, and
+// works.
+func TestCheckKind(t *testing.T) {
+	for _, c := range []struct {
+		mr, radiographs string
+		want            []string // of the notes
+	}{
+		{"default", "radiograph", nil},
+		{"default", "default", []string{"images of kind mr, and gets those of kind radiograph"}},
+		{"radiograph", "radiograph", []string{"images of kind radiograph, and gets those of kind mr"}},
+	} {
+		cfg := testConfig(t, startPACS(t))
+		cfg.Denoise.Model, cfg.Denoise.RadiographModel = c.mr, c.radiographs
+		var got []string
+		for _, f := range Check(t.Context(), cfg, nil) {
+			if strings.HasSuffix(f.What, "model") && f.Outcome == Bad {
+				t.Errorf("%+v", f)
+			}
+			if f.Outcome == Note && strings.Contains(f.Detail, "of kind") {
+				got = append(got, f.Detail)
+			}
+		}
+		if len(got) != len(c.want) || len(got) == 1 && !strings.Contains(got[0], c.want[0]) {
+			t.Errorf("%s and %s: %q, want %q", c.mr, c.radiographs, got, c.want)
+		}
+	}
+}

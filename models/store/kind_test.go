@@ -47,7 +47,7 @@ func TestEmbedded(t *testing.T) {
 			t.Errorf("%s: networks %v, hash %.8s, licence %q, %d scores", kind.Model(), m.Card.Networks(), m.Hash(),
 				m.Card.Licence, len(m.Card.Scores))
 		}
-		if k := m.Card.Training.Kind; k != kind && !(k == "" && kind == MR) {
+		if k := m.Kind(); k != kind {
 			t.Errorf("%s was trained on %q", kind.Model(), k)
 		}
 		hashes[m.Hash()] = true

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -103,6 +104,9 @@ func (m *Model) Version() string { return m.Card.Version }
 // Hash tells models apart, in hex: the SHA-256 of the weights file, or of the
 // hashes of all networks where there are several.
 func (m *Model) Hash() string { return m.hash }
+
+// Kind is that of the images that the model is for. Cards that do not tell are of MR.
+func (m *Model) Kind() Kind { return cmp.Or(m.Card.Training.Kind, MR) }
 
 // Has tells whether the model has a network of that name.
 func (m *Model) Has(network string) bool { return slices.Contains(m.Card.Networks(), network) }

@@ -1,7 +1,6 @@
 package train
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -261,8 +260,8 @@ func (t *training) read(network string) (*safetensors.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if kind := m.Card.Training.Kind; cmp.Or(kind, store.MR) != t.set.Kind {
-		return nil, fmt.Errorf("model %s is for %s: %w", t.From, cmp.Or(kind, store.MR), os.ErrNotExist)
+	if m.Kind() != t.set.Kind {
+		return nil, fmt.Errorf("model %s is for %s: %w", t.From, m.Kind(), os.ErrNotExist)
 	}
 	if f, err = m.Network(network); errors.Is(err, store.ErrNoNetwork) {
 		return nil, fmt.Errorf("%w: %w", err, os.ErrNotExist)
