@@ -187,7 +187,7 @@ func TestCheckKind(t *testing.T) {
 		cfg := testConfig(t, startPACS(t))
 		cfg.Denoise.Model, cfg.Denoise.RadiographModel = c.mr, c.radiographs
 		var got []string
-		for _, f := range Check(t.Context(), cfg, nil) {
+		for _, f := range Check(t.Context(), cfg, WorkerProgram{}) {
 			if strings.HasSuffix(f.What, "model") && f.Outcome == Bad {
 				t.Errorf("%+v", f)
 			}

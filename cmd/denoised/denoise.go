@@ -96,7 +96,7 @@ a file appears under OUT only when it is complete; one of the same name is repla
 			for kind, m := range byKind {
 				methods[kind] = offlineMethod(m, quality, strength, steps, seed)
 				if by := methods[kind]; adapt && by.Measure != nil {
-					by.Fit = fitted(on.GraphBackend, m, by, strength, steps, seed)
+					by.Fit = fitted(on.GraphBackend, m, by, strength, steps, seed, cmd.ErrOrStderr())
 					methods[kind] = by
 				}
 			}
@@ -166,13 +166,15 @@ func offlineMethod(m *models.Model, quality string, strength float64, steps int,
 // fitted returns what fits a model's method to a series. Too few slices are no error: the method
 // stays what it is.
 func fitted(on kernels.GraphBackend, m *models.Model, by offline.Method, strength float64, steps int, seed uint64,
-) func(context.Context, []dataset.Image, evidence.Sums) (offline.Method, offline.Fit, error) {
+	told io.Writer) func(context.Context, []dataset.Image, evidence.Sums) (offline.Method, offline.Fit, error) {
 	return func(ctx context.Context, images []dataset.Image, known evidence.Sums) (offline.Method, offline.Fit, error) {
 		list := make([]models.Image, len(images))
 		for i, img := range images {
 			list[i] = models.Image(img)
 		}
-		a, err := train.Adapt(ctx, on, m, list, daemon.Known(known), nil)
+		lines := &progress{w: struct{ io.Writer }{told}} // beside the bar of the files
+		a, err := train.Adapt(ctx, on, m, list, daemon.Known(known),
+			func(done, total int) { lines.at(done, total, "steps of fitting") })
 		switch {
 		case errors.Is(err, train.ErrTooFew):
 			return by, offline.Fit{Slices: len(list), Why: err.Error()}, nil

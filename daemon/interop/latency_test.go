@@ -81,8 +81,8 @@ func BenchmarkLastSlice(b *testing.B) {
 Written by `+"`make bench-daemon`"+`: %d slices of %d×%d pixels, a generated head with %g %% noise, pushed over one
 association to a running daemon with the embedded model, which sends the original and the derived series on. Scanner,
 daemon and archive share the machine. Seconds from the acknowledgement of the last slice until the last derived one is
-in the archive, median
-over several series and their range; processor time of the daemon for everything that it does with a slice.
+in the archive, median over several series and their range; processor time of the daemon for everything that it does
+with a slice.
 %s, %d cores.
 
 | pace | sending took, s | after the last slice, s | range | processor time of a slice, ms |

@@ -18,9 +18,6 @@ import (
 
 // Settings of Adapt.
 const (
-	// AdaptSlices is the most slices that Adapt makes use of.
-	AdaptSlices = 48
-
 	adaptMost   = 512 // pixels a side of a slice, its middle
 	adaptSteps  = 400
 	adaptBatch  = 6
@@ -128,9 +125,8 @@ type fittedSlice struct {
 // prepare returns the slices to fit to and those that are held out.
 func prepare(ctx context.Context, m *models.Model, images []models.Image, known meter.Series) (fit, held []*fittedSlice,
 	err error) {
-	every := max(1, (len(images)+AdaptSlices-1)/AdaptSlices)
-	for i := 0; i < len(images); i += every {
-		p, err := m.Prepare(ctx, images[i], known)
+	for _, img := range images {
+		p, err := m.Prepare(ctx, img, known)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -63,59 +63,70 @@ const (
 // Stages are all of them.
 var Stages = []string{StageMeter, StageBSN, StageStudent, StageDiffusion}
 
-// Preset is a size of networks and an effort.
-type Preset struct {
-	Name      string
+// Networks are the sizes of those that are trained.
+type Networks struct {
 	Meter     net.MeterConfig
 	BSN       net.BSNConfig
 	Diffusion net.TeacherConfig
 	Student   net.StudentConfig
+}
+
+// Preset is a size of networks and an effort.
+type Preset struct {
+	Name string
+	Networks
 	// Steps, pieces per step and the side of a piece, in the order of Stages.
 	Steps, Batch, Side [4]int
 	Rate               [4]float64 // of learning, at its highest
 	Every              int        // steps between checkpoints
 }
 
+// embedded are the networks of the embedded models.
+var embedded = Networks{
+	Meter:     net.MeterConfig{Channels: 64},
+	BSN:       net.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
+	Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
+	Student:   net.StudentConfig{Channels: 16, Blocks: 16},
+}
+
 // Presets are what Config.Preset may name. Tiny trains end to end in ten minutes on
 // two cores; default is what the embedded model was trained with.
 var Presets = []Preset{
 	{
-		Name:      "tiny",
-		Meter:     net.MeterConfig{Channels: 32},
-		BSN:       net.BSNConfig{Channels: [3]int{16, 16, 16}, Mix: 16},
-		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{16, 32, 32}, Code: 32},
-		Student:   net.StudentConfig{Channels: 32, Blocks: 3},
-		Steps:     [4]int{800, 600, 2000, 800}, Batch: [4]int{8, 4, 8, 4}, Side: [4]int{64, 64, 64, 64}, Every: 100,
+		Name: "tiny",
+		Networks: Networks{
+			Meter:     net.MeterConfig{Channels: 32},
+			BSN:       net.BSNConfig{Channels: [3]int{16, 16, 16}, Mix: 16},
+			Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{16, 32, 32}, Code: 32},
+			Student:   net.StudentConfig{Channels: 32, Blocks: 3},
+		},
+		Steps: [4]int{800, 600, 2000, 800}, Batch: [4]int{8, 4, 8, 4}, Side: [4]int{64, 64, 64, 64}, Every: 100,
 		Rate: [4]float64{2e-3, 1e-3, 1.5e-3, 1e-3},
 	},
 	{
-		Name:      "default",
-		Meter:     net.MeterConfig{Channels: 64},
-		BSN:       net.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
-		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
-		Student:   net.StudentConfig{Channels: 16, Blocks: 16},
-		Steps:     [4]int{12000, 3000, 28000, 3000}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96},
+		Name:     "default",
+		Networks: embedded,
+		Steps:    [4]int{12000, 3000, 28000, 3000}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96},
 		Every: 500,
 		Rate:  [4]float64{2e-3, 1e-3, 1.5e-3, 1e-3},
 	},
 	{
-		// the networks of default, to go on from a model that has them (Config.From)
-		Name:      "tune",
-		Meter:     net.MeterConfig{Channels: 64},
-		BSN:       net.BSNConfig{Channels: [3]int{16, 32, 48}, Mix: 32},
-		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{32, 48, 64}, Code: 64},
-		Student:   net.StudentConfig{Channels: 16, Blocks: 16},
-		Steps:     [4]int{2000, 1500, 3000, 1500}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96},
+		// to go on from a model that has them (Config.From)
+		Name:     "tune",
+		Networks: embedded,
+		Steps:    [4]int{2000, 1500, 3000, 1500}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96},
 		Every: 250,
 		Rate:  [4]float64{1e-3, 5e-4, 1e-3, 5e-4},
 	},
 	{
-		Name:      "large",
-		Meter:     net.MeterConfig{Channels: 96},
-		BSN:       net.BSNConfig{Channels: [3]int{32, 48, 64}, Mix: 48},
-		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{48, 64, 96}, Code: 64},
-		Student:   net.StudentConfig{Channels: 64, Blocks: 8},
-		Steps:     [4]int{20000, 20000, 60000, 30000}, Batch: [4]int{16, 8, 16, 8}, Side: [4]int{96, 128, 96, 96},
+		Name: "large",
+		Networks: Networks{
+			Meter:     net.MeterConfig{Channels: 96},
+			BSN:       net.BSNConfig{Channels: [3]int{32, 48, 64}, Mix: 48},
+			Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{48, 64, 96}, Code: 64},
+			Student:   net.StudentConfig{Channels: 64, Blocks: 8},
+		},
+		Steps: [4]int{20000, 20000, 60000, 30000}, Batch: [4]int{16, 8, 16, 8}, Side: [4]int{96, 128, 96, 96},
 		Every: 500,
 		Rate:  [4]float64{2e-3, 1e-3, 1e-3, 1e-3},
 	},

@@ -26,12 +26,14 @@ import (
 
 // small is a preset that trains in seconds.
 var small = Preset{
-	Name:      "small",
-	BSN:       net.BSNConfig{Channels: [3]int{8, 8, 8}, Mix: 8},
-	Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{8, 8, 8}, Code: 8},
-	Student:   net.StudentConfig{Channels: 16, Blocks: 1},
-	Meter:     net.MeterConfig{Channels: 8},
-	Steps:     [4]int{10, 10, 10, 10}, Batch: [4]int{2, 2, 2, 2}, Side: [4]int{32, 32, 32, 32}, Every: 5,
+	Name: "small",
+	Networks: Networks{
+		BSN:       net.BSNConfig{Channels: [3]int{8, 8, 8}, Mix: 8},
+		Diffusion: net.TeacherConfig{Condition: net.TeacherCondition, Channels: [3]int{8, 8, 8}, Code: 8},
+		Student:   net.StudentConfig{Channels: 16, Blocks: 1},
+		Meter:     net.MeterConfig{Channels: 8},
+	},
+	Steps: [4]int{10, 10, 10, 10}, Batch: [4]int{2, 2, 2, 2}, Side: [4]int{32, 32, 32, 32}, Every: 5,
 	Rate: [4]float64{1e-3, 1e-3, 1e-3, 1e-3},
 }
 
