@@ -114,7 +114,7 @@ var Presets = []Preset{
 		// to go on from a model that has them (Config.From)
 		Name:     "tune",
 		Networks: embedded,
-		Steps:    [4]int{2000, 1500, 3000, 1500}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96},
+		Steps:    [4]int{2000, 1500, 8000, 1500}, Batch: [4]int{12, 4, 6, 4}, Side: [4]int{96, 96, 96, 96},
 		Every: 250,
 		Rate:  [4]float64{1e-3, 5e-4, 1e-3, 5e-4},
 	},
@@ -408,9 +408,13 @@ func (t *training) side(k int) int {
 // distilled is the name, in log and checkpoint, of the training that Config.Distil asks for.
 const distilled = "distilled"
 
-// toldTruth is the share of a student's training, from its beginning, in which it is told the
-// truth about the noise, misjudged: that is quick. Then it is told what the meter tells.
-const toldTruth = 0.7
+// Shares of a student's training, from its beginning, in which it is told the truth about the
+// noise, misjudged: that is quick. Then it is told what the meter tells. One that goes on knows
+// its trade already.
+const (
+	toldTruth      = 0.7
+	toldTruthAgain = 0.2
+)
 
 // meter returns the noise meter that an earlier stage trained; nil if there is none.
 func (t *training) meter() (kernels.Program, error) {
@@ -465,9 +469,13 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 		if err != nil {
 			return nil, err
 		}
+		told := toldTruth
+		if t.From != "" {
+			told = toldTruthAgain
+		}
 		s.batch = func(step int, rng *rand.Rand) (*kernels.Batch, error) {
 			by := meter
-			if float64(step) < toldTruth*float64(s.steps) {
+			if float64(step) < told*float64(s.steps) {
 				by = nil
 			}
 			return studentBatch(train, count, side, by, rng)
