@@ -145,7 +145,8 @@ func (b *scratch) denoise(ctx context.Context, m *Model, img Image, o Options, p
 	if err := m.measure(told, n, o.Series); err != nil {
 		return nil, err
 	}
-	res.Sigma, res.Series = told.Map.Median*float64(n.scale), told.Series
+	res.Series = told.Series
+	defer func() { res.Sigma = told.Map.Median * float64(n.scale) }() // the coarser grid tells more of it
 	switch {
 	case !(told.Map.Median >= leastNoise):
 		res.Untouched = UntouchedNoNoise
@@ -159,7 +160,7 @@ func (b *scratch) denoise(ctx context.Context, m *Model, img Image, o Options, p
 	}
 	p := &b.predicted
 	p.removed, p.spread = numeric.Grow(p.removed, n.w*n.h), p.spread[:0]
-	if err := b.inBand(ctx, p, n, told, predict); err != nil {
+	if err := b.inBand(ctx, m, p, n, told, predict); err != nil {
 		return nil, err
 	}
 	b.keepMeans(p, n, told)
