@@ -268,6 +268,7 @@ func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlic
 	err error) {
 	in := h.Instance
 	w := work{in: in, quality: High, tokens: make(chan struct{}, 1)} // one frame in hand
+	w.adapt = func(ctx context.Context, by Denoiser) (Denoiser, error) { return p.adapt(ctx, cfg, in, by, h.Fill) }
 	if w.related, err = p.fastObject(ctx, in); err != nil {
 		return row, nil, err
 	}

@@ -36,9 +36,10 @@ type Pipeline struct {
 	fwdMu                                                   sync.Mutex
 	fwd                                                     map[string]*forwarder
 
-	fast   traffic    // slices of the fast lane in hand
-	high   highLane   // what the high lane is doing
-	flagMu sync.Mutex // flags are set one at a time, so that file and row agree
+	fast    traffic    // slices of the fast lane in hand
+	high    highLane   // what the high lane is doing
+	adapted adapted    // what its networks are adapted to
+	flagMu  sync.Mutex // flags are set one at a time, so that file and row agree
 
 	running atomic.Bool
 	closed  sync.Once
