@@ -163,7 +163,9 @@ func (b *scratch) denoise(ctx context.Context, m *Model, img Image, o Options, p
 	if err := b.inBand(ctx, m, p, n, told, predict); err != nil {
 		return nil, err
 	}
+	b.findAir(n, told)
 	b.keepMeans(p, n, told)
+	b.darken(p, n, told)
 	b.limit(p, n, told)
 	share, err := b.judge(res, p, n, told)
 	if err != nil || res.Untouched != "" {
@@ -215,6 +217,7 @@ type scratch struct {
 	energy, allowed []float32
 	after           []float32
 	air             []bool
+	inAir           []float32 // how surely a pixel is air
 	tmp             []float32
 	sums            []float64 // of columns
 }
@@ -260,6 +263,9 @@ func (b *scratch) keepMeans(p *predicted, n *normalized, told *meter.Reading) {
 		signal := min(max((abs(b.level[i])/s-leastSignal)/(mostSignal-leastSignal), 0), 1)
 		if n.outside[i] {
 			signal = 0
+		}
+		if len(b.inAir) > 0 {
+			signal *= 1 - b.inAir[i]
 		}
 		b.level[i], b.energy[i] = signal, signal*v
 	}
@@ -325,7 +331,7 @@ func (b *scratch) judge(res *Result, p *predicted, n *normalized, told *meter.Re
 	b.means(b.allowed, n.w, n.h, windowRemoved+1)
 	for i, v := range b.allowed {
 		s := told.Map.Sigma[i]
-		b.air[i] = v > 0 && abs(n.y[i]) < leastTissue*s && abs(b.after[i]) < mostSignal*s
+		b.air[i] = v > 0 && abs(n.y[i]) < leastTissue*s && abs(b.after[i]) < mostSignal*s || b.inAir[i] > 0
 	}
 	in := gate.Input{Width: n.w, Height: n.h, Before: n.y, After: b.after, Skip: n.outside, Air: b.air,
 		Noise: &told.Map}
