@@ -16,7 +16,7 @@ import (
 
 // Revision is that of Denoise and High: it changes whenever the same weights give other
 // pixels than before, so that derived objects of the two are never taken for one.
-const Revision = "5"
+const Revision = "6"
 
 // MaxPixels is the most pixels of an Image.
 const MaxPixels = 1 << 26
@@ -83,7 +83,8 @@ const (
 //  2. measure: the noise meter tells how strong the noise is, and how it is correlated;
 //  3. predict: the student, told that, predicts the noise, on a coarser grid where the noise has
 //     no high frequencies;
-//  4. keep means: where there is signal, the mean around each pixel stays;
+//  4. keep means: where there is signal, the mean around each pixel stays; in air what is left of
+//     the noise's lift goes;
 //  5. limit: the prediction is held to the energy that noise can have;
 //  6. judge: the quality gate (package gate) looks at what would be taken off, and lets it
 //     through, in part, or not at all;
