@@ -1,6 +1,7 @@
 package models
 
 import (
+	"cmp"
 	"math"
 	"slices"
 
@@ -16,85 +17,95 @@ const (
 	// The mean of a magnitude without signal is sqrt(2)·Γ(L+½)/Γ(L) of its noise for L coils, 1.25 for
 	// one, 3.94 for 8, and its standard deviation 0.65 to 0.71, where signal has one of 1.
 	darkestAir    = 0.9
-	mostAirNoise  = 0.75 // standard deviation in a cell, of that of signal
+	mostAirNoise  = 0.74 // standard deviation in a cell, of that of signal
 	leastAirNoise = 0.4
-	sameAir       = 0.15 // share by which cells of air may differ in their mean
-	brightTissue  = 0.3  // mean of a cell
-	airAround     = 5    // half the window over which a pixel's mean is compared with that of air, pixels
+	// The skewness times the mean is 0.8 for any number of coils; that of noise that was added to a
+	// magnitude is 0.
+	leastSkew    = 0.4
+	sameAir      = 0.15 // share by which cells of air may differ in their mean
+	brightTissue = 0.3  // mean of a cell
+	airAround    = 5    // half the window over which a pixel's mean is compared with that of air, pixels
 	// Means over 11×11 and 5×5 pixels above that of air, up to which all of a pixel is air, and from which
 	// on nothing is, for white noise.
 	nearAir, farAir           = 0.15, 0.4
 	nearAirClose, farAirClose = 0.35, 0.7
 )
 
-// airLevel returns the mean of the image's air, in standard deviations of the noise, and those of the noise of
-// bright tissue; 0 where there is none, or
-// none that is surely air. Air is dark, even, and a magnitude's noise is weaker there than where there is
-// signal (Gudbjartsson and Patz, Magn. Reson. Med. 34 (1995) 910), which no dark tissue has.
-func (b *scratch) airLevel(n *normalized, told *meter.Reading) (level, tissue float32) {
-	type cell struct{ mean, noise, sigma float32 }
-	var cells []cell
-	var bright []float32
+// airOf is what a cell of airCell×airCell pixels tells of air.
+type airOf struct{ mean, variance, third, sigma float64 } // third central moment; sigma as the meter has it
+
+// airCells returns the cells that lie in what was measured.
+func (b *scratch) airCells(n *normalized, told *meter.Reading) (cells []airOf) {
 	for y := 0; y+airCell <= n.h; y += airCell {
 	next:
 		for x := 0; x+airCell <= n.w; x += airCell {
-			sum, squares, sigma := 0.0, 0.0, 0.0
+			c := airOf{}
 			for r := range airCell {
 				at := (y+r)*n.w + x
 				for i := at; i < at+airCell; i++ {
 					if n.outside[i] {
 						continue next
 					}
-					v := float64(n.y[i])
-					sum, squares, sigma = sum+v, squares+v*v, sigma+float64(told.Map.Sigma[i])
+					c.mean, c.sigma = c.mean+float64(n.y[i]), c.sigma+float64(told.Map.Sigma[i])
 				}
 			}
 			const size = airCell * airCell
-			c := cell{float32(sum / size), float32(math.Sqrt(max(squares-sum*sum/size, 0) / size)), float32(sigma / size)}
-			if c.sigma > 0 {
-				cells = append(cells, c)
-				if c.mean > brightTissue {
-					bright = append(bright, c.sigma)
+			if c.mean, c.sigma = c.mean/size, c.sigma/size; !(c.sigma > 0) {
+				continue
+			}
+			for r := range airCell {
+				for _, v := range n.y[(y+r)*n.w+x:][:airCell] {
+					d := float64(v) - c.mean
+					c.variance, c.third = c.variance+d*d/size, c.third+d*d*d/size
 				}
 			}
+			cells = append(cells, c)
 		}
 	}
-	if len(bright) < leastAirs {
-		return 0, 0
-	}
-	tissue = numeric.Nth(bright, len(bright)/2)
-	for i := range cells {
-		c := &cells[i]
-		s := max(c.sigma, tissue) // the meter may take the weaker noise of air for what there is
-		c.mean, c.noise = c.mean/s, c.noise/s
+	return cells
+}
+
+// airLevel returns the mean of the image's air, in standard deviations of the noise, and those of the noise of
+// bright tissue, in the scale of n; 0 where there is no air, or none that is surely air. Air is dark and even, a
+// magnitude's noise is weaker there than where there is signal, and it is skewed (Gudbjartsson and Patz, Magn.
+// Reson. Med. 34 (1995) 910). No dark tissue is like that, nor air that had noise added to it afterwards.
+func (b *scratch) airLevel(n *normalized, told *meter.Reading) (level, tissue float32) {
+	cells := b.airCells(n, told)
+	b.tmp = b.tmp[:0]
+	for _, c := range cells {
+		if c.mean > brightTissue {
+			b.tmp = append(b.tmp, float32(c.sigma))
+		}
 	}
 	few := max(int(airShare*float64(len(cells))), leastAirs)
-	if len(cells) < 2*few {
+	if len(b.tmp) < leastAirs || len(cells) < 2*few {
 		return 0, 0
 	}
-	slices.SortFunc(cells, func(a, b cell) int { return int(math.Copysign(1, float64(a.mean-b.mean))) })
-	level = cells[few/2].mean
+	tissue = numeric.Nth(b.tmp, len(b.tmp)/2)
+	// the meter may take the weaker noise of air for what there is
+	unit := func(c airOf) float64 { return max(c.sigma, float64(tissue)) }
+	slices.SortFunc(cells, func(a, b airOf) int { return cmp.Compare(a.mean/unit(a), b.mean/unit(b)) })
 	// of those that are as dark, since the darkest are so by chance
-	var noise []float32
-	sum := float32(0)
+	middle := cells[few/2].mean / unit(cells[few/2])
+	var all airOf // sums, the moments in standard deviations
+	count := 0.0
 	for _, c := range cells {
-		if c.mean > (1+sameAir)*level {
-			break
-		}
-		if c.mean > (1-sameAir)*level {
-			noise = append(noise, c.noise)
-			sum += c.mean
+		s := unit(c)
+		switch m := c.mean / s; {
+		case m > (1-sameAir)*middle && m < (1+sameAir)*middle:
+			count++
+			all.mean, all.variance, all.third = all.mean+m, all.variance+c.variance/(s*s), all.third+c.third/(s*s*s)
 		}
 	}
-	if len(noise) < few {
+	if count < float64(few) {
 		return 0, 0
 	}
-	level = sum / float32(len(noise))
-	spread := numeric.Nth(noise, len(noise)/2) / float32(math.Sqrt(inCell(told)))
-	if level < darkestAir || level > highestAir || spread > mostAirNoise || spread < leastAirNoise {
+	mean, variance := all.mean/count, all.variance/count
+	noise, skew := math.Sqrt(variance/inCell(told)), all.third/count/math.Pow(variance, 1.5)
+	if mean < darkestAir || mean > highestAir || noise < leastAirNoise || noise > mostAirNoise || skew*mean < leastSkew {
 		return 0, 0
 	}
-	return level, tissue
+	return float32(mean), tissue
 }
 
 // inCell returns the share of the noise's variance that a cell of airCell×airCell pixels has about its mean.
