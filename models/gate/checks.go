@@ -335,7 +335,7 @@ const leastPower = 0.1
 
 // whiter is by how much correlations may be too high: where noise that much nearer to white has more
 // power, that counts.
-const whiter = 0.2
+const whiter = 0.1
 
 // noisePowers returns what the coefficients of a block of noise have.
 func (s *scratch) noisePowers() (p [side][side]float64) {
