@@ -15,13 +15,14 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/lockfile"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
 )
 
 // Pipeline is the assembled stages. Its methods are safe for concurrent use.
 type Pipeline struct {
 	lock  *os.File
 	store *spool.Store
-	jrnl  *spool.Journal
+	jrnl  *journal.Journal
 	log   *zap.Logger
 	clock clock
 	hook  func(string)
@@ -115,13 +116,13 @@ const journalFile = "journal.db"
 
 func (p *Pipeline) openJournal(ctx context.Context, dir string) error {
 	path := filepath.Join(dir, journalFile)
-	j, _, err := spool.OpenJournal(ctx, path, p.hook, p.met.committed)
-	if errors.Is(err, spool.ErrJournal) {
+	j, _, err := journal.Open(ctx, path, p.hook, p.met.committed)
+	if errors.Is(err, journal.ErrDamaged) {
 		p.log.Error("journal damaged, rebuilding it from the spool", zap.Error(err))
 		if err := moveAside(path, p.clock.Now()); err != nil {
 			return err
 		}
-		j, _, err = spool.OpenJournal(ctx, path, p.hook, p.met.committed)
+		j, _, err = journal.Open(ctx, path, p.hook, p.met.committed)
 	}
 	if err != nil {
 		return err
@@ -277,7 +278,7 @@ func (p *Pipeline) watchSeries(ctx context.Context) {
 				d = min(d, firstPause)
 				continue
 			}
-			p.bus.send(Event{Time: now, Type: EventSeries, SeriesID: c.series, State: c.state, Detail: c.by})
+			p.bus.send(Event{Time: now, Type: EventSeries, SeriesID: c.series, State: string(c.state), Detail: string(c.by)})
 			p.wakeHigh.fire()
 		}
 		if wait(ctx, p.clock, d, p.wakeTrack) {
