@@ -52,11 +52,13 @@ const maxBatch = 256
 // ErrDamaged is in the chain of an error that means the journal cannot be used as it is.
 var ErrDamaged = errors.New("journal damaged")
 
-// Open opens or makes the journal at path. fresh tells that it was made
-// now. An error that is ErrDamaged means: move it aside and rebuild.
+// Open opens or makes the journal at path. found is the version that it had, 0 if
+// it was made now; one of an earlier version is migrated first. An error that is
+// ErrDamaged means: move it aside and rebuild; ErrNewer: leave it alone.
 // hook is called before and after each commit, onCommit (may be nil) with its
 // duration and the number of changes in it.
-func Open(ctx context.Context, path string, hook func(step string), onCommit func(time.Duration, int)) (j *Journal, fresh bool, err error) {
+func Open(ctx context.Context, path string, hook func(step string), onCommit func(time.Duration, int),
+) (j *Journal, found int, err error) {
 	if hook == nil {
 		hook = func(string) {}
 	}
@@ -78,7 +80,7 @@ func Open(ctx context.Context, path string, hook func(step string), onCommit fun
 	}
 	wdb, err := open("", 1)
 	if err != nil {
-		return nil, false, fmt.Errorf("open journal: %w", err)
+		return nil, 0, fmt.Errorf("open journal: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -88,47 +90,52 @@ func Open(ctx context.Context, path string, hook func(step string), onCommit fun
 	for _, p := range pragmas {
 		var got string
 		if err := wdb.QueryRowContext(ctx, "PRAGMA "+p.name).Scan(&got); err != nil {
-			return nil, false, journalErr("read journal pragma "+p.name, err)
+			return nil, 0, journalErr("read journal pragma "+p.name, err)
 		}
 		if !strings.EqualFold(got, p.want) {
-			return nil, false, fmt.Errorf("open journal: pragma %s is %q, need %q", p.name, got, p.want)
+			return nil, 0, fmt.Errorf("open journal: pragma %s is %q, need %q", p.name, got, p.want)
 		}
 	}
 	var check string
 	if err := wdb.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&check); err != nil {
-		return nil, false, journalErr("check journal", err)
+		return nil, 0, journalErr("check journal", err)
 	}
 	if check != "ok" {
-		return nil, false, fmt.Errorf("check journal: %s: %w", check, ErrDamaged)
+		return nil, 0, fmt.Errorf("check journal: %s: %w", check, ErrDamaged)
 	}
-	var version, tables int
-	if err := wdb.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return nil, false, journalErr("read journal version", err)
+	var tables int
+	if err := wdb.QueryRowContext(ctx, "PRAGMA user_version").Scan(&found); err != nil {
+		return nil, 0, journalErr("read journal version", err)
 	}
 	if err := wdb.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema").Scan(&tables); err != nil {
-		return nil, false, journalErr("read journal schema", err)
+		return nil, 0, journalErr("read journal schema", err)
 	}
 	switch {
-	case version == 0 && tables == 0:
-		fresh = true
-		if _, err := wdb.ExecContext(ctx, fmt.Sprintf("BEGIN;%s;PRAGMA user_version=%d;COMMIT", schema, schemaVersion)); err != nil {
-			return nil, false, journalErr("make journal", err)
+	case found == 0 && tables == 0:
+		if _, err := wdb.ExecContext(ctx, fmt.Sprintf("BEGIN;%s;PRAGMA user_version=%d;COMMIT", schema, SchemaVersion)); err != nil {
+			return nil, 0, journalErr("make journal", err)
 		}
-	case version != schemaVersion:
-		return nil, false, fmt.Errorf("journal has version %d, this program writes %d: %w", version, schemaVersion, ErrDamaged)
+	case found > SchemaVersion:
+		return nil, 0, fmt.Errorf("open journal %q: it has version %d, this program writes %d: %w", path, found, SchemaVersion, ErrNewer)
+	case found < oldestVersion:
+		return nil, 0, fmt.Errorf("journal has version %d, which never was: %w", found, ErrDamaged)
+	case found < SchemaVersion:
+		if err := migrate(ctx, wdb, path, found, hook); err != nil {
+			return nil, 0, err
+		}
 	}
 	db, err := open("&_pragma=query_only(1)", 4)
 	if err != nil {
-		return nil, false, fmt.Errorf("open journal: %w", err)
+		return nil, 0, fmt.Errorf("open journal: %w", err)
 	}
 	conn, err := wdb.Conn(context.WithoutCancel(ctx))
 	if err != nil {
 		db.Close()
-		return nil, false, journalErr("open journal", err)
+		return nil, 0, journalErr("open journal", err)
 	}
 	j = &Journal{db: db, wdb: wdb, hook: hook, onTx: onCommit, queue: make(chan *change, maxBatch), stop: make(chan struct{}), ended: make(chan struct{})}
 	go j.write(&tx{conn: conn, stmts: map[string]*sql.Stmt{}})
-	return j, fresh, nil
+	return j, found, nil
 }
 
 func journalErr(what string, err error) error {

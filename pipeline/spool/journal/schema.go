@@ -1,8 +1,8 @@
 package journal
 
-// schemaVersion is stored in user_version. A journal of another version is
-// moved aside and rebuilt from the files.
-const schemaVersion = 4
+// SchemaVersion is the version of the schema, stored in user_version. A journal of an earlier version climbs the
+// ladder of migrate.go; whoever changes the schema adds a step to that.
+const SchemaVersion = 4
 
 // Times are Unix nanoseconds, 0 = never. Words are those of package state.
 const schema = `
