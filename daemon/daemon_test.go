@@ -32,6 +32,7 @@ import (
 	"github.com/diffdenoise/denoised/pipeline"
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/evidence"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // TestEndToEnd: scanner, daemon with the real model, two archives.
@@ -103,7 +104,7 @@ func TestEndToEnd(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if st.Passed != 5 || st.Reasons[string(derive.AlreadyDenoised)] != 5 || st.Destinations[0].Stored != 5 {
+			if st.Passed != 5 || st.Reasons[state.Reason(derive.AlreadyDenoised)] != 5 || st.Destinations[0].Stored != 5 {
 				return fmt.Errorf("%+v", st)
 			}
 		}

@@ -97,7 +97,7 @@ func TestFlagged(t *testing.T) {
 		}
 		return nil
 	})
-	for name, quality := range map[string]string{"hq": "high", "flagged": "high", "off": "off"} {
+	for name, quality := range map[string]pipeline.Quality{"hq": "high", "flagged": "high", "off": "off"} {
 		eventually(t, name, func() error {
 			var s pipeline.SeriesStatus
 			do("GET", "/api/series/"+uid(name), "", http.StatusOK, &s)

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/diffdenoise/denoised/internal/testdata"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // Every real object, malformed ones included, is either not a DICOM file or
@@ -65,7 +66,7 @@ func TestRealObjects(t *testing.T) {
 		return h.Denoise.Waiting == 0 && h.Forward["pacs"].Waiting == 0
 	})
 	var denoised, failed, conflict int64
-	reasons := map[string]int64{}
+	reasons := map[state.Reason]int64{}
 	list, err := p.Series(t.Context())
 	if err != nil {
 		t.Fatal(err)

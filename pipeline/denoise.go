@@ -15,34 +15,23 @@ import (
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/evidence"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // PermanentError marks a failure that trying again cannot mend. Reason is a
 // stable word for status and metrics.
 type PermanentError struct {
-	Reason string
+	Reason state.Reason
 	Err    error
 }
 
-func (e *PermanentError) Error() string { return e.Reason + ": " + e.Err.Error() }
+func (e *PermanentError) Error() string { return string(e.Reason) + ": " + e.Err.Error() }
 func (e *PermanentError) Unwrap() error { return e.Err }
 
-// Reasons why a slice failed or did not pass the gate, or why its derived object is
-// not the method's plain result; derive.HeldBack and derive.Blended are two more.
 const (
-	reasonPanic   = "panic"
-	reasonTimeout = "timeout"
-	reasonError   = "error"
-	reasonDerive  = "derive"
-	reasonDamaged = "damaged"
-	// A derived object was made and is a copy: no noise was found that the model can treat.
-	reasonUnchanged = "unchanged"
-	gateSize        = "gate-size"
-	gateNotNumber   = "gate-nan"
-	gateRange       = "gate-range"
-	gateConstant    = "gate-constant"
-	productName     = "denoised"
-	slicePauseUnit  = 2 * time.Second
+	productName    = "denoised"
+	slicePauseUnit = 2 * time.Second
 )
 
 // denoiseAll is the denoise stage. It owns the stage of each original: queued
@@ -56,7 +45,7 @@ func (p *Pipeline) denoiseAll(ctx context.Context) {
 	if cfg.Denoiser == nil {
 		return
 	}
-	jobs := make(chan spool.Instance)
+	jobs := make(chan journal.Instance)
 	tokens := make(chan struct{}, cfg.Workers)
 	var mu sync.Mutex
 	hand := map[int64]bool{}
@@ -115,7 +104,7 @@ func (p *Pipeline) denoiseAll(ctx context.Context) {
 
 // nextSlice picks the oldest free slice of the next series in turn; when there
 // is none, pause is how long that will stay so unless something arrives.
-func (p *Pipeline) nextSlice(ctx context.Context, last int64, busy map[int64]bool) (next *spool.Instance, pause time.Duration, err error) {
+func (p *Pipeline) nextSlice(ctx context.Context, last int64, busy map[int64]bool) (next *journal.Instance, pause time.Duration, err error) {
 	now := p.clock.Now()
 	first := int64(-1)
 	for after := last; ; {
@@ -153,18 +142,18 @@ var errDraining = errors.New("stopping")
 
 // slice takes one original through denoising. Whatever happens in it ends as a
 // stage in the journal; nothing leaves it but a log line.
-func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan struct{}) {
+func (p *Pipeline) slice(ctx context.Context, in journal.Instance, tokens chan struct{}) {
 	start := time.Now()
 	cfg := p.cfg.Load()
 	row, by, err := p.derive(ctx, cfg, in, tokens)
 	if err == nil {
 		p.met.sliceSeconds.WithLabelValues(by.Model().Name).Observe(time.Since(start).Seconds())
-		p.met.slices.WithLabelValues(spool.StageDenoised, row.Reason).Inc()
+		p.met.slice(state.Denoised, row.Reason)
 		p.wakeForwarders(cfg.dests(spool.Derived))
-		p.bus.send(Event{Time: p.clock.Now(), Type: EventSlice, SeriesID: in.Series, Instance: in.SOP, State: spool.StageDenoised, Detail: row.Reason})
+		p.bus.send(Event{Time: p.clock.Now(), Type: EventSlice, SeriesID: in.Series, Instance: in.SOP, State: string(state.Denoised), Detail: string(row.Reason)})
 		return
 	}
-	if errors.Is(err, spool.ErrNotWanted) { // a flag came meanwhile
+	if errors.Is(err, journal.ErrNotWanted) { // a flag came meanwhile
 		p.log.Info("slice called off", zap.String("instance", in.SOP))
 		return
 	}
@@ -177,11 +166,11 @@ func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan str
 		return
 	}
 	var perm *PermanentError
-	reason, stage := reasonError, spool.StageFailed
+	reason, stage := state.ReasonError, state.Failed
 	if errors.As(err, &perm) {
 		reason = perm.Reason
-		if gated(reason) {
-			stage = spool.StagePassed
+		if reason.Impossible() {
+			stage = state.Passed
 		}
 	}
 	if spoiled := errors.Is(err, spool.ErrDamaged); spoiled {
@@ -194,19 +183,14 @@ func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan str
 		p.retry(ctx, "failed attempt", func() error { return p.jrnl.RetrySlice(in.ID, next, err.Error()) })
 		return
 	}
-	p.log.Warn("slice is forwarded as it came", zap.String("instance", in.SOP), zap.String("stage", stage), zap.String("reason", reason), zap.Error(err))
+	p.log.Warn("slice is forwarded as it came", zap.String("instance", in.SOP), zap.String("stage", string(stage)), zap.String("reason", string(reason)), zap.Error(err))
 	if p.retry(ctx, "result of slice", func() error { return p.jrnl.EndSlice(in.ID, in.File, stage, reason, err.Error()) }) {
-		p.met.slices.WithLabelValues(stage, reason).Inc()
-		p.bus.send(Event{Time: p.clock.Now(), Type: EventSlice, SeriesID: in.Series, Instance: in.SOP, State: stage, Detail: reason})
+		p.met.slice(stage, reason)
+		p.bus.send(Event{Time: p.clock.Now(), Type: EventSlice, SeriesID: in.Series, Instance: in.SOP, State: string(stage), Detail: string(reason)})
 	}
 }
 
 var errJournal = errors.New("journal")
-
-// gated: the result was there and could not be right.
-func gated(reason string) bool {
-	return slices.Contains([]string{gateSize, gateNotNumber, gateRange, gateConstant}, reason)
-}
 
 // params are the same for the same original, model, strength, quality and
 // program version, so that the derived object has the same UIDs however often it is
@@ -214,14 +198,14 @@ func gated(reason string) bool {
 // the original
 // was received, and its series time stays the source's: when the series was
 // first seen would not survive a rebuild of the journal.
-func params(cfg *config, by Denoiser, in spool.Instance, q Quality) derive.Params {
+func params(cfg *config, by Denoiser, in journal.Instance, q Quality) derive.Params {
 	return derive.Params{Model: by.Model(), Strength: cfg.Strength, Quality: string(q), Product: productName,
 		Version: cfg.Version, Now: in.Received}
 }
 
 // work is what is to be made of one original.
 type work struct {
-	in      spool.Instance
+	in      journal.Instance
 	quality Quality
 	tokens  chan struct{} // one for each frame at a time
 	known   evidence.Sums // what the series told
@@ -233,7 +217,7 @@ type work struct {
 	// adapt, if not nil, chooses what the image is denoised by, given the denoiser of its modality.
 	adapt func(ctx context.Context, by Denoiser) (Denoiser, error)
 	// fill: a copy, because of this reason.
-	fill string
+	fill state.Reason
 }
 
 // step names the durable step for tests.
@@ -245,8 +229,8 @@ func (w *work) step() string {
 }
 
 // derive makes the derived object of the fast lane.
-func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, tokens chan struct{},
-) (row spool.Instance, by Denoiser, err error) {
+func (p *Pipeline) derive(ctx context.Context, cfg *config, in journal.Instance, tokens chan struct{},
+) (row journal.Instance, by Denoiser, err error) {
 	measure := func(ctx context.Context, by Denoiser, f *derive.Frame) (*Denoised, error) {
 		return p.callDenoiser(context.WithoutCancel(ctx), cfg, func(ctx context.Context) (*Denoised, error) {
 			told, err := by.Measure(ctx, f)
@@ -267,7 +251,7 @@ func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, t
 		return row, by, err
 	}
 	err = p.jrnl.AddDerived(in.ID, row, cfg.dests(spool.Derived))
-	if errors.Is(err, spool.ErrNotWanted) {
+	if errors.Is(err, journal.ErrNotWanted) {
 		return row, by, errors.Join(err, p.store.Remove(row.File))
 	}
 	if err != nil {
@@ -280,7 +264,7 @@ func (p *Pipeline) derive(ctx context.Context, cfg *config, in spool.Instance, t
 }
 
 // known is what the series of an original told so far. It is a help, and no image waits for it.
-func (p *Pipeline) known(ctx context.Context, in spool.Instance) evidence.Sums {
+func (p *Pipeline) known(ctx context.Context, in journal.Instance) evidence.Sums {
 	told, err := p.jrnl.Told(context.WithoutCancel(ctx), in.Series)
 	if err != nil {
 		p.log.Warn("image is denoised without what its series told", zap.String("instance", in.SOP), zap.Error(err))
@@ -291,10 +275,10 @@ func (p *Pipeline) known(ctx context.Context, in spool.Instance) evidence.Sums {
 // make makes the derived object of one original durable and returns the row
 // that the journal is to have of it, and by what it was made. Errors that are not *PermanentError may be
 // tried again.
-func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Instance, by Denoiser, err error) {
+func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row journal.Instance, by Denoiser, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("panic: %v", v)}
+			err = &PermanentError{Reason: state.ReasonPanic, Err: fmt.Errorf("panic: %v", v)}
 		}
 	}()
 	in := w.in
@@ -306,13 +290,13 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	if err := spool.Verify(in.File, f, in.Offset, in.Size, in.CRC); err != nil {
 		var corrupt *spool.CorruptError
 		if errors.Is(err, spool.ErrDamaged) || errors.As(err, &corrupt) {
-			return row, by, &PermanentError{Reason: reasonDamaged, Err: fmt.Errorf("%w: %w", spool.ErrDamaged, err)}
+			return row, by, &PermanentError{Reason: state.ReasonDamaged, Err: fmt.Errorf("%w: %w", spool.ErrDamaged, err)}
 		}
 		return row, by, err
 	}
 	o, err := scan(f, in.Offset+in.Size)
 	if o == nil {
-		return row, by, &PermanentError{Reason: string(reasonUnparseable), Err: err}
+		return row, by, &PermanentError{Reason: state.ReasonUnparseable, Err: err}
 	}
 	t, err := p.store.Create()
 	if err != nil {
@@ -336,7 +320,7 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	par := params(cfg, by, in, w.quality)
 	par.Related, par.Remark = w.related, fr.checked.Remark
 	if w.fill != "" {
-		par.Copy = "the method failed (" + w.fill + ")"
+		par.Copy = "the method failed (" + string(w.fill) + ")"
 	}
 	p.hook(w.step() + "-write")
 	info, err := derive.Write(t, o, par, fr.next)
@@ -345,31 +329,31 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 		if errors.As(err, &perm) || errors.Is(err, errDraining) || errors.Is(err, spool.ErrNoSpace) || fr.err != nil {
 			return row, by, err
 		}
-		return row, by, &PermanentError{Reason: reasonDerive, Err: err}
+		return row, by, &PermanentError{Reason: state.ReasonDerive, Err: err}
 	}
 	p.hook(w.step() + "-written")
 	sop, _ := derive.UIDs(o, par)
 	made, serr := scan(t, t.Offset()+t.Size())
 	if serr != nil || made == nil || made.String(dcm.SOPInstanceUID) != sop {
-		return row, by, &PermanentError{Reason: reasonDerive,
+		return row, by, &PermanentError{Reason: state.ReasonDerive,
 			Err: fmt.Errorf("derived object does not read back: %w", serr)}
 	}
 	if err := derive.Verify(o, made); err != nil {
-		return row, by, &PermanentError{Reason: reasonDerive, Err: err}
+		return row, by, &PermanentError{Reason: state.ReasonDerive, Err: err}
 	}
-	row = spool.Instance{SOP: sop, Class: made.String(dcm.SOPClassUID), Syntax: made.TransferSyntaxUID(), Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
-		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: string(w.quality), Channel: in.Channel,
+	row = journal.Instance{SOP: sop, Class: made.String(dcm.SOPClassUID), Syntax: made.TransferSyntaxUID(), Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
+		Received: in.Received, Number: in.Number, Frames: in.Frames, Quality: w.quality, Channel: in.Channel,
 		Rule: in.Rule, Sigma: fr.sigma(), Told: fr.told,
 		File: spool.FileName(spool.Derived, in.File, sop, "")}
 	switch {
 	case w.fill != "":
 		row.Reason = w.fill
 	case fr.checked.Reason() != "":
-		row.Reason, row.Detail = fr.checked.Reason(), fr.checked.String()
+		row.Reason, row.Detail = state.Reason(fr.checked.Reason()), fr.checked.String()
 	case info.Changed == 0:
-		row.Reason = reasonUnchanged
+		row.Reason = state.ReasonUnchanged
 	}
-	rec := spool.Record{Kind: spool.Derived, Quality: string(w.quality), Received: in.Received, Source: in.File,
+	rec := spool.Record{Kind: spool.Derived, Quality: w.quality, Received: in.Received, Source: in.File,
 		Sigma: row.Sigma, Reason: row.Reason, Detail: row.Detail, Fill: w.fill != "", Told: row.Told}
 	if err := t.Sync(rec); err != nil {
 		return row, by, err
@@ -464,7 +448,7 @@ func (f *frames) turn(ctx context.Context, i int, do func(context.Context, *deri
 	error)) (out *Denoised, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			out, err = nil, &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("frame %d: panic: %v", i, v)}
+			out, err = nil, &PermanentError{Reason: state.ReasonPanic, Err: fmt.Errorf("frame %d: panic: %v", i, v)}
 		}
 	}()
 	// An object of one frame that is in hand is finished; one of many stops
@@ -485,7 +469,7 @@ func (f *frames) turn(ctx context.Context, i int, do func(context.Context, *deri
 	defer func() { <-f.tokens }()
 	in, err := derive.ReadFrame(f.o, i)
 	if err != nil {
-		return nil, &PermanentError{Reason: reasonDerive, Err: fmt.Errorf("read frame %d: %w", i, err)}
+		return nil, &PermanentError{Reason: state.ReasonDerive, Err: fmt.Errorf("read frame %d: %w", i, err)}
 	}
 	if out, err = do(ctx, in); err != nil {
 		return nil, fmt.Errorf("frame %d: %w", i, err)
@@ -510,7 +494,7 @@ func (p *Pipeline) callDenoiser(ctx context.Context, cfg *config, call func(cont
 		var r result
 		defer func() {
 			if v := recover(); v != nil {
-				r = result{err: &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("panic in denoiser: %v", v)}}
+				r = result{err: &PermanentError{Reason: state.ReasonPanic, Err: fmt.Errorf("panic in denoiser: %v", v)}}
 			}
 			c <- r
 		}()
@@ -533,11 +517,11 @@ func (p *Pipeline) callDenoiser(ctx context.Context, cfg *config, call func(cont
 // gate refuses a result that cannot be right. Pixels that must not change are
 // put back, whatever the denoiser did to them.
 func gate(in *derive.Frame, out []float32) error {
-	stop := func(reason, format string, args ...any) error {
+	stop := func(reason state.Reason, format string, args ...any) error {
 		return &PermanentError{Reason: reason, Err: fmt.Errorf(format, args...)}
 	}
 	if len(out) != len(in.Pixels) {
-		return stop(gateSize, "%d pixels instead of %d", len(out), len(in.Pixels))
+		return stop(state.ReasonSize, "%d pixels instead of %d", len(out), len(in.Pixels))
 	}
 	var inLo, inHi, outLo, outHi float32
 	seen := false
@@ -547,11 +531,11 @@ func gate(in *derive.Frame, out []float32) error {
 			continue
 		}
 		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-			return stop(gateNotNumber, "pixel %d is %v", i, v)
+			return stop(state.ReasonNotNumber, "pixel %d is %v", i, v)
 		}
 		// Half a step beyond the range still rounds to its end.
 		if v < in.Min-0.5 || v > in.Max+0.5 {
-			return stop(gateRange, "pixel %d is %v, stored values go from %v to %v", i, v, in.Min, in.Max)
+			return stop(state.ReasonRange, "pixel %d is %v, stored values go from %v to %v", i, v, in.Min, in.Max)
 		}
 		x := in.Pixels[i]
 		if !seen {
@@ -561,7 +545,7 @@ func gate(in *derive.Frame, out []float32) error {
 		inLo, inHi, outLo, outHi = min(inLo, x), max(inHi, x), min(outLo, v), max(outHi, v)
 	}
 	if seen && inHi > inLo && outHi-outLo < 0.5 {
-		return stop(gateConstant, "all pixels became %v", outLo)
+		return stop(state.ReasonConstant, "all pixels became %v", outLo)
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // A slice that fails, in whatever way, is forwarded as it came with the reason
@@ -33,21 +34,22 @@ func TestFailuresPassTheOriginalOn(t *testing.T) {
 		}
 	}
 	for name, c := range map[string]struct {
-		do            func(f *derive.Frame) (*Denoised, error)
-		state, reason string
-		calls         int
+		do     func(f *derive.Frame) (*Denoised, error)
+		stage  state.Stage
+		reason state.Reason
+		calls  int
 	}{
-		"error":      {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, spool.StageFailed, reasonError, 3},
-		"permanent":  {func(*derive.Frame) (*Denoised, error) { return nil, &PermanentError{"too-odd", errors.New("shape")} }, spool.StageFailed, "too-odd", 1},
-		"nothing":    {func(*derive.Frame) (*Denoised, error) { return nil, nil }, spool.StageFailed, reasonError, 3},
-		"panic":      {func(*derive.Frame) (*Denoised, error) { panic("index out of range") }, spool.StageFailed, reasonPanic, 1},
-		"NaN":        {set(7, float32(math.NaN())), spool.StagePassed, gateNotNumber, 1},
-		"infinite":   {set(7, float32(math.Inf(-1))), spool.StagePassed, gateNotNumber, 1},
-		"range":      {set(7, 5000), spool.StagePassed, gateRange, 1},
-		"wrong size": {func(f *derive.Frame) (*Denoised, error) { return &Denoised{Pixels: f.Pixels[1:]}, nil }, spool.StagePassed, gateSize, 1},
+		"error":      {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, state.Failed, state.ReasonError, 3},
+		"permanent":  {func(*derive.Frame) (*Denoised, error) { return nil, &PermanentError{"too-odd", errors.New("shape")} }, state.Failed, "too-odd", 1},
+		"nothing":    {func(*derive.Frame) (*Denoised, error) { return nil, nil }, state.Failed, state.ReasonError, 3},
+		"panic":      {func(*derive.Frame) (*Denoised, error) { panic("index out of range") }, state.Failed, state.ReasonPanic, 1},
+		"NaN":        {set(7, float32(math.NaN())), state.Passed, state.ReasonNotNumber, 1},
+		"infinite":   {set(7, float32(math.Inf(-1))), state.Passed, state.ReasonNotNumber, 1},
+		"range":      {set(7, 5000), state.Passed, state.ReasonRange, 1},
+		"wrong size": {func(f *derive.Frame) (*Denoised, error) { return &Denoised{Pixels: f.Pixels[1:]}, nil }, state.Passed, state.ReasonSize, 1},
 		"constant": {func(f *derive.Frame) (*Denoised, error) {
 			return &Denoised{Pixels: make([]float32, len(f.Pixels))}, nil
-		}, spool.StagePassed, gateConstant, 1},
+		}, state.Passed, state.ReasonConstant, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newArchive()
@@ -72,7 +74,7 @@ func TestFailuresPassTheOriginalOn(t *testing.T) {
 			receive(t, p, slice(1, 2))
 			eventually(t, "two originals and one derived object", func() bool { return a.count("pacs") == 3 })
 			s := status(t, p, slice(1, 1).series)
-			if in := s.Instances[0]; in.State != c.state || in.Reason != c.reason {
+			if in := s.Instances[0]; in.State != c.stage || in.Reason != c.reason {
 				t.Errorf("state %s, reason %s (%s)", in.State, in.Reason, in.Detail)
 			}
 			if n := int(calls.Load()); n != c.calls {
@@ -88,18 +90,18 @@ func TestFailuresPassTheOriginalOn(t *testing.T) {
 // Results that are not the network's plain one are counted as such, in journal,
 // events and metrics; the derived object says so too, and a rebuilt journal knows it.
 func TestRemarksAreOnRecord(t *testing.T) {
-	for want, c := range map[string]struct {
+	for want, c := range map[state.Reason]struct {
 		gate         string
 		share        float64
 		detail, says string // of the journal; end of the description
 		counted      string
 	}{
-		reasonUnchanged: {says: "strength 1" + derive.Untouched, counted: "1 unchanged"},
-		derive.HeldBack: {gate: "a spot vanishes", detail: "a spot vanishes", says: "; quality check: a spot vanishes" + derive.Untouched, counted: "1 held back"},
+		state.ReasonUnchanged: {says: "strength 1" + derive.Untouched, counted: "1 unchanged"},
+		derive.HeldBack:       {gate: "a spot vanishes", detail: "a spot vanishes", says: "; quality check: a spot vanishes" + derive.Untouched, counted: "1 held back"},
 		derive.Blended: {gate: "the mean shifts", share: 0.25, detail: "25 % of the change kept: the mean shifts",
 			says: "; quality check: 25 % of the change kept: the mean shifts", counted: "1 in part"},
 	} {
-		t.Run(want, func(t *testing.T) {
+		t.Run(string(want), func(t *testing.T) {
 			o := options(t, newArchive())
 			registry := prometheus.NewRegistry()
 			o.Registerer = registry
@@ -132,7 +134,7 @@ func TestRemarksAreOnRecord(t *testing.T) {
 			if got := object(t, p, im.series, 1, "fast").String(dcm.DerivationDescription); !strings.HasSuffix(got, c.says) {
 				t.Errorf("the object says %q", got)
 			}
-			if pic, err := p.Picture(t.Context(), im.series, 1, "fast", 1); err != nil || pic.Remark != strings.TrimSuffix(want+": "+c.detail, ": ") {
+			if pic, err := p.Picture(t.Context(), im.series, 1, "fast", 1); err != nil || pic.Remark != strings.TrimSuffix(string(want)+": "+c.detail, ": ") {
 				t.Errorf("shown with %+v, %v", pic, err)
 			}
 			if pic, err := p.Picture(t.Context(), im.series, 1, "original", 1); err != nil || pic.Remark != "" {
@@ -149,13 +151,13 @@ func TestRemarksAreOnRecord(t *testing.T) {
 				}
 			})
 			end()
-			if told != want {
+			if told != string(want) {
 				t.Errorf("the event says %q", told)
 			}
 			counted := false
 			families, err := registry.Gather()
 			for _, f := range families {
-				counted = counted || f.GetName() == "denoised_slices_total" && strings.Contains(f.String(), `value:"`+want+`"`)
+				counted = counted || f.GetName() == "denoised_slices_total" && strings.Contains(f.String(), `value:"`+string(want)+`"`)
 			}
 			if err != nil || !counted {
 				t.Errorf("not counted in the metrics: %v", err)
@@ -246,7 +248,7 @@ func TestOffWithASliceInHand(t *testing.T) {
 			eventually(t, "the original in the archive", func() bool { return a.count("pacs") == 1 })
 			stop() // ends the slice in hand
 			s := status(t, p, im.series)
-			if in := s.Instances[0]; s.Passed != 1 || in.State != spool.StagePassed || in.Reason != "off" || in.Detail != "" || in.Attempts != 0 || len(s.Instances) != 1 {
+			if in := s.Instances[0]; s.Passed != 1 || in.State != state.Passed || in.Reason != "off" || in.Detail != "" || in.Attempts != 0 || len(s.Instances) != 1 {
 				t.Errorf("%+v", s.Instances)
 			}
 			if n := spoolFiles(t, o.StateDir); n != 2 { // the original and the flag
@@ -345,10 +347,10 @@ func TestMultiFrame(t *testing.T) {
 	}
 	eventually(t, "complete and denoised", func() bool {
 		s := status(t, p, im.series)
-		return s.Waiting == 0 && s.CompleteBy == byFrames
+		return s.Waiting == 0 && s.CompleteBy == state.ByFrames
 	})
 	s := status(t, p, im.series)
-	if in := s.Instances[0]; in.Frames != count || in.State != spool.StageDenoised {
+	if in := s.Instances[0]; in.Frames != count || in.State != state.Denoised {
 		t.Fatalf("%+v", in)
 	}
 	mu.Lock()

@@ -12,13 +12,14 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
 )
 
 // Errors of Flag besides ErrUID.
 var (
 	ErrFlag         = errors.New("invalid flag")
 	ErrTooManyFlags = errors.New("too many flags for series that are not here")
-	ErrPurged       = spool.ErrPurged
+	ErrPurged       = journal.ErrPurged
 )
 
 // Limits of a flag, in characters.
@@ -53,7 +54,7 @@ type Flagged struct {
 }
 
 func (f Flag) validate() error {
-	if !f.Quality.valid() {
+	if !f.Quality.Valid() {
 		return fmt.Errorf("%w: quality %.20q, need off, fast or high", ErrFlag, f.Quality)
 	}
 	for _, t := range []struct {
@@ -123,7 +124,7 @@ func (p *Pipeline) Flag(ctx context.Context, seriesUID string, f Flag) (*Flagged
 	if err != nil {
 		return nil, err
 	}
-	row := spool.Flag{Key: seriesUID, Quality: string(f.Quality), Why: f.Why, By: f.By, At: p.clock.Now().UTC()}
+	row := spool.Flag{Key: seriesUID, Quality: f.Quality, Why: f.Why, By: f.By, At: p.clock.Now().UTC()}
 	if err := p.store.PutFlag(row); err != nil {
 		return nil, err
 	}

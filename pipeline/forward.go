@@ -14,6 +14,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 const (
@@ -141,7 +143,7 @@ type lane struct {
 // failure counts a failed attempt to store an image: the value of
 // Delivery.Failures that goes on record, and whether the destination is to
 // blame as far as anybody can tell.
-func (f *forwarder) failure(d spool.Delivery) (failures int64, blame bool) {
+func (f *forwarder) failure(d journal.Delivery) (failures int64, blame bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	before, known := f.failed[d.Instance.ID]
@@ -244,7 +246,7 @@ func (f *lane) run(ctx context.Context) {
 		f.mu.Lock()
 		state, until, whole := f.br.state(now), f.br.until, f.br.whole
 		f.mu.Unlock()
-		var list []spool.Delivery
+		var list []journal.Delivery
 		var err error
 		switch {
 		case state == breakerOpen:
@@ -383,7 +385,7 @@ func (f *lane) open(ctx context.Context, c Context) error {
 
 // send tries one delivery and records what came of it. It returns false when
 // the rest of the batch must wait.
-func (f *lane) send(ctx context.Context, d spool.Delivery) bool {
+func (f *lane) send(ctx context.Context, d journal.Delivery) bool {
 	in := d.Instance
 	c := Context{in.Class, in.Syntax}
 	if err := f.open(ctx, c); err != nil {
@@ -411,7 +413,7 @@ func (f *lane) send(ctx context.Context, d spool.Delivery) bool {
 		f.p.met.forward(f.d.Name, "no-context")
 		f.p.log.Error("destination accepts no presentation context for an image: refused for good", zap.String("destination", f.d.Name),
 			zap.String("instance", in.SOP), zap.String("sop_class", c.SOPClassUID), zap.String("transfer_syntax", c.TransferSyntaxUID))
-		return f.end(ctx, d, spool.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %s in %s", c.SOPClassUID, c.TransferSyntaxUID))
+		return f.end(ctx, d, state.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %s in %s", c.SOPClassUID, c.TransferSyntaxUID))
 	}
 	file, err := f.p.store.Open(in.File)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -456,11 +458,11 @@ func (f *lane) send(ctx context.Context, d spool.Delivery) bool {
 			f.p.log.Warn("destination stored an image with a warning", zap.String("destination", f.d.Name), zap.String("instance", in.SOP), zap.String("status", statusWord(status)))
 		}
 		f.succeed(true)
-		return f.end(ctx, d, spool.DeliveryStored, int(status), detail)
+		return f.end(ctx, d, state.DeliveryStored, int(status), detail)
 	case refused:
 		f.succeed(false)
 		f.p.log.Error("destination refused an image for good", zap.String("destination", f.d.Name), zap.String("instance", in.SOP), zap.String("status", statusWord(status)))
-		return f.end(ctx, d, spool.DeliveryRefused, int(status), "refused with status "+statusWord(status))
+		return f.end(ctx, d, state.DeliveryRefused, int(status), "refused with status "+statusWord(status))
 	}
 	return f.again(ctx, d, int(status), "answered status "+statusWord(status)) && f.state() == breakerClosed
 }
@@ -498,7 +500,7 @@ func (f *lane) storeContext(ctx context.Context, size int64) (context.Context, c
 }
 
 // broken: the link failed under a store; whether the peer has the image is not known.
-func (f *lane) broken(ctx context.Context, d spool.Delivery, err error) {
+func (f *lane) broken(ctx context.Context, d journal.Delivery, err error) {
 	used := f.used
 	f.close(ctx)
 	f.p.met.forward(f.d.Name, "broken")
@@ -516,7 +518,7 @@ func (f *lane) broken(ctx context.Context, d spool.Delivery, err error) {
 
 // again records a failed attempt: to be tried later, or given up. It returns
 // false when that could not be recorded.
-func (f *lane) again(ctx context.Context, d spool.Delivery, status int, detail string) bool {
+func (f *lane) again(ctx context.Context, d journal.Delivery, status int, detail string) bool {
 	failures, blame := f.failure(d)
 	if blame {
 		f.fail(false)
@@ -525,11 +527,11 @@ func (f *lane) again(ctx context.Context, d spool.Delivery, status int, detail s
 		return f.later(ctx, d, status, detail, failures)
 	}
 	f.p.log.Error("destination takes other images but never this one, given up", zap.String("destination", f.d.Name), zap.String("instance", d.Instance.SOP), zap.String("answer", detail))
-	return f.end(ctx, d, spool.DeliveryRefused, status, fmt.Sprintf("given up after %d attempts, others were stored in between; last: %s", d.Attempts+1, detail))
+	return f.end(ctx, d, state.DeliveryRefused, status, fmt.Sprintf("given up after %d attempts, others were stored in between; last: %s", d.Attempts+1, detail))
 }
 
 // later puts a delivery back.
-func (f *lane) later(ctx context.Context, d spool.Delivery, status int, detail string, failures int64) bool {
+func (f *lane) later(ctx context.Context, d journal.Delivery, status int, detail string, failures int64) bool {
 	next := f.p.clock.Now().Add(f.p.cfg.Load().pause(d.Attempts + 1))
 	ok := f.p.retry(ctx, "failed delivery", func() error {
 		return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, status, detail, failures, next)
@@ -542,9 +544,9 @@ func (f *lane) later(ctx context.Context, d spool.Delivery, status int, detail s
 
 // end records a final state. It returns false when that could not be done: then
 // nothing more may be sent, or the next round would send this one again.
-func (f *forwarder) end(ctx context.Context, d spool.Delivery, state string, status int, detail string) bool {
+func (f *forwarder) end(ctx context.Context, d journal.Delivery, to state.Delivery, status int, detail string) bool {
 	now := f.p.clock.Now()
-	ok := f.p.retry(ctx, "delivery", func() error { return f.p.jrnl.EndDelivery(d.Instance.ID, f.d.Name, state, status, detail, now) })
+	ok := f.p.retry(ctx, "delivery", func() error { return f.p.jrnl.EndDelivery(d.Instance.ID, f.d.Name, to, status, detail, now) })
 	if !ok {
 		return false
 	}
@@ -552,20 +554,20 @@ func (f *forwarder) end(ctx context.Context, d spool.Delivery, state string, sta
 	delete(f.failed, d.Instance.ID)
 	f.mu.Unlock()
 	f.p.hook("marked")
-	f.p.bus.send(Event{Time: now, Type: EventDelivery, SeriesID: d.Instance.Series, Instance: d.Instance.SOP, Kind: string(d.Instance.Kind), Destination: f.d.Name, State: state, Detail: detail})
+	f.p.bus.send(Event{Time: now, Type: EventDelivery, SeriesID: d.Instance.Series, Instance: d.Instance.SOP, Kind: string(d.Instance.Kind), Destination: f.d.Name, State: string(to), Detail: detail})
 	return true
 }
 
 // unreadable: our own file cannot be looked at now, perhaps for want of
 // descriptors. That says nothing about its bytes.
-func (f *lane) unreadable(ctx context.Context, d spool.Delivery, err error) bool {
+func (f *lane) unreadable(ctx context.Context, d journal.Delivery, err error) bool {
 	f.p.log.Error("spool file not readable, will be tried again", zap.String("file", d.Instance.File), zap.Error(err))
 	return f.later(ctx, d, -1, err.Error(), d.Failures)
 }
 
 // damaged: our own file is not what it was. An original waits for the sender to
 // send it again; a derived object is made anew.
-func (f *lane) damaged(ctx context.Context, d spool.Delivery, err error) bool {
+func (f *lane) damaged(ctx context.Context, d journal.Delivery, err error) bool {
 	in := d.Instance
 	f.p.met.integrity.Inc()
 	f.p.met.forward(f.d.Name, "damaged")

@@ -15,6 +15,7 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 func TestClassify(t *testing.T) {
@@ -112,7 +113,7 @@ func TestRefusedForGood(t *testing.T) {
 		return d.Stored == 2 && d.Refused == 1
 	})
 	d := status(t, p, slice(1, 1).series).Instances[0].Deliveries[0]
-	if d.State != spool.DeliveryRefused || d.Status != "C123" || d.Attempts != 1 {
+	if d.State != state.DeliveryRefused || d.Status != "C123" || d.Attempts != 1 {
 		t.Errorf("%+v", d)
 	}
 	mended.Store(true)
@@ -291,7 +292,7 @@ func TestImageThatIsNeverTaken(t *testing.T) {
 			t.Fatalf("%s is not among %+v", uid, list)
 		}
 		d := list[i].Deliveries[0]
-		if d.State != spool.DeliveryRefused || d.Status != want || !strings.Contains(d.Detail, "given up after") || d.Attempts < giveUpAfter {
+		if d.State != state.DeliveryRefused || d.Status != want || !strings.Contains(d.Detail, "given up after") || d.Attempts < giveUpAfter {
 			t.Errorf("%+v", d)
 		}
 	}
@@ -359,10 +360,10 @@ func TestFailuresAreOnRecord(t *testing.T) {
 			tried := delivery().Attempts
 			eventually(t, "the bad one tried since", func() bool {
 				d := delivery()
-				return d.Attempts > tried+1 || d.State == spool.DeliveryRefused
+				return d.Attempts > tried+1 || d.State == state.DeliveryRefused
 			})
 		}
-		refused := delivery().State == spool.DeliveryRefused
+		refused := delivery().State == state.DeliveryRefused
 		stop()
 		if err := p.Close(); err != nil {
 			t.Fatal(err)

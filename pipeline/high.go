@@ -14,6 +14,8 @@ import (
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/evidence"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // The high lane makes a second derived object of each image that was asked for
@@ -69,7 +71,7 @@ func (t *traffic) busy() bool {
 // call it off.
 type highLane struct {
 	mu     sync.Mutex
-	in     *spool.Instance // nil: nothing
+	in     *journal.Instance // nil: nothing
 	cancel context.CancelFunc
 	frame  int // from 1
 	step   int
@@ -81,7 +83,7 @@ type highLane struct {
 // stepEvents is the least time between two events about steps.
 const stepEvents = 200 * time.Millisecond
 
-func (h *highLane) begin(in *spool.Instance, cancel context.CancelFunc) {
+func (h *highLane) begin(in *journal.Instance, cancel context.CancelFunc) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.in, h.cancel, h.frame, h.step, h.steps = in, cancel, 0, 0, 0
@@ -155,11 +157,11 @@ func (p *Pipeline) HighPossible(modality string) (ok bool, why string) {
 func noHigh(d Denoiser) string { return fmt.Sprintf("model %s has no networks for it", d.Model().Name) }
 
 // highStart is how images of a modality enter the high lane. Where it is not known the lane finds out.
-func (p *Pipeline) highStart(modality string) spool.Start {
+func (p *Pipeline) highStart(modality string) journal.Start {
 	if ok, why := p.HighPossible(modality); !ok {
-		return spool.Start{Reason: spool.ReasonNotPossible, Detail: why}
+		return journal.Start{Reason: state.ReasonNotPossible, Detail: why}
 	}
-	return spool.Start{}
+	return journal.Start{}
 }
 
 // denoiseHigh is the stage of the high lane. It owns the rows of the table high:
@@ -187,7 +189,7 @@ func (p *Pipeline) denoiseHigh(ctx context.Context) {
 	}
 }
 
-func (p *Pipeline) nextHigh(ctx context.Context) (next *spool.HighSlice, pause time.Duration, err error) {
+func (p *Pipeline) nextHigh(ctx context.Context) (next *journal.HighSlice, pause time.Duration, err error) {
 	now := p.clock.Now()
 	if next, err = p.jrnl.NextHigh(ctx, now); next != nil || err != nil {
 		return next, 0, err
@@ -200,7 +202,7 @@ func (p *Pipeline) nextHigh(ctx context.Context) (next *spool.HighSlice, pause t
 }
 
 // highSlice takes one original through the high lane.
-func (p *Pipeline) highSlice(ctx context.Context, h spool.HighSlice) {
+func (p *Pipeline) highSlice(ctx context.Context, h journal.HighSlice) {
 	cfg := p.cfg.Load()
 	in := h.Instance
 	start := time.Now()
@@ -208,9 +210,9 @@ func (p *Pipeline) highSlice(ctx context.Context, h spool.HighSlice) {
 	defer cancel()
 	p.high.begin(&in, cancel)
 	defer p.high.end()
-	tell := func(state, reason string) {
-		p.met.highSlices.WithLabelValues(state, reason).Inc()
-		p.bus.send(Event{Time: p.clock.Now(), Type: EventHigh, SeriesID: in.Series, Instance: in.SOP, State: state, Detail: reason})
+	tell := func(stage state.Stage, reason state.Reason) {
+		p.met.highSlices.WithLabelValues(string(stage), string(reason)).Inc()
+		p.bus.send(Event{Time: p.clock.Now(), Type: EventHigh, SeriesID: in.Series, Instance: in.SOP, State: string(stage), Detail: string(reason)})
 	}
 	row, by, err := p.deriveHigh(hctx, cfg, h)
 	if err == nil {
@@ -219,11 +221,11 @@ func (p *Pipeline) highSlice(ctx context.Context, h spool.HighSlice) {
 			p.met.highSeconds.WithLabelValues(by.Model().Name).Observe(time.Since(start).Seconds())
 		}
 		p.wakeForwarders(cfg.dests(spool.Derived))
-		tell(spool.StageDenoised, row.Reason)
+		tell(state.Denoised, row.Reason)
 		return
 	}
 	switch {
-	case errors.Is(err, spool.ErrNotWanted):
+	case errors.Is(err, journal.ErrNotWanted):
 		p.log.Info("high pass called off", zap.String("instance", in.SOP))
 		return
 	case errors.Is(err, errJournal):
@@ -238,17 +240,17 @@ func (p *Pipeline) highSlice(ctx context.Context, h spool.HighSlice) {
 		return
 	}
 	var perm *PermanentError
-	reason, fill := reasonError, true
+	reason, fill := state.ReasonError, true
 	if errors.As(err, &perm) {
 		reason = perm.Reason
-		fill = reason == reasonPanic || reason == reasonTimeout || gated(reason)
+		fill = reason == state.ReasonPanic || reason == state.ReasonTimeout || reason.Impossible()
 	}
 	if errors.Is(err, spool.ErrDamaged) {
 		p.met.integrity.Inc()
 		p.log.Error("ALARM: stored original is damaged", zap.String("instance", in.SOP), zap.String("file", in.File), zap.Error(err))
 	}
 	if h.Fill { // not even a copy
-		reason, fill = reasonDerive, false
+		reason, fill = state.ReasonDerive, false
 	}
 	if perm == nil && h.Attempts+1 < int64(cfg.Attempts) {
 		next := p.clock.Now().Add(slicePauseUnit << min(h.Attempts, 6))
@@ -256,15 +258,15 @@ func (p *Pipeline) highSlice(ctx context.Context, h spool.HighSlice) {
 		p.retry(ctx, "failed attempt", func() error { return p.jrnl.RetryHigh(in.ID, next, err.Error()) })
 		return
 	}
-	p.log.Warn("high pass of an image failed", zap.String("instance", in.SOP), zap.String("reason", reason), zap.Error(err))
+	p.log.Warn("high pass of an image failed", zap.String("instance", in.SOP), zap.String("reason", string(reason)), zap.Error(err))
 	if p.retry(ctx, "result of the high pass", func() error { return p.jrnl.EndHigh(in.ID, in.File, reason, err.Error(), fill) }) {
-		tell(spool.StageFailed, reason)
+		tell(state.Failed, reason)
 	}
 }
 
 // deriveHigh makes the derived object of one original by the full method, or
 // the copy that stands in for it, and records it.
-func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlice) (row spool.Instance, by Denoiser,
+func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h journal.HighSlice) (row journal.Instance, by Denoiser,
 	err error) {
 	in := h.Instance
 	w := work{in: in, quality: High, tokens: make(chan struct{}, 1)} // one frame in hand
@@ -283,7 +285,7 @@ func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlic
 		w.frame = func(ctx context.Context, by Denoiser, f *derive.Frame, known evidence.Sums) (*Denoised, error) {
 			high, ok := by.(HighDenoiser)
 			if !ok || !high.HasHigh() {
-				return nil, &PermanentError{Reason: spool.ReasonNotPossible, Err: errors.New(noHigh(by))}
+				return nil, &PermanentError{Reason: state.ReasonNotPossible, Err: errors.New(noHigh(by))}
 			}
 			frame++
 			p.fast.wait(ctx)
@@ -301,7 +303,7 @@ func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlic
 		row.Detail = h.Detail
 	}
 	err = p.jrnl.AddHigh(in.ID, row, h.Fill, cfg.dests(spool.Derived), p.clock.Now())
-	if errors.Is(err, spool.ErrNotWanted) {
+	if errors.Is(err, journal.ErrNotWanted) {
 		return row, by, errors.Join(err, p.store.Remove(row.File))
 	}
 	if err != nil {
@@ -312,8 +314,8 @@ func (p *Pipeline) deriveHigh(ctx context.Context, cfg *config, h spool.HighSlic
 
 // fastObject is what the fast lane made of an original, nil if nothing. One whose
 // file cannot be read is none: the high object does without the link to it.
-func (p *Pipeline) fastObject(ctx context.Context, in spool.Instance) (*derive.Related, error) {
-	fast, err := p.jrnl.Derived(ctx, in.ID, string(Fast))
+func (p *Pipeline) fastObject(ctx context.Context, in journal.Instance) (*derive.Related, error) {
+	fast, err := p.jrnl.Derived(ctx, in.ID, Fast)
 	if err != nil || fast == nil {
 		return nil, err
 	}
@@ -341,7 +343,7 @@ func (p *Pipeline) callHigh(ctx context.Context, cfg *config, by HighDenoiser, i
 	told func(done, total int)) (*Denoised, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	late := &PermanentError{Reason: reasonTimeout, Err: fmt.Errorf("no step ended within %v", cfg.StepTimeout)}
+	late := &PermanentError{Reason: state.ReasonTimeout, Err: fmt.Errorf("no step ended within %v", cfg.StepTimeout)}
 	limit := time.AfterFunc(cfg.StepTimeout, func() { cancel(late) })
 	defer limit.Stop()
 	progress := func(done, total int) {
@@ -366,7 +368,7 @@ func (p *Pipeline) callHigh(ctx context.Context, cfg *config, by HighDenoiser, i
 		var r result
 		defer func() {
 			if v := recover(); v != nil {
-				r = result{err: &PermanentError{Reason: reasonPanic, Err: fmt.Errorf("panic in denoiser: %v", v)}}
+				r = result{err: &PermanentError{Reason: state.ReasonPanic, Err: fmt.Errorf("panic in denoiser: %v", v)}}
 			}
 			c <- r
 		}()

@@ -19,6 +19,8 @@ import (
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/evidence"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // teacher is a HighDenoiser whose result is easy to predict and differs from the
@@ -192,7 +194,7 @@ func TestHighPass(t *testing.T) {
 		t.Errorf("%d high series", len(series))
 	}
 	s := status(t, p, uid)
-	if s.Denoised != n || s.Quality != "high" || s.Channel != channelAE || s.Flag != nil {
+	if s.Denoised != n || s.Quality != "high" || s.Channel != state.ChannelAE || s.Flag != nil {
 		t.Errorf("%+v", s)
 	}
 }
@@ -248,19 +250,19 @@ func TestWhoAsksForHigh(t *testing.T) {
 		return len(s.Destinations) == 1 && s.Destinations[0].Stored == 2
 	})
 	clk.advance(2 * time.Minute)
-	eventually(t, "complete", func() bool { return status(t, p, after.series).State == spool.SeriesComplete })
+	eventually(t, "complete", func() bool { return status(t, p, after.series).State == state.SeriesComplete })
 	if h := status(t, p, after.series).High; h != nil {
 		t.Errorf("nobody asked: %+v", h)
 	}
 	setFlag(t, p, after.series, High)
 
-	for im, channel := range map[*image]string{&ruled: channelRule, &before: channelFlag, &during: channelFlag, &after: channelFlag} {
+	for im, channel := range map[*image]state.Channel{&ruled: state.ChannelRule, &before: state.ChannelFlag, &during: state.ChannelFlag, &after: state.ChannelFlag} {
 		awaitHigh(t, p, im.series, HighDone)
 		s := status(t, p, im.series)
 		if s.Quality != "high" || s.Channel != channel {
 			t.Errorf("series %s: quality %s by %s", im.series, s.Quality, s.Channel)
 		}
-		if channel == channelFlag && (s.Flag == nil || s.Flag.Why != "lesion?" || s.Flag.By != "test" || s.Flag.At.IsZero()) {
+		if channel == state.ChannelFlag && (s.Flag == nil || s.Flag.Why != "lesion?" || s.Flag.By != "test" || s.Flag.At.IsZero()) {
 			t.Errorf("flag on record: %+v", s.Flag)
 		}
 	}
@@ -279,7 +281,7 @@ func TestFlagWins(t *testing.T) {
 	scout := slice(1, 1)
 	scout.protocol = "scout"
 	receive(t, p, scout)
-	if s := status(t, p, scout.series); s.Passed != 1 || s.Reasons[reasonOff] != 1 {
+	if s := status(t, p, scout.series); s.Passed != 1 || s.Reasons[state.ReasonOff] != 1 {
 		t.Fatalf("%+v", s)
 	}
 	setFlag(t, p, scout.series, High)
@@ -297,7 +299,7 @@ func TestFlagWins(t *testing.T) {
 	setFlag(t, p, slice(2, 1).series, Off)
 	hq(t, p, slice(2, 1))
 	s := status(t, p, slice(2, 1).series)
-	if s.Passed != 1 || s.Reasons[reasonOff] != 1 || s.Quality != "off" || s.High != nil {
+	if s.Passed != 1 || s.Reasons[state.ReasonOff] != 1 || s.Quality != "off" || s.High != nil {
 		t.Errorf("%+v", s)
 	}
 	// Sending it again to another AE title does not overrule the person.
@@ -306,7 +308,7 @@ func TestFlagWins(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	clk.advance(2 * time.Minute)
-	eventually(t, "complete", func() bool { return status(t, p, slice(2, 1).series).State == spool.SeriesComplete })
+	eventually(t, "complete", func() bool { return status(t, p, slice(2, 1).series).State == state.SeriesComplete })
 	if n := d.calls(); n != 2 {
 		t.Errorf("%d calls", n)
 	}
@@ -441,7 +443,7 @@ func TestCallOff(t *testing.T) {
 			if h.Done != 1 || h.Images != 1 {
 				t.Errorf("%+v", h)
 			}
-			if s := status(t, p, uid); s.Denoised != 3 || s.Quality != string(q) {
+			if s := status(t, p, uid); s.Denoised != 3 || s.Quality != q {
 				t.Errorf("%+v", s)
 			}
 			setFlag(t, p, uid, High)
@@ -459,20 +461,20 @@ func TestHighFailuresOfSome(t *testing.T) {
 	for name, c := range map[string]struct {
 		do     func(f *derive.Frame) (*Denoised, error)
 		calls  int
-		reason string
+		reason state.Reason
 		copies int64
 		remark string
 		frames int // of each image; 0: not a multi-frame object
 	}{
-		"many frames": {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, reasonPanic, 1, "the method failed (panic)", 3},
-		"error":       {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, 3, reasonError, 1, "the method failed (error)", 0},
-		"panic":       {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, reasonPanic, 1, "the method failed (panic)", 0},
-		"nothing":     {func(*derive.Frame) (*Denoised, error) { return nil, nil }, 3, reasonError, 1, "the method failed (error)", 0},
+		"many frames": {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, state.ReasonPanic, 1, "the method failed (panic)", 3},
+		"error":       {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, 3, state.ReasonError, 1, "the method failed (error)", 0},
+		"panic":       {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, state.ReasonPanic, 1, "the method failed (panic)", 0},
+		"nothing":     {func(*derive.Frame) (*Denoised, error) { return nil, nil }, 3, state.ReasonError, 1, "the method failed (error)", 0},
 		"not finite": {func(f *derive.Frame) (*Denoised, error) {
 			r := smoother(f)
 			r.Pixels[3] = float32(math.NaN())
 			return r, nil
-		}, 1, gateNotNumber, 1, "the method failed (gate-nan)", 0},
+		}, 1, state.ReasonNotNumber, 1, "the method failed (gate-nan)", 0},
 		"held back": {func(f *derive.Frame) (*Denoised, error) {
 			return &Denoised{Pixels: slices.Clone(f.Pixels), Gate: "residual follows structure"}, nil
 		}, 1, derive.HeldBack, 0, "quality check: residual follows structure", 0},
@@ -543,7 +545,7 @@ func TestHighFailuresOfSome(t *testing.T) {
 			if found == nil || found.Reason != c.reason || found.Copy != (c.copies > 0) || c.copies == 0 && "quality check: "+found.Detail != c.remark {
 				t.Errorf("image: %+v", found)
 			}
-			if pic, err := p.Picture(t.Context(), uid, 2, "high", 1); err != nil || pic.Remark != found.Reason+": "+found.Detail {
+			if pic, err := p.Picture(t.Context(), uid, 2, "high", 1); err != nil || pic.Remark != string(found.Reason)+": "+found.Detail {
 				t.Errorf("shown with %+v, %v", pic, err)
 			}
 		})
@@ -592,7 +594,7 @@ func TestHighFailsForAll(t *testing.T) {
 		hq(t, p, slice(1, i+1))
 	}
 	h := awaitHigh(t, p, uid, HighFailed)
-	if d.calls() != spool.StopHighAfter || h.Failed != n || h.Done != 0 || h.Reasons[reasonError] != spool.StopHighAfter || h.Reasons[spool.ReasonStopped] != n-spool.StopHighAfter {
+	if d.calls() != journal.StopHighAfter || h.Failed != n || h.Done != 0 || h.Reasons[state.ReasonError] != journal.StopHighAfter || h.Reasons[state.ReasonStopped] != n-journal.StopHighAfter {
 		t.Errorf("%d calls, %+v", d.calls(), h)
 	}
 	if h.Detail == "" {
@@ -621,7 +623,7 @@ func TestHighStepTimeout(t *testing.T) {
 	p := start(t, o)
 	hq(t, p, slice(1, 1))
 	hq(t, p, slice(1, 2))
-	if h := awaitHigh(t, p, slice(1, 1).series, HighDone); h.Copies != 1 || h.Reasons[reasonTimeout] != 1 {
+	if h := awaitHigh(t, p, slice(1, 1).series, HighDone); h.Copies != 1 || h.Reasons[state.ReasonTimeout] != 1 {
 		t.Errorf("%+v", h)
 	}
 }
@@ -766,7 +768,7 @@ func TestHighNotPossibleAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			h := highState(t, p, uid)
-			if h.State != HighNotPossible || h.Done != 1 || h.Failed != 1 || h.Reasons[spool.ReasonNotPossible] != 1 {
+			if h.State != HighNotPossible || h.Done != 1 || h.Failed != 1 || h.Reasons[state.ReasonNotPossible] != 1 {
 				t.Errorf("without networks: %+v", h)
 			}
 			if list, err := p.jrnl.Purgeable(t.Context(), 0, time.Now().Add(time.Hour), 10); err != nil || len(list) != 2 {
@@ -796,7 +798,7 @@ func fileOf(t testing.TB, p *Pipeline, uid string, n int, kind spool.Kind, q Qua
 		t.Fatal(err)
 	}
 	for _, in := range list {
-		if in.Kind == kind && in.Number == int64(n) && (kind == spool.Original || in.Quality == string(q)) {
+		if in.Kind == kind && in.Number == int64(n) && (kind == spool.Original || in.Quality == q) {
 			return in.File
 		}
 	}
@@ -976,7 +978,7 @@ func TestRebuildKeepsFlags(t *testing.T) {
 		t.Errorf("%d images denoised again", n)
 	}
 	s := status(t, p, slice(1, 1).series)
-	if s.Flag == nil || s.Flag.Why != "lesion?" || s.Flag.By != "test" || s.Channel != channelFlag {
+	if s.Flag == nil || s.Flag.Why != "lesion?" || s.Flag.By != "test" || s.Channel != state.ChannelFlag {
 		t.Errorf("%+v", s.Flag)
 	}
 	if s := status(t, p, slice(2, 1).series); s.Quality != "off" || s.Passed != 2 {

@@ -9,7 +9,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // metrics are the pipeline's own. No label ever holds anything from an image.
@@ -77,6 +78,11 @@ func (m *metrics) unregister() {
 }
 
 func (m *metrics) committed(d time.Duration, _ int) { m.commitSeconds.Observe(d.Seconds()) }
+
+// slice counts an image through the denoise stage.
+func (m *metrics) slice(stage state.Stage, reason state.Reason) {
+	m.slices.WithLabelValues(string(stage), string(reason)).Inc()
+}
 
 func (m *metrics) forward(dest, status string) { m.forwarded.WithLabelValues(dest, status).Inc() }
 
@@ -152,9 +158,9 @@ func (g *gauges) Collect(c chan<- prometheus.Metric) {
 	}
 	cfg := p.cfg.Load()
 	if depths, err := p.jrnl.Depths(ctx); err == nil {
-		lanes := map[string]spool.Depth{"fast": depths.Fast, "high": depths.High}
+		lanes := map[string]journal.Depth{"fast": depths.Fast, "high": depths.High}
 		for _, d := range cfg.Destinations {
-			lanes["forward:"+d.Name] = spool.Depth{}
+			lanes["forward:"+d.Name] = journal.Depth{}
 		}
 		for name, d := range depths.Forward {
 			lanes["forward:"+name] = d
@@ -169,8 +175,8 @@ func (g *gauges) Collect(c chan<- prometheus.Metric) {
 		}
 	}
 	if states, err := p.jrnl.SeriesStates(ctx); err == nil {
-		for _, s := range []string{spool.SeriesReceiving, spool.SeriesComplete, spool.SeriesIncomplete} {
-			put(descSeries, float64(states[s]), s)
+		for _, s := range []state.Series{state.SeriesReceiving, state.SeriesComplete, state.SeriesIncomplete} {
+			put(descSeries, float64(states[s]), string(s))
 		}
 	}
 	if n, err := g.spoolBytes(ctx); err == nil {

@@ -15,19 +15,18 @@ import (
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/evidence"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // Quality is how well an image is to be denoised.
-type Quality string
+type Quality = state.Quality
 
 // Qualities.
 const (
-	Off  Quality = "off"  // forward as it came
-	Fast Quality = "fast" // the student network, at once
-	High Quality = "high" // the full method once the series is complete; the fast result is made all the same and never delayed
+	Off  = state.Off
+	Fast = state.Fast
+	High = state.High
 )
-
-func (q Quality) valid() bool { return q == Off || q == Fast || q == High }
 
 // Denoiser makes one frame cleaner. It is safe for concurrent use. It may
 // change neither the frame nor keep it.
@@ -197,7 +196,7 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("pipeline options: strength %g is not in (0, 1]", o.Strength)
 	}
 	for ae, q := range o.AETitles {
-		if !q.valid() {
+		if !q.Valid() {
 			return o, fmt.Errorf("pipeline options: AE title %q has quality %q, need off, fast or high", ae, q)
 		}
 	}

@@ -15,13 +15,14 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/lockfile"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
 )
 
 // Pipeline is the assembled stages. Its methods are safe for concurrent use.
 type Pipeline struct {
 	lock  *os.File
 	store *spool.Store
-	jrnl  *spool.Journal
+	jrnl  *journal.Journal
 	log   *zap.Logger
 	clock clock
 	hook  func(string)
@@ -55,7 +56,9 @@ type config struct {
 // Open opens spool and journal in o.StateDir, takes the folder for this process
 // and recovers: unfinished files are removed, files without a row are recorded,
 // rows without a file are marked. A journal that is missing or damaged is
-// rebuilt from the files. Nothing runs before Run; Receive works at once.
+// rebuilt from the files; one of an earlier version is migrated. ErrNewerJournal:
+// the program is older than the journal, and nothing was touched. Nothing runs
+// before Run; Receive works at once.
 func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 	o, err = o.withDefaults()
 	if err != nil {
@@ -111,21 +114,28 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 	return p, nil
 }
 
+// ErrNewerJournal says that a newer program wrote the journal of the state folder.
+var ErrNewerJournal = journal.ErrNewer
+
 // journalFile is the name of the journal in the state folder.
 const journalFile = "journal.db"
 
 func (p *Pipeline) openJournal(ctx context.Context, dir string) error {
 	path := filepath.Join(dir, journalFile)
-	j, _, err := spool.OpenJournal(ctx, path, p.hook, p.met.committed)
-	if errors.Is(err, spool.ErrJournal) {
+	j, found, err := journal.Open(ctx, path, p.hook, p.met.committed)
+	if errors.Is(err, journal.ErrDamaged) {
 		p.log.Error("journal damaged, rebuilding it from the spool", zap.Error(err))
 		if err := moveAside(path, p.clock.Now()); err != nil {
 			return err
 		}
-		j, _, err = spool.OpenJournal(ctx, path, p.hook, p.met.committed)
+		j, found, err = journal.Open(ctx, path, p.hook, p.met.committed)
 	}
 	if err != nil {
 		return err
+	}
+	if found > 0 && found < journal.SchemaVersion {
+		p.log.Info("journal of an earlier version migrated, a copy is kept beside it", zap.Int("from", found),
+			zap.Int("to", journal.SchemaVersion))
 	}
 	p.jrnl = j
 	return nil
@@ -278,7 +288,7 @@ func (p *Pipeline) watchSeries(ctx context.Context) {
 				d = min(d, firstPause)
 				continue
 			}
-			p.bus.send(Event{Time: now, Type: EventSeries, SeriesID: c.series, State: c.state, Detail: c.by})
+			p.bus.send(Event{Time: now, Type: EventSeries, SeriesID: c.series, State: string(c.state), Detail: string(c.by)})
 			p.wakeHigh.fire()
 		}
 		if wait(ctx, p.clock, d, p.wakeTrack) {

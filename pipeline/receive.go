@@ -13,6 +13,8 @@ import (
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // Errors of Receive and Import, see package spool for their meaning.
@@ -46,7 +48,7 @@ type Incoming struct {
 
 // facts is what the pre-scan finds out.
 type facts struct {
-	series   spool.Series
+	series   journal.Series
 	number   int64
 	frames   int64
 	verdict  derive.Verdict
@@ -55,9 +57,6 @@ type facts struct {
 	found    bool // by recovery: the sender may have had its answer
 	conflict bool // and the file's name says so
 }
-
-// reasonUnparseable is the verdict over objects that cannot be scanned.
-const reasonUnparseable derive.Reason = "unparseable"
 
 // Receive stores one data set. Its nil is a promise: file, folder entry and
 // journal row are durable, the image will be forwarded. It reads r to its end
@@ -79,7 +78,7 @@ func (p *Pipeline) Receive(ctx context.Context, in Incoming, r io.Reader) error 
 // Import takes a Part-10 file, as from a hot folder. nil is the same promise as
 // that of Receive: the file may be removed.
 func (p *Pipeline) Import(ctx context.Context, path string, q Quality) error {
-	if !q.valid() {
+	if !q.Valid() {
 		return fmt.Errorf("import: quality %q, need off, fast or high", q)
 	}
 	f, err := os.Open(path)
@@ -170,7 +169,7 @@ func (p *Pipeline) receive(ctx context.Context, cfg *config, in Incoming, asked 
 
 	// The disk writes while the processor looks at the header.
 	synced := make(chan error, 1)
-	rec := spool.Record{Kind: spool.Original, Calling: in.CallingAETitle, Called: in.CalledAETitle, Host: in.RemoteHost, Quality: string(asked), Received: now.UTC()}
+	rec := spool.Record{Kind: spool.Original, Calling: in.CallingAETitle, Called: in.CalledAETitle, Host: in.RemoteHost, Quality: asked, Received: now.UTC()}
 	go func() { synced <- t.Sync(rec) }()
 	f := p.inspect(cfg, in, asked, t, t.Offset()+t.Size())
 	if err := <-synced; err != nil {
@@ -183,8 +182,8 @@ func (p *Pipeline) receive(ctx context.Context, cfg *config, in Incoming, asked 
 	if err := t.Publish(name); err != nil {
 		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, err)
 	}
-	row := spool.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
-		Received: now, Number: f.number, Frames: f.frames, Quality: string(f.decision.quality), Channel: f.decision.channel, Rule: f.decision.rule}
+	row := journal.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
+		Received: now, Number: f.number, Frames: f.frames, Quality: f.decision.quality, Channel: f.decision.channel, Rule: f.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, f)
 	if err := p.record(ctx, cfg, in, f, row); err != nil {
 		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, err)
@@ -193,44 +192,37 @@ func (p *Pipeline) receive(ctx context.Context, cfg *config, in Incoming, asked 
 }
 
 // stage is where an original goes after it is durable.
-func stage(cfg *config, f facts) (stage, reason, detail string) {
+func stage(cfg *config, f facts) (stage state.Stage, reason state.Reason, detail string) {
 	switch {
 	case f.conflict:
-		return spool.StageConflict, reasonConflict, conflictDetail
+		return state.Conflict, state.ReasonConflict, conflictDetail
 	case f.verdict.Reason != "":
-		return spool.StagePassed, string(f.verdict.Reason), f.verdict.Detail
+		return state.Passed, state.Reason(f.verdict.Reason), f.verdict.Detail
 	case f.decision.quality == Off:
-		return spool.StagePassed, reasonOff, ""
+		return state.Passed, state.ReasonOff, ""
 	case cfg.Denoiser == nil:
-		return spool.StagePassed, reasonNoModel, ""
+		return state.Passed, state.ReasonNoModel, ""
 	}
-	return spool.StageQueued, "", ""
+	return state.Queued, "", ""
 }
 
-// Reasons of our own for images that are passed on as they came.
-const (
-	reasonOff     = "off"
-	reasonNoModel = "no-model"
-
-	reasonConflict = "conflict"
-	conflictDetail = "other bytes than the first image with this UID"
-)
+const conflictDetail = "other bytes than the first image with this UID"
 
 // record makes a published file part of the journal, and its name durable beside
 // it. On error the file is gone again, unless it is in use already or was found.
-func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts, row spool.Instance) error {
+func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts, row journal.Instance) error {
 	named := make(chan error, 1)
 	go func() { named <- p.store.SyncName(row.File) }()
 	dests := cfg.dests(spool.Original)
-	if row.Stage == spool.StageConflict {
+	if row.Stage == state.Conflict {
 		dests = nil
 	}
-	arrival := spool.Arrival{Series: f.series, Instance: row, Start: p.highStart(f.series.Modality), Dests: dests,
+	arrival := journal.Arrival{Series: f.series, Instance: row, Start: p.highStart(f.series.Modality), Dests: dests,
 		Unwanted: len(cfg.Destinations) > 0 && len(cfg.dests(spool.Original)) == 0}
 	arrival.Series.Quality, arrival.Series.Channel, arrival.Series.Rule = row.Quality, row.Channel, row.Rule
 	added, err := p.jrnl.AddOriginal(arrival)
 	nameErr := <-named
-	if errors.Is(err, spool.ErrExists) && nameErr == nil {
+	if errors.Is(err, journal.ErrExists) && nameErr == nil {
 		return p.again(ctx, cfg, in, f, arrival)
 	}
 	if err == nil && nameErr != nil {
@@ -254,26 +246,26 @@ func (p *Pipeline) drop(f facts, file string) error {
 	return p.store.Remove(file)
 }
 
-func (p *Pipeline) arrived(in Incoming, f facts, row spool.Instance, added spool.Added, dests []string) {
+func (p *Pipeline) arrived(in Incoming, f facts, row journal.Instance, added journal.Added, dests []string) {
 	row.Stage, row.Reason = added.Stage, added.Reason
 	p.trackMu.Lock()
 	p.track.arrived(row.Received, added.Series, peer{in.CallingAETitle, in.RemoteHost}, added.Received, added.Expected, row.Frames > 1)
 	p.trackMu.Unlock()
 	p.wakeTrack.fire()
-	if row.Stage == spool.StageQueued {
+	if row.Stage == state.Queued {
 		p.wakeDenoise.fire()
 	} else {
-		p.met.slices.WithLabelValues(row.Stage, row.Reason).Inc()
+		p.met.slice(row.Stage, row.Reason)
 	}
 	p.wakeForwarders(dests)
 	p.met.received.Inc()
 	p.met.receivedBytes.Add(float64(row.Size))
-	p.bus.send(Event{Time: row.Received, Type: EventReceived, Series: f.series.Key, SeriesID: added.Series, Instance: row.SOP, State: row.Stage, Detail: row.Reason})
+	p.bus.send(Event{Time: row.Received, Type: EventReceived, Series: f.series.Key, SeriesID: added.Series, Instance: row.SOP, State: string(row.Stage), Detail: string(row.Reason)})
 }
 
 // again decides about an instance that the journal has already. row's file is
 // published and its name durable.
-func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts, a spool.Arrival) error {
+func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts, a journal.Arrival) error {
 	row := a.Instance
 	const rounds = 20 // twins that arrive at once may change the answer between question and entry
 	for range rounds {
@@ -285,7 +277,7 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 			if v.File == row.File { // recovery found the row but not how it was queued
 				return nil
 			}
-			if v.Stage == spool.StageLost {
+			if v.Stage == state.Lost {
 				return p.replace(cfg, in, f, v, row)
 			}
 			if v.Size != row.Size || v.CRC != row.CRC {
@@ -306,7 +298,7 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 		// know: the first one stays what is forwarded.
 		a.Variants = int64(len(have))
 		a.Dests = nil
-		a.Instance.Stage, a.Instance.Reason, a.Instance.Detail = spool.StageConflict, reasonConflict, conflictDetail
+		a.Instance.Stage, a.Instance.Reason, a.Instance.Detail = state.Conflict, state.ReasonConflict, conflictDetail
 		if len(have) == 0 { // forgotten meanwhile: this is the first again
 			a.Dests = cfg.dests(spool.Original)
 			a.Instance.Stage, a.Instance.Reason, a.Instance.Detail = row.Stage, row.Reason, row.Detail
@@ -319,7 +311,7 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 			a.Instance.File, row.File = name, name
 		}
 		added, err := p.jrnl.AddOriginal(a)
-		if errors.Is(err, spool.ErrExists) {
+		if errors.Is(err, journal.ErrExists) {
 			continue
 		}
 		if err != nil {
@@ -336,7 +328,7 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 }
 
 // twin acknowledges an identical image: nothing new but the wish for a higher quality.
-func (p *Pipeline) twin(f facts, have, row spool.Instance) error {
+func (p *Pipeline) twin(f facts, have, row journal.Instance) error {
 	// The first one may have been refused because its folder could not be synced.
 	if !have.Gone {
 		if err := p.store.SyncName(have.File); err != nil {
@@ -354,7 +346,7 @@ func (p *Pipeline) twin(f facts, have, row spool.Instance) error {
 }
 
 // replace heals a lost or damaged file with the copy that has just arrived.
-func (p *Pipeline) replace(cfg *config, in Incoming, f facts, have, row spool.Instance) error {
+func (p *Pipeline) replace(cfg *config, in Incoming, f facts, have, row journal.Instance) error {
 	dests := cfg.dests(spool.Original)
 	if err := p.jrnl.Replace(have.ID, row, dests, p.highStart(f.series.Modality)); err != nil {
 		return errors.Join(err, p.drop(f, row.File))
@@ -371,7 +363,7 @@ func (p *Pipeline) replace(cfg *config, in Incoming, f facts, have, row spool.In
 	return nil
 }
 
-func (p *Pipeline) sameAs(a, b spool.Instance) (bool, error) {
+func (p *Pipeline) sameAs(a, b journal.Instance) (bool, error) {
 	if b.Gone {
 		return false, nil
 	}
@@ -384,7 +376,7 @@ func (p *Pipeline) sameAs(a, b spool.Instance) (bool, error) {
 }
 
 // verify reads a file and compares it with its row.
-func (p *Pipeline) verify(in spool.Instance) error {
+func (p *Pipeline) verify(in journal.Instance) error {
 	f, err := p.store.Open(in.File)
 	if err != nil {
 		return err
@@ -400,8 +392,8 @@ func unknownSeries(in Incoming) string { return "?" + in.CallingAETitle }
 // inspect looks at a stored object. It never fails: what cannot be read gets a
 // verdict that says so.
 func (p *Pipeline) inspect(cfg *config, in Incoming, asked Quality, r io.ReaderAt, size int64) (f facts) {
-	f = facts{series: spool.Series{Key: unknownSeries(in), Calling: in.CallingAETitle, Called: in.CalledAETitle, Host: in.RemoteHost},
-		frames: 1, verdict: derive.Verdict{Reason: reasonUnparseable}, decision: decision{quality: Fast, channel: channelDefault}}
+	f = facts{series: journal.Series{Key: unknownSeries(in), Calling: in.CallingAETitle, Called: in.CalledAETitle, Host: in.RemoteHost},
+		frames: 1, verdict: derive.Verdict{Reason: derive.Reason(state.ReasonUnparseable)}, decision: decision{quality: Fast, channel: state.ChannelDefault}}
 	base := f
 	defer func() {
 		if v := recover(); v != nil {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // recover makes files and journal agree, whatever the last process was doing:
@@ -45,11 +47,11 @@ func (p *Pipeline) recover(ctx context.Context) error {
 	}
 	slices.Sort(onDisk)
 	var known []uint64
-	var missing []spool.Instance
-	err := p.jrnl.Files(ctx, func(in spool.Instance) error {
+	var missing []journal.Instance
+	err := p.jrnl.Files(ctx, func(in journal.Instance) error {
 		h := hash(in.File)
 		known = append(known, h)
-		if _, ok := slices.BinarySearch(onDisk, h); !ok && in.Stage != spool.StageLost {
+		if _, ok := slices.BinarySearch(onDisk, h); !ok && in.Stage != state.Lost {
 			missing = append(missing, in)
 		}
 		return nil
@@ -167,7 +169,7 @@ func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string, rebuild
 		TransferSyntaxUID: head.TransferSyntaxUID(), CallingAETitle: rec.Calling, CalledAETitle: rec.Called, RemoteHost: rec.Host}
 	cfg := p.cfg.Load()
 	asked := Quality(rec.Quality)
-	if !asked.valid() {
+	if !asked.Valid() {
 		asked = Fast
 	}
 	facts := p.inspect(cfg, in, asked, f, off+rec.Size)
@@ -175,8 +177,8 @@ func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string, rebuild
 		return &spool.CorruptError{File: name, Why: facts.mismatch.Error()}
 	}
 	facts.conflict, facts.found = spool.InConflict(name), true
-	row := spool.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
-		Received: rec.Received, Number: facts.number, Frames: facts.frames, Quality: string(facts.decision.quality), Channel: facts.decision.channel, Rule: facts.decision.rule}
+	row := journal.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
+		Received: rec.Received, Number: facts.number, Frames: facts.frames, Quality: facts.decision.quality, Channel: facts.decision.channel, Rule: facts.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, facts)
 	return p.record(ctx, cfg, in, facts, row)
 }
@@ -186,19 +188,19 @@ func (p *Pipeline) adoptDerived(ctx context.Context, name string, rec spool.Reco
 	if err != nil {
 		return err
 	}
-	held := src != nil && !src.Gone && src.Stage != spool.StageLost && src.Stage != spool.StageConflict
+	held := src != nil && !src.Gone && src.Stage != state.Lost && src.Stage != state.Conflict
 	o, err := scan(f, off+rec.Size)
-	if !held || o == nil || err != nil || !rebuild && src.Quality == string(Off) {
+	if !held || o == nil || err != nil || !rebuild && src.Quality == Off {
 		return p.store.Remove(name) // were it needed, it would be made again
 	}
-	row := spool.Instance{SOP: o.String(dcm.SOPInstanceUID), Class: o.String(dcm.SOPClassUID), Syntax: o.TransferSyntaxUID(), File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
+	row := journal.Instance{SOP: o.String(dcm.SOPInstanceUID), Class: o.String(dcm.SOPClassUID), Syntax: o.TransferSyntaxUID(), File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
 		Received: rec.Received, Number: src.Number, Frames: src.Frames, Quality: rec.Quality, Channel: src.Channel,
 		Rule: src.Rule, Sigma: rec.Sigma, Reason: rec.Reason, Detail: rec.Detail, Told: rec.Told}
 	if err := p.store.SyncName(name); err != nil {
 		return err
 	}
 	err = p.jrnl.Adopt(src.ID, row, rec.Fill, p.cfg.Load().dests(spool.Derived), p.clock.Now())
-	if errors.Is(err, spool.ErrExists) {
+	if errors.Is(err, journal.ErrExists) {
 		return p.store.Remove(name)
 	}
 	return err

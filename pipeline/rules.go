@@ -7,15 +7,7 @@ import (
 	"github.com/expr-lang/expr/vm"
 
 	"github.com/diffdenoise/denoised/internal/dcm"
-	"github.com/diffdenoise/denoised/pipeline/spool"
-)
-
-// channels: by what a quality was decided, in order of precedence.
-const (
-	channelFlag    = spool.ChannelFlag // a person asked for this very series
-	channelAE      = "called-ae"       // a called AE title or folder that says high or off
-	channelRule    = "rule"
-	channelDefault = "default" // nobody asked for anything else
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 type rule struct {
@@ -39,7 +31,7 @@ func compileRules(rules []Rule) ([]rule, error) {
 		if name == "" {
 			name = fmt.Sprintf("#%d", i+1)
 		}
-		if !r.Quality.valid() {
+		if !r.Quality.Valid() {
 			return nil, fmt.Errorf("rule %q: quality %q, need off, fast or high", name, r.Quality)
 		}
 		prog, err := expr.Compile(r.When, expr.Env(env), expr.AsBool())
@@ -59,8 +51,9 @@ func CheckRules(rules []Rule) error {
 
 // decision is a quality and who decided it.
 type decision struct {
-	quality       Quality
-	channel, rule string
+	quality Quality
+	channel state.Channel
+	rule    string
 }
 
 // decide applies the precedence: a called AE title that asks for high or off is
@@ -69,7 +62,7 @@ type decision struct {
 // skipped and reported.
 func decide(rules []rule, asked Quality, o *dcm.Object, in Incoming) (d decision, failed error) {
 	if asked == High || asked == Off {
-		return decision{quality: asked, channel: channelAE}, nil
+		return decision{quality: asked, channel: state.ChannelAE}, nil
 	}
 	if len(rules) > 0 && o != nil {
 		env := o.Keywords()
@@ -81,9 +74,9 @@ func decide(rules []rule, asked Quality, o *dcm.Object, in Incoming) (d decision
 				continue
 			}
 			if out == true {
-				return decision{quality: r.quality, channel: channelRule, rule: r.name}, failed
+				return decision{quality: r.quality, channel: state.ChannelRule, rule: r.name}, failed
 			}
 		}
 	}
-	return decision{quality: Fast, channel: channelDefault}, failed
+	return decision{quality: Fast, channel: state.ChannelDefault}, failed
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 func TestCheckRules(t *testing.T) {
@@ -32,15 +34,18 @@ func TestQualityPrecedence(t *testing.T) {
 	}
 	p := start(t, o)
 	for i, c := range []struct {
-		called, protocol              string
-		quality, channel, rule, state string
+		called, protocol string
+		quality          Quality
+		channel          state.Channel
+		rule             string
+		stage            state.Stage
 	}{
-		{"DENOISE", "t2", "fast", channelDefault, "", "denoised"},
-		{"DENOISE", "t2_HQ", "high", channelRule, "hq", "denoised"},
-		{"DENOISE", "scout", "off", channelRule, "no-scouts", "passed"},
-		{"DENOISE_HQ", "scout", "high", channelAE, "", "denoised"},
-		{"STORE", "t2_HQ", "off", channelAE, "", "passed"},
-		{"UNKNOWN", "t2", "fast", channelDefault, "", "denoised"},
+		{"DENOISE", "t2", "fast", state.ChannelDefault, "", "denoised"},
+		{"DENOISE", "t2_HQ", "high", state.ChannelRule, "hq", "denoised"},
+		{"DENOISE", "scout", "off", state.ChannelRule, "no-scouts", "passed"},
+		{"DENOISE_HQ", "scout", "high", state.ChannelAE, "", "denoised"},
+		{"STORE", "t2_HQ", "off", state.ChannelAE, "", "passed"},
+		{"UNKNOWN", "t2", "fast", state.ChannelDefault, "", "denoised"},
 	} {
 		im := slice(i+1, 1)
 		im.protocol = c.protocol
@@ -51,7 +56,7 @@ func TestQualityPrecedence(t *testing.T) {
 		}
 		eventually(t, "slice done", func() bool { return status(t, p, im.series).Waiting == 0 })
 		s := status(t, p, im.series)
-		if s.Quality != c.quality || s.Channel != c.channel || s.Rule != c.rule || s.Instances[0].State != c.state {
+		if s.Quality != c.quality || s.Channel != c.channel || s.Rule != c.rule || s.Instances[0].State != c.stage {
 			t.Errorf("%s to %s: quality %s by %s %s, state %s; want %+v", c.protocol, c.called, s.Quality, s.Channel, s.Rule, s.Instances[0].State, c)
 		}
 	}
@@ -77,7 +82,7 @@ func TestSecondSendRaisesQuality(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "original and derived object in the archive", func() bool { return a.count("pacs") == 2 })
-	if s := status(t, p, im.series); s.Quality != "high" || s.Channel != channelAE || s.Received != 1 {
+	if s := status(t, p, im.series); s.Quality != "high" || s.Channel != state.ChannelAE || s.Received != 1 {
 		t.Errorf("%+v", s)
 	}
 	if n := len(a.copies("pacs", im.sop)); n != 1 {

@@ -3,15 +3,8 @@ package pipeline
 import (
 	"time"
 
-	"github.com/diffdenoise/denoised/pipeline/spool"
-)
-
-// By what a series was found complete.
-const (
-	byFrames = "multi-frame" // one object holds the whole series
-	byCount  = "count"       // as many images as (0020,1002) × (0020,0105) announce
-	byQuiet  = "quiet"       // nothing more came for the quiet period
-	byMax    = "max"         // the hard limit
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // nextSeriesShare: once the same sender has begun another series, only this
@@ -42,8 +35,8 @@ type openSeries struct {
 
 type completion struct {
 	series int64
-	state  string
-	by     string
+	state  state.Series
+	by     state.CompleteBy
 	was    *openSeries // for putBack
 }
 
@@ -84,7 +77,7 @@ func (t *tracker) associationClosed(id uint64, now time.Time) {
 }
 
 // restore puts back a series that an earlier process was receiving.
-func (t *tracker) restore(s spool.Series) {
+func (t *tracker) restore(s journal.Series) {
 	t.series[s.ID] = &openSeries{peer: peer{s.Calling, s.Host}, opened: s.OpenedAt, last: s.LastAt, received: s.Received, expect: s.Expected}
 }
 
@@ -109,13 +102,13 @@ func (t *tracker) arrived(now time.Time, id int64, p peer, received, expect int6
 }
 
 // deadline is when s is complete if nothing more happens.
-func (t *tracker) deadline(s *openSeries) (at time.Time, by string) {
+func (t *tracker) deadline(s *openSeries) (at time.Time, by state.CompleteBy) {
 	if s.frames {
-		return s.last, byFrames
+		return s.last, state.ByFrames
 	}
 	// More images than announced: the announcement is wrong and means nothing.
 	if s.expect > 0 && s.received == s.expect {
-		return s.last, byCount
+		return s.last, state.ByCount
 	}
 	quiet, from := t.quiet, s.last
 	if t.open[s.peer] > 0 {
@@ -126,9 +119,9 @@ func (t *tracker) deadline(s *openSeries) (at time.Time, by string) {
 	if s.overtaken {
 		quiet, from = quiet/nextSeriesShare, s.last
 	}
-	at, by = from.Add(quiet), byQuiet
+	at, by = from.Add(quiet), state.ByQuiet
 	if end := s.opened.Add(t.max); end.Before(at) {
-		return end, byMax
+		return end, state.ByMax
 	}
 	return at, by
 }
@@ -141,11 +134,11 @@ func (t *tracker) due(now time.Time) []completion {
 		if at.After(now) {
 			continue
 		}
-		state := spool.SeriesComplete
-		if by == byMax || by == byQuiet && s.expect > s.received {
-			state = spool.SeriesIncomplete
+		end := state.SeriesComplete
+		if by == state.ByMax || by == state.ByQuiet && s.expect > s.received {
+			end = state.SeriesIncomplete
 		}
-		out = append(out, completion{series: id, state: state, by: by, was: s})
+		out = append(out, completion{series: id, state: end, by: by, was: s})
 		delete(t.series, id)
 		t.forget(s.peer)
 	}

@@ -7,7 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 var (
@@ -25,7 +25,7 @@ func testTracker() *tracker {
 }
 
 // never fails the test when a series ends before the given second; then it must end.
-func ends(t *testing.T, tr *tracker, series int64, sec float64, state, by string) {
+func ends(t *testing.T, tr *tracker, series int64, sec float64, end state.Series, by state.CompleteBy) {
 	t.Helper()
 	if got := tr.due(at(sec - 0.001)); len(got) != 0 {
 		t.Errorf("just before %v s: %+v", sec, got)
@@ -34,8 +34,8 @@ func ends(t *testing.T, tr *tracker, series int64, sec float64, state, by string
 		t.Errorf("next look at %v, want second %v", next, sec)
 	}
 	got := tr.due(at(sec))
-	if len(got) != 1 || got[0].series != series || got[0].state != state || got[0].by != by {
-		t.Errorf("at %v s: %+v, want series %d %s by %s", sec, got, series, state, by)
+	if len(got) != 1 || got[0].series != series || got[0].state != end || got[0].by != by {
+		t.Errorf("at %v s: %+v, want series %d %s by %s", sec, got, series, end, by)
 	}
 }
 
@@ -43,46 +43,46 @@ func TestSeriesEnds(t *testing.T) {
 	for name, c := range map[string]struct {
 		do    func(*tracker)
 		sec   float64
-		state string
-		by    string
+		state state.Series
+		by    state.CompleteBy
 	}{
-		"quiet without association": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 0, false) }, 20, spool.SeriesComplete, byQuiet},
+		"quiet without association": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 0, false) }, 20, state.SeriesComplete, state.ByQuiet},
 		"quiet counts from the last image": {func(tr *tracker) {
 			tr.arrived(at(0), 1, mr1, 1, 0, false)
 			tr.arrived(at(15), 1, mr1, 2, 0, false)
-		}, 35, spool.SeriesComplete, byQuiet},
+		}, 35, state.SeriesComplete, state.ByQuiet},
 		"open association waits longer": {func(tr *tracker) {
 			tr.associationOpened(7, mr1)
 			tr.arrived(at(0), 1, mr1, 1, 0, false)
-		}, 60, spool.SeriesComplete, byQuiet},
+		}, 60, state.SeriesComplete, state.ByQuiet},
 		"somebody else's association does not": {func(tr *tracker) {
 			tr.associationOpened(7, mr2)
 			tr.arrived(at(0), 1, mr1, 1, 0, false)
-		}, 20, spool.SeriesComplete, byQuiet},
+		}, 20, state.SeriesComplete, state.ByQuiet},
 		"quiet counts from the close": {func(tr *tracker) {
 			tr.associationOpened(7, mr1)
 			tr.arrived(at(0), 1, mr1, 1, 0, false)
 			tr.associationClosed(7, at(30))
-		}, 50, spool.SeriesComplete, byQuiet},
+		}, 50, state.SeriesComplete, state.ByQuiet},
 		"one of two associations closed": {func(tr *tracker) {
 			tr.associationOpened(7, mr1)
 			tr.associationOpened(8, mr1)
 			tr.arrived(at(0), 1, mr1, 1, 0, false)
 			tr.associationClosed(7, at(5))
-		}, 60, spool.SeriesComplete, byQuiet},
+		}, 60, state.SeriesComplete, state.ByQuiet},
 		"expected count reached": {func(tr *tracker) {
 			tr.associationOpened(7, mr1)
 			tr.arrived(at(0), 1, mr1, 1, 2, false)
 			tr.arrived(at(3), 1, mr1, 2, 2, false)
-		}, 3, spool.SeriesComplete, byCount},
-		"expected count not reached":       {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 2, false) }, 20, spool.SeriesIncomplete, byQuiet},
-		"more than expected means nothing": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 3, 2, false) }, 20, spool.SeriesComplete, byQuiet},
-		"multi-frame":                      {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 0, true) }, 0, spool.SeriesComplete, byFrames},
+		}, 3, state.SeriesComplete, state.ByCount},
+		"expected count not reached":       {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 2, false) }, 20, state.SeriesIncomplete, state.ByQuiet},
+		"more than expected means nothing": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 3, 2, false) }, 20, state.SeriesComplete, state.ByQuiet},
+		"multi-frame":                      {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 0, true) }, 0, state.SeriesComplete, state.ByFrames},
 		"hard limit": {func(tr *tracker) {
 			for s := 0.0; s <= 1790; s += 10 {
 				tr.arrived(at(s), 1, mr1, 1, 0, false)
 			}
-		}, 1800, spool.SeriesIncomplete, byMax},
+		}, 1800, state.SeriesIncomplete, state.ByMax},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tr := testTracker()
@@ -103,11 +103,11 @@ func TestNextSeriesShortensTheWait(t *testing.T) {
 	tr.associationOpened(7, mr1)
 	tr.arrived(at(0), 1, mr1, 1, 0, false)
 	tr.arrived(at(2), 2, mr1, 1, 0, false)
-	ends(t, tr, 1, 15, spool.SeriesComplete, byQuiet) // a quarter of 60 s
+	ends(t, tr, 1, 15, state.SeriesComplete, state.ByQuiet) // a quarter of 60 s
 	// A late image opens it again, and now the other one is overtaken.
 	tr.arrived(at(16), 1, mr1, 2, 0, false)
-	ends(t, tr, 2, 17, spool.SeriesComplete, byQuiet)
-	ends(t, tr, 1, 76, spool.SeriesComplete, byQuiet)
+	ends(t, tr, 2, 17, state.SeriesComplete, state.ByQuiet)
+	ends(t, tr, 1, 76, state.SeriesComplete, state.ByQuiet)
 }
 
 // Whatever happens, a series ends, no earlier than a quarter of the quiet
@@ -120,7 +120,7 @@ func TestSeriesAlwaysEnd(t *testing.T) {
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			now += rapid.Float64Range(0, 30).Draw(t, "pause")
 			for _, c := range tr.due(at(now)) {
-				if c.by == byQuiet && now < last[c.series]+5 {
+				if c.by == state.ByQuiet && now < last[c.series]+5 {
 					t.Fatalf("series %d ended %v s after its last image", c.series, now-last[c.series])
 				}
 				delete(last, c.series)
@@ -164,13 +164,13 @@ func TestSeriesIsReopened(t *testing.T) {
 			break
 		}
 	}
-	if s := status(t, p, slice(1, 1).series); s.State != spool.SeriesComplete || s.CompleteBy != byQuiet {
+	if s := status(t, p, slice(1, 1).series); s.State != state.SeriesComplete || s.CompleteBy != state.ByQuiet {
 		t.Fatalf("%s by %s", s.State, s.CompleteBy)
 	}
 	receive(t, p, slice(1, 2))
 	eventually(t, "complete again", func() bool {
 		s := status(t, p, slice(1, 1).series)
-		return s.Reopened == 1 && s.Received == 2 && s.State == spool.SeriesComplete
+		return s.Reopened == 1 && s.Received == 2 && s.State == state.SeriesComplete
 	})
 }
 
@@ -186,7 +186,7 @@ func TestOpenSeriesSurviveARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	p = start(t, o)
-	eventually(t, "series complete", func() bool { return status(t, p, slice(1, 1).series).State == spool.SeriesComplete })
+	eventually(t, "series complete", func() bool { return status(t, p, slice(1, 1).series).State == state.SeriesComplete })
 }
 
 // A series whose end could not be recorded is due again; an image that came
@@ -241,5 +241,5 @@ func TestCompletionIsTriedAgain(t *testing.T) {
 	clk.advance(21 * time.Second)
 	eventually(t, "the end is not recorded", func() bool { return failed.Load() > 0 })
 	bad.Store(false)
-	eventually(t, "the end is recorded", func() bool { clk.advance(time.Second); return status(t, p, im.series).State == spool.SeriesComplete })
+	eventually(t, "the end is recorded", func() bool { clk.advance(time.Second); return status(t, p, im.series).State == state.SeriesComplete })
 }

@@ -11,7 +11,8 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/derive"
-	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // ErrUnknownSeries says that there is no such series, image or file.
@@ -19,26 +20,26 @@ var ErrUnknownSeries = errors.New("not known")
 
 // SeriesStatus is what there is to say about a series, without patient data.
 type SeriesStatus struct {
-	ID         int64     `json:"id"`
-	UID        string    `json:"uid"` // "?<calling AE title>" collects objects without one
-	StudyUID   string    `json:"studyUid"`
-	Modality   string    `json:"modality"`
-	Protocol   string    `json:"protocol"`
-	Number     int64     `json:"number"`
-	Calling    string    `json:"callingAeTitle"`
-	Called     string    `json:"calledAeTitle"`
-	Host       string    `json:"host"`
-	State      string    `json:"state"`                // receiving, complete, incomplete
-	CompleteBy string    `json:"completeBy,omitempty"` // multi-frame, count, quiet, max
-	Expected   int64     `json:"expected,omitempty"`   // images announced by the scanner
-	Missing    int64     `json:"missing,omitempty"`    // announced and not there
-	Reopened   int64     `json:"reopened,omitempty"`   // times that an image came late
-	FirstAt    time.Time `json:"firstAt"`
-	LastAt     time.Time `json:"lastAt"`
-	CompleteAt time.Time `json:"completeAt,omitzero"`
-	Quality    string    `json:"quality"` // what a person asked for, else the highest that was asked for
-	Channel    string    `json:"channel"` // what asked for it: flag, called-ae, rule, default
-	Rule       string    `json:"rule,omitempty"`
+	ID         int64            `json:"id"`
+	UID        string           `json:"uid"` // "?<calling AE title>" collects objects without one
+	StudyUID   string           `json:"studyUid"`
+	Modality   string           `json:"modality"`
+	Protocol   string           `json:"protocol"`
+	Number     int64            `json:"number"`
+	Calling    string           `json:"callingAeTitle"`
+	Called     string           `json:"calledAeTitle"`
+	Host       string           `json:"host"`
+	State      state.Series     `json:"state"`                // receiving, complete, incomplete
+	CompleteBy state.CompleteBy `json:"completeBy,omitempty"` // multi-frame, count, quiet, max
+	Expected   int64            `json:"expected,omitempty"`   // images announced by the scanner
+	Missing    int64            `json:"missing,omitempty"`    // announced and not there
+	Reopened   int64            `json:"reopened,omitempty"`   // times that an image came late
+	FirstAt    time.Time        `json:"firstAt"`
+	LastAt     time.Time        `json:"lastAt"`
+	CompleteAt time.Time        `json:"completeAt,omitzero"`
+	Quality    Quality          `json:"quality"` // what a person asked for, else the highest that was asked for
+	Channel    state.Channel    `json:"channel"` // what asked for it: flag, called-ae, rule, default
+	Rule       string           `json:"rule,omitempty"`
 
 	Flag *FlagStatus `json:"flag,omitempty"` // what a person asked for
 	High *HighStatus `json:"high,omitempty"` // the high pass, if it was asked for
@@ -51,14 +52,14 @@ type SeriesStatus struct {
 	Conflict int64 `json:"conflict"` // other bytes under a known UID: kept, not forwarded
 	Lost     int64 `json:"lost"`
 
-	Reasons      map[string]int64    `json:"reasons,omitempty"` // of passed and failed; of denoised: unchanged, gate, blended (see Remarks)
-	Destinations []DestinationStatus `json:"destinations"`
-	Instances    []InstanceStatus    `json:"instances,omitempty"` // SeriesByUID only
+	Reasons      map[state.Reason]int64 `json:"reasons,omitempty"` // of passed and failed; of denoised: unchanged, gate, blended (see Remarks)
+	Destinations []DestinationStatus    `json:"destinations"`
+	Instances    []InstanceStatus       `json:"instances,omitempty"` // SeriesByUID only
 }
 
 // FlagStatus is what a person asked for a series.
 type FlagStatus struct {
-	Quality string    `json:"quality"`
+	Quality Quality   `json:"quality"`
 	Why     string    `json:"why,omitempty"`
 	By      string    `json:"by,omitempty"`
 	At      time.Time `json:"at"`
@@ -86,8 +87,8 @@ type HighStatus struct {
 	Copies int64  `json:"copies,omitempty"` // made for images that the method failed for
 	Failed int64  `json:"failed,omitempty"`
 
-	Reasons map[string]int64 `json:"reasons,omitempty"` // unchanged, gate, blended, or why there is a copy or nothing
-	Now     *HighStep        `json:"now,omitempty"`
+	Reasons map[state.Reason]int64 `json:"reasons,omitempty"` // unchanged, gate, blended, or why there is a copy or nothing
+	Now     *HighStep              `json:"now,omitempty"`
 	// RemainingSeconds is an estimate; 0: not known.
 	RemainingSeconds float64 `json:"remainingSeconds,omitempty"`
 }
@@ -100,15 +101,23 @@ func (s SeriesStatus) Remarks() string { return remarks(s.Reasons) }
 // images that it failed for.
 func (h HighStatus) Remarks() string { return remarks(h.Reasons) }
 
-var remarkWords = []struct{ reason, text string }{{reasonUnchanged, "unchanged"}, {derive.HeldBack, "held back"}, {derive.Blended, "in part"}}
+var remarkWords = []struct {
+	reason state.Reason
+	text   string
+}{{state.ReasonUnchanged, "unchanged"}, {derive.HeldBack, "held back"}, {derive.Blended, "in part"}}
 
 // isRemark tells whether a reason is about a derived object that is there. That of a
 // lost image says nothing any more.
-func isRemark(reason string) bool {
-	return slices.ContainsFunc(remarkWords, func(w struct{ reason, text string }) bool { return w.reason == reason })
+func isRemark(reason state.Reason) bool {
+	return slices.ContainsFunc(remarkWords, func(w struct {
+		reason state.Reason
+		text   string
+	}) bool {
+		return w.reason == reason
+	})
 }
 
-func remarks(reasons map[string]int64) string {
+func remarks(reasons map[state.Reason]int64) string {
 	var out []string
 	for _, r := range remarkWords {
 		if n := reasons[r.reason]; n > 0 {
@@ -151,11 +160,11 @@ type InstanceStatus struct {
 	Frames         int64            `json:"frames"`
 	Bytes          int64            `json:"bytes"`
 	ReceivedAt     time.Time        `json:"receivedAt"`
-	State          string           `json:"state"` // queued, denoised, passed, failed, conflict, lost, made
-	Reason         string           `json:"reason,omitempty"`
+	State          state.Stage      `json:"state"` // queued, denoised, passed, failed, conflict, lost, made
+	Reason         state.Reason     `json:"reason,omitempty"`
 	Detail         string           `json:"detail,omitempty"`
-	Quality        string           `json:"quality"`
-	Channel        string           `json:"channel"`
+	Quality        Quality          `json:"quality"`
+	Channel        state.Channel    `json:"channel"`
 	Rule           string           `json:"rule,omitempty"`
 	Attempts       int64            `json:"attempts,omitempty"`
 	High           *InstanceHigh    `json:"high,omitempty"`  // original: its place in the high lane
@@ -166,21 +175,21 @@ type InstanceStatus struct {
 
 // InstanceHigh is the place of an original in the high lane.
 type InstanceHigh struct {
-	State    string `json:"state"` // queued, denoised, failed
-	Reason   string `json:"reason,omitempty"`
-	Detail   string `json:"detail,omitempty"`
-	Copy     bool   `json:"copy,omitempty"` // the derived object is, or is to be, a copy
-	Attempts int64  `json:"attempts,omitempty"`
+	State    state.Stage  `json:"state"` // queued, denoised, failed
+	Reason   state.Reason `json:"reason,omitempty"`
+	Detail   string       `json:"detail,omitempty"`
+	Copy     bool         `json:"copy,omitempty"` // the derived object is, or is to be, a copy
+	Attempts int64        `json:"attempts,omitempty"`
 }
 
 // DeliveryStatus is one image on its way to one destination.
 type DeliveryStatus struct {
-	Destination string    `json:"destination"`
-	State       string    `json:"state"` // queued, stored, refused, damaged
-	Attempts    int64     `json:"attempts"`
-	Status      string    `json:"status,omitempty"` // last DICOM status, four hexadecimal digits
-	Detail      string    `json:"detail,omitempty"`
-	DoneAt      time.Time `json:"doneAt,omitzero"`
+	Destination string         `json:"destination"`
+	State       state.Delivery `json:"state"` // queued, stored, refused, damaged
+	Attempts    int64          `json:"attempts"`
+	Status      string         `json:"status,omitempty"` // last DICOM status, four hexadecimal digits
+	Detail      string         `json:"detail,omitempty"`
+	DoneAt      time.Time      `json:"doneAt,omitzero"`
 }
 
 const (
@@ -254,11 +263,11 @@ func (p *Pipeline) SeriesByUID(ctx context.Context, uid string) (*SeriesStatus, 
 	return st, nil
 }
 
-func (p *Pipeline) status(ctx context.Context, s spool.Series) (*SeriesStatus, error) {
+func (p *Pipeline) status(ctx context.Context, s journal.Series) (*SeriesStatus, error) {
 	st := &SeriesStatus{ID: s.ID, UID: s.Key, StudyUID: s.Study, Modality: s.Modality, Protocol: s.Protocol, Number: s.Number, Calling: s.Calling, Called: s.Called, Host: s.Host,
 		State: s.State, CompleteBy: s.CompleteBy, Expected: s.Expected, Missing: max(0, s.Expected-s.Received), Reopened: s.Reopened,
 		FirstAt: s.FirstAt, LastAt: s.LastAt, CompleteAt: s.CompleteAt, Quality: s.Quality, Channel: s.Channel, Rule: s.Rule,
-		Received: s.Received, Reasons: map[string]int64{}, Destinations: []DestinationStatus{}}
+		Received: s.Received, Reasons: map[state.Reason]int64{}, Destinations: []DestinationStatus{}}
 	f, err := p.jrnl.Flag(ctx, s.Key)
 	if err != nil {
 		return nil, err
@@ -275,20 +284,20 @@ func (p *Pipeline) status(ctx context.Context, s spool.Series) (*SeriesStatus, e
 	}
 	for _, c := range stages {
 		switch c.Stage {
-		case spool.StageQueued:
+		case state.Queued:
 			st.Waiting += c.Count
-		case spool.StageDenoised:
+		case state.Denoised:
 			st.Denoised += c.Count
-		case spool.StagePassed:
+		case state.Passed:
 			st.Passed += c.Count
-		case spool.StageFailed:
+		case state.Failed:
 			st.Failed += c.Count
-		case spool.StageConflict:
+		case state.Conflict:
 			st.Conflict += c.Count
-		case spool.StageLost:
+		case state.Lost:
 			st.Lost += c.Count
 		}
-		if c.Reason != "" && (c.Stage == spool.StageDenoised || !isRemark(c.Reason)) {
+		if c.Reason != "" && (c.Stage == state.Denoised || !isRemark(c.Reason)) {
 			st.Reasons[c.Reason] += c.Count
 		}
 	}
@@ -304,13 +313,13 @@ func (p *Pipeline) status(ctx context.Context, s spool.Series) (*SeriesStatus, e
 		}
 		d := &st.Destinations[i]
 		switch c.State {
-		case spool.DeliveryQueued:
+		case state.DeliveryQueued:
 			d.Queued = c.Count
-		case spool.DeliveryStored:
+		case state.DeliveryStored:
 			d.Stored, d.Warnings = c.Count, c.Warnings
-		case spool.DeliveryRefused:
+		case state.DeliveryRefused:
 			d.Refused, d.Detail = c.Count, c.Detail
-		case spool.DeliveryDamaged:
+		case state.DeliveryDamaged:
 			d.Damaged, d.Detail = c.Count, c.Detail
 		}
 	}
@@ -318,40 +327,40 @@ func (p *Pipeline) status(ctx context.Context, s spool.Series) (*SeriesStatus, e
 }
 
 // highStatus sums up the high pass of a series; nil when there is nothing to say.
-func (p *Pipeline) highStatus(ctx context.Context, s spool.Series) (*HighStatus, error) {
+func (p *Pipeline) highStatus(ctx context.Context, s journal.Series) (*HighStatus, error) {
 	counts, err := p.jrnl.HighCounts(ctx, s.ID)
 	if err != nil {
 		return nil, err
 	}
-	wanted := s.Quality == string(High)
+	wanted := s.Quality == High
 	if len(counts) == 0 && !wanted {
 		return nil, nil
 	}
-	h := &HighStatus{Reasons: map[string]int64{}}
+	h := &HighStatus{Reasons: map[state.Reason]int64{}}
 	var queued, impossible int64
 	for _, c := range counts {
 		h.Images += c.Count
-		if c.Reason != "" && (c.Stage == spool.StageDenoised || !isRemark(c.Reason)) {
+		if c.Reason != "" && (c.Stage == state.Denoised || !isRemark(c.Reason)) {
 			h.Reasons[c.Reason] += c.Count
 		}
 		switch c.Stage {
-		case spool.StageQueued:
+		case state.Queued:
 			queued += c.Count
-		case spool.StageDenoised:
+		case state.Denoised:
 			h.Done += c.Count
 			if c.Fill {
 				h.Copies += c.Count
 			}
-		case spool.StageFailed:
+		case state.Failed:
 			h.Failed += c.Count
 			h.Detail = c.Detail
-			if c.Reason == spool.ReasonNotPossible {
+			if c.Reason == state.ReasonNotPossible {
 				impossible += c.Count
 			}
 		}
 	}
 	h.Now = p.highNow(s.ID)
-	receiving := s.State == spool.SeriesReceiving
+	receiving := s.State == state.SeriesReceiving
 	possible, why := p.HighPossible(s.Modality)
 	switch {
 	case h.Now != nil:
@@ -433,7 +442,7 @@ func (p *Pipeline) OpenObject(ctx context.Context, seriesUID string, n int, whic
 
 // find returns the row of what OpenObject opens, and what is on record about it: why
 // a derived object is not the plain result of its method, empty if it is.
-func (p *Pipeline) find(ctx context.Context, seriesUID string, n int, which string) (found spool.Instance, remark string, err error) {
+func (p *Pipeline) find(ctx context.Context, seriesUID string, n int, which string) (found journal.Instance, remark string, err error) {
 	none := fmt.Errorf("series %q image %d %s: %w", seriesUID, n, which, ErrUnknownSeries)
 	s, err := p.jrnl.SeriesByKey(ctx, seriesUID)
 	if err != nil {
@@ -450,11 +459,11 @@ func (p *Pipeline) find(ctx context.Context, seriesUID string, n int, which stri
 		return found, "", none
 	}
 	found = *original
-	switch which {
-	case "original":
-	case string(Fast), string(High):
+	switch quality := Quality(which); {
+	case which == "original":
+	case quality == Fast || quality == High:
 		// The last one, should there be objects of several models.
-		d, err := p.jrnl.Derived(ctx, found.ID, which)
+		d, err := p.jrnl.Derived(ctx, found.ID, quality)
 		if err != nil {
 			return found, "", err
 		}
@@ -462,7 +471,7 @@ func (p *Pipeline) find(ctx context.Context, seriesUID string, n int, which stri
 			return found, "", none
 		}
 		reason, detail := found.Reason, found.Detail
-		if which == string(High) {
+		if quality == High {
 			h, err := p.jrnl.High(ctx, found.ID)
 			if err != nil {
 				return found, "", err
@@ -471,7 +480,7 @@ func (p *Pipeline) find(ctx context.Context, seriesUID string, n int, which stri
 				reason, detail = h.Reason, h.Detail
 			}
 		}
-		found, remark = *d, strings.TrimSuffix(reason+": "+detail, ": ")
+		found, remark = *d, strings.TrimSuffix(string(reason)+": "+detail, ": ")
 	default:
 		return found, "", none
 	}
@@ -482,7 +491,7 @@ func (p *Pipeline) find(ctx context.Context, seriesUID string, n int, which stri
 }
 
 // open opens and scans the file of a row.
-func (p *Pipeline) open(in spool.Instance) (*dcm.Object, io.Closer, error) {
+func (p *Pipeline) open(in journal.Instance) (*dcm.Object, io.Closer, error) {
 	f, err := p.store.Open(in.File)
 	if err != nil {
 		return nil, nil, err
@@ -538,7 +547,7 @@ func (p *Pipeline) Check() Health {
 	depths, err := p.jrnl.Depths(ctx)
 	bad(err)
 	now := p.clock.Now()
-	queue := func(d spool.Depth) QueueHealth {
+	queue := func(d journal.Depth) QueueHealth {
 		q := QueueHealth{Waiting: d.Count}
 		if d.Count > 0 {
 			q.Age = now.Sub(d.Oldest)

@@ -14,6 +14,8 @@ import (
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/evidence"
 	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // listener is a HighDenoiser that notes what it hears of series. Each frame tells {1, its
@@ -81,7 +83,7 @@ func tells(list ...image) (all evidence.Sums) {
 // told is what the journal of a folder has of series 1.
 func told(t testing.TB, state string) evidence.Sums {
 	t.Helper()
-	j, _, err := spool.OpenJournal(t.Context(), filepath.Join(state, "journal.db"), nil, nil)
+	j, _, err := journal.Open(t.Context(), filepath.Join(state, "journal.db"), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +131,7 @@ func TestToldBySlices(t *testing.T) {
 	}
 	one, two, three, four := slice(1, 1), slice(1, 2), slice(1, 3), slice(1, 4)
 	next("first slice", one, nil)
-	if s := status(t, p, one.series); s.State != spool.SeriesReceiving {
+	if s := status(t, p, one.series); s.State != state.SeriesReceiving {
 		t.Errorf("the first slice waited until the series was %s", s.State)
 	}
 	next("second slice", two, tells(one))

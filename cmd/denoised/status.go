@@ -225,7 +225,7 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 		if text := r.Remarks(); text != "" {
 			denoised += " (" + text + ")"
 		}
-		quality := r.Quality
+		quality := string(r.Quality)
 		if r.High != nil {
 			quality += " (" + highProgress(r.High) + ")"
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/internal/testdata"
 	"github.com/diffdenoise/denoised/pipeline"
-	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // TestCorpus sends everything else there is: other vendors, compressed, colour,
@@ -221,10 +221,10 @@ func corpusRound(t *testing.T, dir string, files []string) (n tally) {
 		}
 		t.Logf("%-9s %-16s %s  %s", st.State, st.Reason, name(r.File), st.Detail)
 		switch st.State {
-		case spool.StageDenoised:
+		case state.Denoised:
 			n.derived++
 			sources[uid] = true
-		case spool.StagePassed:
+		case state.Passed:
 			if st.Reason == "" {
 				t.Errorf("%s: passed on without a reason", name(r.File))
 			}
@@ -232,9 +232,9 @@ func corpusRound(t *testing.T, dir string, files []string) (n tally) {
 			t.Errorf("%s: state %q (%s: %s)", name(r.File), st.State, st.Reason, st.Detail)
 		}
 		switch d := delivery(st, "pacs"); {
-		case orthancTakes[r.File] && d.State == spool.DeliveryStored:
+		case orthancTakes[r.File] && d.State == state.DeliveryStored:
 			n.archived++
-		case !orthancTakes[r.File] && d.State != spool.DeliveryStored:
+		case !orthancTakes[r.File] && d.State != state.DeliveryStored:
 			n.unarchived++
 		default:
 			t.Errorf("%s: Orthanc takes it directly: %v; from us: %q, status %s %s", name(r.File), orthancTakes[r.File], d.State, d.Status, d.Detail)
@@ -296,7 +296,7 @@ func (s *system) forwarded(limit time.Duration, hopeless func(uid string, d pipe
 			}
 			for uid, st := range s.instancesOf(series.UID) {
 				for _, d := range st.Deliveries {
-					if d.State == spool.DeliveryQueued && !hopeless(uid, d) {
+					if d.State == state.DeliveryQueued && !hopeless(uid, d) {
 						return fmt.Errorf("%s waits for %s after %d attempts (%s)", uid, d.Destination, d.Attempts, d.Detail)
 					}
 				}

@@ -15,7 +15,7 @@ import (
 
 	"github.com/diffdenoise/denoised/internal/testdata"
 	"github.com/diffdenoise/denoised/pipeline/derive"
-	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // denoisable is the number of images of each real series that must come back
@@ -357,8 +357,8 @@ func secondPass(t *testing.T, s *system, through route, derived map[string]sourc
 	status := s.instances()
 	for _, d := range derived {
 		uid := value(d, "0008,0018")
-		if got := status[uid]; got.State != spool.StagePassed || got.Reason != string(derive.AlreadyDenoised) {
-			t.Errorf("%s, derived, was sent back: state %q, reason %q, want %q, %q", uid, got.State, got.Reason, spool.StagePassed, derive.AlreadyDenoised)
+		if got := status[uid]; got.State != state.Passed || got.Reason != state.Reason(derive.AlreadyDenoised) {
+			t.Errorf("%s, derived, was sent back: state %q, reason %q, want %q, %q", uid, got.State, got.Reason, state.Passed, derive.AlreadyDenoised)
 		}
 	}
 }

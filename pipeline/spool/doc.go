@@ -1,9 +1,8 @@
-// Package spool keeps what the pipeline must not forget: image files and the
-// journal that says what has happened to each of them.
+// Package spool keeps the image files, so that none is lost or changed, and a file for each thing that people
+// asked for. What has happened to an image is in package journal.
 //
-// The two types a reader needs are [Store] (files: stream in, make durable,
-// verify, remove) and [Journal] (SQLite: instances, series, deliveries).
-// A Store file carries enough to rebuild the Journal, see [Record].
+// The type a reader needs is [Store]: stream in, make durable, verify, remove. A file carries enough to rebuild the
+// journal, see [Record].
 //
 // # What is assumed about the disk
 //

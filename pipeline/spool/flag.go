@@ -11,6 +11,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // flagDir holds one file for each flagged series, so that a rebuilt journal
@@ -26,11 +28,11 @@ const (
 
 // Flag is what a person asked for a series.
 type Flag struct {
-	Key     string    `json:"series"`  // series UID
-	Quality string    `json:"quality"` // high, fast, off
-	Why     string    `json:"why,omitempty"`
-	By      string    `json:"by,omitempty"` // who, or by what means
-	At      time.Time `json:"at"`
+	Key     string        `json:"series"`  // series UID
+	Quality state.Quality `json:"quality"` // high, fast, off
+	Why     string        `json:"why,omitempty"`
+	By      string        `json:"by,omitempty"` // who, or by what means
+	At      time.Time     `json:"at"`
 }
 
 type flagFile struct {

@@ -1,4 +1,4 @@
-package spool
+package journal
 
 import (
 	"context"
@@ -6,193 +6,44 @@ import (
 	"errors"
 	"fmt"
 	"time"
-)
 
-// Words of this file that are also those of the pipeline.
-const (
-	qualityHigh = "high"
-	qualityOff  = "off"
-	// ChannelFlag says that a person asked for the quality.
-	ChannelFlag = "flag"
-
-	reasonOff = "off" // passed because nothing else was asked for
-)
-
-// Reasons in the high lane that are set by the journal itself, or that it
-// looks for.
-const (
-	ReasonNotPossible = "not-possible" // the model has no networks for it
-	ReasonStopped     = "stopped"      // so many images failed that the rest was not tried
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // StopHighAfter is how many images of a series may fail before one succeeds;
 // then its high pass is given up.
 const StopHighAfter = 5
 
-// ErrPurged says that no original of the series is held any more.
-var ErrPurged = errors.New("the originals were delivered and removed")
-
-// ErrNotWanted says that an image is not waiting any more for what was made of it.
-var ErrNotWanted = errors.New("it was called off")
-
 // Start is the state in which an image enters the high lane: the zero value
 // waits, one with a reason has failed at once.
-type Start struct{ Reason, Detail string }
+type Start struct {
+	Reason state.Reason
+	Detail string
+}
 
-func (s Start) stage() string {
+func (s Start) stage() state.Stage {
 	if s.Reason != "" {
-		return StageFailed
+		return state.Failed
 	}
-	return StageQueued
+	return state.Queued
 }
 
 // denoisable: the image may be denoised by what its header says, and is held.
-const denoisable = `i.kind='original' AND i.variant=0 AND i.gone=0 AND (i.stage IN ('queued','denoised')
-	OR i.stage='failed' AND i.reason<>'damaged' OR i.stage='passed' AND i.reason LIKE 'gate%')`
+var denoisable = `i.kind='original' AND i.variant=0 AND i.gone=0 AND (i.stage IN ('queued','denoised')
+	OR i.stage='failed' AND i.reason<>'damaged' OR i.stage='passed' AND i.reason IN (` + state.ImpossibleSQL() + `))`
 
 // startHigh gives the images that fulfil where a place in the high lane. One
 // that failed there starts again, others keep their state.
 func (t *tx) startHigh(s Start, at int64, where string, args ...any) error {
 	_, err := t.exec(`INSERT INTO high(original,series,stage,reason,detail,since) SELECT i.id,i.series,?,?,?,? FROM instance i WHERE `+where+` AND `+denoisable+`
 		ON CONFLICT(original) DO UPDATE SET stage=excluded.stage, reason=excluded.reason, detail=excluded.detail, fill=0, attempts=0, next_at=0, since=excluded.since WHERE high.stage='failed'`,
-		append([]any{s.stage(), s.Reason, clip(s.Detail, maxDetail), at}, args...)...)
+		append([]any{s.stage(), s.Reason, clip(s.Detail), at}, args...)...)
 	return err
-}
-
-// decide makes an image follow the flag of its series.
-func (f *Flag) decide(in *Instance) {
-	in.Quality, in.Channel, in.Rule = f.Quality, ChannelFlag, ""
-	switch {
-	case f.Quality == qualityOff && in.Stage == StageQueued:
-		in.Stage, in.Reason, in.Detail = StagePassed, reasonOff, ""
-	case f.Quality != qualityOff && in.Stage == StagePassed && in.Reason == reasonOff:
-		in.Stage, in.Reason, in.Detail = StageQueued, "", ""
-	}
-}
-
-func (t *tx) flag(key string) (f Flag, ok bool, err error) {
-	var at int64
-	err = t.row(`SELECT quality, why, who, at FROM flag WHERE key=?`, []any{key}, &f.Quality, &f.Why, &f.By, &at)
-	if errors.Is(err, sql.ErrNoRows) {
-		return Flag{}, false, nil
-	}
-	f.Key, f.At = key, fromNanos(at)
-	return f, err == nil, err
-}
-
-// Flagged is what SetFlag found.
-type Flagged struct {
-	Series    int64 // row of the series; 0: it is not here yet
-	Originals int64 // images received, without those in conflict
-	Gone      int64 // of these, removed from the spool after delivery
-	High      int64 // images that the high pass covers now, finished ones included
-}
-
-// SetFlag records what a person asks for a series, which may not be here yet,
-// and makes the images that are here follow: with high each that may be
-// denoised gets its place in the high lane, with fast those that wait there
-// lose it, with off those that nothing was made of yet are passed on as they
-// came. What is finished stays. On ErrPurged nothing changes.
-func (j *Journal) SetFlag(f Flag, start Start) (Flagged, error) {
-	var out Flagged
-	err := j.change("record flag", func(t *tx) error {
-		out = Flagged{}
-		at := nanos(f.At)
-		err := t.row(`SELECT id FROM series WHERE key=?`, []any{f.Key}, &out.Series)
-		if err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return err
-		}
-		if _, err := t.exec(`INSERT INTO flag(key,quality,why,who,at) VALUES(?,?,?,?,?) ON CONFLICT(key) DO UPDATE SET quality=excluded.quality, why=excluded.why, who=excluded.who, at=excluded.at`,
-			f.Key, f.Quality, f.Why, f.By, at); err != nil {
-			return err
-		}
-		if out.Series == 0 {
-			return nil
-		}
-		const mine = `series=? AND kind='original' AND variant=0 AND gone=0`
-		if _, err := t.exec(`UPDATE series SET quality=?, channel='flag', rule='' WHERE id=?`, f.Quality, out.Series); err != nil {
-			return err
-		}
-		if _, err := t.exec(`UPDATE instance SET quality=?, channel='flag', rule='' WHERE `+mine, f.Quality, out.Series); err != nil {
-			return err
-		}
-		if f.Quality == qualityOff {
-			_, err = t.exec(`UPDATE instance SET stage='passed', reason='off', detail='' WHERE stage='queued' AND `+mine, out.Series)
-		} else {
-			_, err = t.exec(`UPDATE instance SET stage='queued', reason='', detail='', attempts=0, next_at=0 WHERE stage='passed' AND reason='off' AND `+mine, out.Series)
-		}
-		if err != nil {
-			return err
-		}
-		if f.Quality == qualityHigh {
-			err = t.startHigh(start, at, `i.series=?`, out.Series)
-		} else {
-			_, err = t.exec(`DELETE FROM high WHERE series=? AND stage<>'denoised'`, out.Series)
-		}
-		if err != nil {
-			return err
-		}
-		err = t.row(`SELECT count(*), coalesce(sum(gone<>0),0), (SELECT count(*) FROM high WHERE series=?1) FROM instance WHERE series=?1 AND kind='original' AND variant=0`,
-			[]any{out.Series}, &out.Originals, &out.Gone, &out.High)
-		if err == nil && f.Quality == qualityHigh && out.High == 0 && out.Gone > 0 && out.Gone == out.Originals {
-			return ErrPurged
-		}
-		return err
-	})
-	return out, err
-}
-
-// Flag reads the flag of a series; nil when there is none.
-func (j *Journal) Flag(ctx context.Context, key string) (*Flag, error) {
-	l, err := j.flags(ctx, `WHERE key=?`, key)
-	if err != nil || len(l) == 0 {
-		return nil, err
-	}
-	return &l[0], nil
-}
-
-// FlagsAhead counts the flags of other series than key that are not here.
-func (j *Journal) FlagsAhead(ctx context.Context, key string) (n int64, err error) {
-	if err := j.db.QueryRowContext(ctx, `SELECT count(*) FROM flag f WHERE f.key<>? AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=f.key)`, key).Scan(&n); err != nil {
-		return 0, journalErr("count flags", err)
-	}
-	return n, nil
-}
-
-// StaleFlags lists up to n flags set before the given time for series that are
-// not here, or not here any more.
-func (j *Journal) StaleFlags(ctx context.Context, before time.Time, n int) ([]Flag, error) {
-	return j.flags(ctx, `f WHERE at<? AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=f.key) ORDER BY at LIMIT ?`, nanos(before), n)
-}
-
-func (j *Journal) flags(ctx context.Context, where string, args ...any) ([]Flag, error) {
-	return list(ctx, j, "read flags", `SELECT key, quality, why, who, at FROM flag `+where, args, func(scan func(...any) error) (f Flag, err error) {
-		var at int64
-		err = scan(&f.Key, &f.Quality, &f.Why, &f.By, &at)
-		f.At = fromNanos(at)
-		return f, err
-	})
-}
-
-// DropFlag forgets a flag unless its series has come or it was set anew. It
-// tells whether it did.
-func (j *Journal) DropFlag(f Flag) (bool, error) {
-	var gone bool
-	err := j.change("forget flag", func(t *tx) error {
-		r, err := t.exec(`DELETE FROM flag WHERE key=?1 AND at=?2 AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=?1)`, f.Key, nanos(f.At))
-		if err != nil {
-			return err
-		}
-		n, err := r.RowsAffected()
-		gone = n > 0
-		return err
-	})
-	return gone, err
 }
 
 // RestartHigh is for the start of a process. start tells how images of a modality enter the lane now:
 // those that wait for the high pass go on, or, if it has a reason, end with it; those that ended with
-// ReasonNotPossible under an earlier model start again, unless it has. That goes for images that wait
+// state.ReasonNotPossible under an earlier model start again, unless it has. That goes for images that wait
 // to become copies too: made by another model they would be a series of their own.
 func (j *Journal) RestartHigh(start func(modality string) Start) error {
 	const of = ` AND series IN (SELECT id FROM series WHERE modality=?)`
@@ -205,7 +56,7 @@ func (j *Journal) RestartHigh(start func(modality string) Start) error {
 			s := start(modality)
 			if s.Reason != "" {
 				_, err = t.exec(`UPDATE high SET stage='failed', reason=?, detail=?, fill=0 WHERE stage='queued'`+of,
-					s.Reason, clip(s.Detail, maxDetail), modality)
+					s.Reason, clip(s.Detail), modality)
 			} else {
 				_, err = t.exec(`UPDATE high SET stage='queued', reason='', detail='', attempts=0, next_at=0
 					WHERE stage='failed' AND reason='not-possible'
@@ -246,8 +97,9 @@ type HighSlice struct {
 	Instance Instance
 	Attempts int64
 	// Fill: it failed for Reason, and its derived object is to be a copy.
-	Fill           bool
-	Reason, Detail string
+	Fill   bool
+	Reason state.Reason
+	Detail string
 }
 
 // highReady: images whose series is complete and which the fast lane has
@@ -290,16 +142,6 @@ func (j *Journal) High(ctx context.Context, original int64) (*HighRow, error) {
 	return &l[0], nil
 }
 
-// Derived finds what was made of an original in a quality; nil when there is
-// nothing, or its file is gone.
-func (j *Journal) Derived(ctx context.Context, original int64, quality string) (*Instance, error) {
-	l, err := j.instances(ctx, `WHERE source>0 AND source=? AND quality=? AND gone=0 ORDER BY id DESC LIMIT 1`, original, quality)
-	if err != nil || len(l) == 0 {
-		return nil, err
-	}
-	return &l[0], nil
-}
-
 // AddHigh records a derived object of the high lane and queues its deliveries,
 // all at once; fill says that it is a copy. ErrNotWanted: nobody waits for it any
 // more, nothing was recorded.
@@ -323,7 +165,7 @@ func (t *tx) addHigh(original int64, d Instance, fill bool, dests []string, at t
 	}
 	if _, err := t.exec(`INSERT INTO high(original,series,stage,reason,detail,fill,since) VALUES(?,?,'denoised',?,?,?,?)
 		ON CONFLICT(original) DO UPDATE SET stage='denoised', reason=excluded.reason, detail=excluded.detail, fill=excluded.fill`,
-		original, series, d.Reason, clip(d.Detail, maxDetail), fill, nanos(at)); err != nil {
+		original, series, d.Reason, clip(d.Detail), fill, nanos(at)); err != nil {
 		return err
 	}
 	for _, dest := range dests {
@@ -337,10 +179,10 @@ func (t *tx) addHigh(original int64, d Instance, fill bool, dests []string, at t
 // EndHigh ends an image in the high lane without a derived object. fill says
 // that a copy may stand in for it. file is the one that was looked at, as for
 // EndSlice.
-func (j *Journal) EndHigh(original int64, file, reason, detail string, fill bool) error {
+func (j *Journal) EndHigh(original int64, file string, reason state.Reason, detail string, fill bool) error {
 	return j.change("record result of high pass", func(t *tx) error {
 		if _, err := t.exec(`UPDATE high SET stage='failed', reason=?, detail=?, fill=? WHERE original=?4 AND stage='queued'
-			AND EXISTS (SELECT 1 FROM instance WHERE id=?4 AND file=?5)`, reason, clip(detail, maxDetail), fill, original, file); err != nil {
+			AND EXISTS (SELECT 1 FROM instance WHERE id=?4 AND file=?5)`, reason, clip(detail), fill, original, file); err != nil {
 			return err
 		}
 		var series int64
@@ -375,17 +217,18 @@ func (t *tx) settleHigh(series int64) error {
 // RetryHigh counts a failed attempt and puts the image back for later.
 func (j *Journal) RetryHigh(original int64, next time.Time, detail string) error {
 	return j.change("record failed attempt of high pass", func(t *tx) error {
-		_, err := t.exec(`UPDATE high SET attempts=attempts+1, next_at=?, detail=? WHERE original=? AND stage='queued'`, nanos(next), clip(detail, maxDetail), original)
+		_, err := t.exec(`UPDATE high SET attempts=attempts+1, next_at=?, detail=? WHERE original=? AND stage='queued'`, nanos(next), clip(detail), original)
 		return err
 	})
 }
 
 // HighCount is how many images of a series are in a stage of the high lane.
 type HighCount struct {
-	Stage, Reason string
-	Fill          bool
-	Count         int64
-	Detail        string // of one of them
+	Stage  state.Stage
+	Reason state.Reason
+	Fill   bool
+	Count  int64
+	Detail string // of one of them
 }
 
 // HighCounts counts the images of a series in the high lane.
@@ -399,10 +242,12 @@ func (j *Journal) HighCounts(ctx context.Context, series int64) ([]HighCount, er
 
 // HighRow is the place of one original in the high lane.
 type HighRow struct {
-	Original              int64
-	Stage, Reason, Detail string
-	Fill                  bool
-	Attempts              int64
+	Original int64
+	Stage    state.Stage
+	Reason   state.Reason
+	Detail   string
+	Fill     bool
+	Attempts int64
 }
 
 // SeriesHigh lists the images of a series in the high lane, at most n.

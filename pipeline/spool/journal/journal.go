@@ -1,4 +1,4 @@
-package spool
+package journal
 
 import (
 	"context"
@@ -13,80 +13,6 @@ import (
 	"modernc.org/sqlite" // registers the driver "sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
-
-// schemaVersion is stored in user_version. A journal of another version is
-// moved aside and rebuilt from the files.
-const schemaVersion = 4
-
-// Times are Unix nanoseconds, 0 = never. Words are the constants of rows.go.
-const schema = `
-CREATE TABLE series (
-  id INTEGER PRIMARY KEY,
-  key TEXT NOT NULL UNIQUE,            -- series UID, or ?<calling AE> for objects that have none
-  study TEXT NOT NULL, modality TEXT NOT NULL, protocol TEXT NOT NULL, number INTEGER NOT NULL,
-  calling TEXT NOT NULL, called TEXT NOT NULL, host TEXT NOT NULL,
-  state TEXT NOT NULL, complete_by TEXT NOT NULL DEFAULT '',
-  expected INTEGER NOT NULL, received INTEGER NOT NULL,
-  first_at INTEGER NOT NULL, opened_at INTEGER NOT NULL, last_at INTEGER NOT NULL, complete_at INTEGER NOT NULL DEFAULT 0,
-  reopened INTEGER NOT NULL DEFAULT 0,
-  quality TEXT NOT NULL, channel TEXT NOT NULL, rule TEXT NOT NULL,
-  told TEXT NOT NULL DEFAULT ''        -- evidence.Sums of its originals, those with told=1
-) STRICT;
-CREATE INDEX series_recent ON series(last_at);
-CREATE INDEX series_open ON series(id) WHERE state='receiving';
-CREATE TABLE instance (
-  id INTEGER PRIMARY KEY,              -- grows with arrival
-  series INTEGER NOT NULL REFERENCES series(id),
-  kind TEXT NOT NULL,
-  source INTEGER NOT NULL,             -- derived: id of the original; else 0
-  sop TEXT NOT NULL, variant INTEGER NOT NULL, -- 0 first bytes under this UID, 1... other bytes (conflict)
-  class TEXT NOT NULL, syntax TEXT NOT NULL,
-  file TEXT NOT NULL, off INTEGER NOT NULL, size INTEGER NOT NULL, crc INTEGER NOT NULL,
-  received INTEGER NOT NULL, number INTEGER NOT NULL, frames INTEGER NOT NULL,
-  added INTEGER NOT NULL,              -- since when it may be sent: its receipt; for a high derived object when that was made
-  quality TEXT NOT NULL, channel TEXT NOT NULL, rule TEXT NOT NULL,
-  stage TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
-  attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
-  sigma REAL NOT NULL DEFAULT 0,
-  gone INTEGER NOT NULL DEFAULT 0,     -- when the file was purged
-  unwanted INTEGER NOT NULL DEFAULT 0, -- there were destinations and none of them takes originals
-  told INTEGER NOT NULL DEFAULT 0,     -- what it told is in the sums of its series
-  UNIQUE (series, sop, kind, variant)
-) STRICT;
-CREATE INDEX instance_queue ON instance(series, id) WHERE stage='queued';
-CREATE INDEX instance_kept ON instance(id) WHERE gone=0 AND kind='original';
-CREATE INDEX instance_source ON instance(source) WHERE source>0;
-CREATE TABLE delivery (
-  instance INTEGER NOT NULL REFERENCES instance(id),
-  dest TEXT NOT NULL,
-  series INTEGER NOT NULL,
-  ord INTEGER NOT NULL,                -- 2*original id, +1 for fast: oldest first, original before derived; 2*own id+1 for high
-  state TEXT NOT NULL,
-  attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
-  failures INTEGER NOT NULL DEFAULT 0, -- in a row, with images of others stored in between
-  status INTEGER NOT NULL DEFAULT -1,  -- last DICOM status, -1 = none yet
-  detail TEXT NOT NULL DEFAULT '', done_at INTEGER NOT NULL DEFAULT 0,
-  PRIMARY KEY (instance, dest)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX delivery_queue ON delivery(dest, ord) WHERE state='queued';
-CREATE INDEX delivery_suspect ON delivery(dest, next_at) WHERE state='queued' AND failures>=2;
-CREATE INDEX delivery_series ON delivery(series, dest, state);
-CREATE TABLE flag (                    -- what a person asked for; the file in spool/flag says the same
-  key TEXT PRIMARY KEY,                -- series UID, which may not be here yet
-  quality TEXT NOT NULL, why TEXT NOT NULL, who TEXT NOT NULL, at INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE TABLE high (                    -- originals that get, or got, the high pass
-  original INTEGER PRIMARY KEY REFERENCES instance(id),
-  series INTEGER NOT NULL,
-  stage TEXT NOT NULL,                 -- queued, denoised, failed
-  reason TEXT NOT NULL, detail TEXT NOT NULL,
-  fill INTEGER NOT NULL DEFAULT 0,     -- failed: a copy may stand in; queued and denoised: it is to be one, or is one
-  attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
-  since INTEGER NOT NULL               -- when it was asked for
-) STRICT;
-CREATE INDEX high_series ON high(series);
-CREATE INDEX high_queue ON high(series, original) WHERE stage='queued';
-`
 
 // pragmas are asserted after opening: a driver that ignores one would leave
 // acknowledged rows undurable without a word.
@@ -123,14 +49,16 @@ type change struct {
 // maxBatch bounds the changes in one transaction.
 const maxBatch = 256
 
-// ErrJournal is in the chain of an error that means the journal cannot be used as it is.
-var ErrJournal = errors.New("journal damaged")
+// ErrDamaged is in the chain of an error that means the journal cannot be used as it is.
+var ErrDamaged = errors.New("journal damaged")
 
-// OpenJournal opens or makes the journal at path. fresh tells that it was made
-// now. An error that is ErrJournal means: move it aside and rebuild.
+// Open opens or makes the journal at path. found is the version that it had, 0 if
+// it was made now; one of an earlier version is migrated first. An error that is
+// ErrDamaged means: move it aside and rebuild; ErrNewer: leave it alone.
 // hook is called before and after each commit, onCommit (may be nil) with its
 // duration and the number of changes in it.
-func OpenJournal(ctx context.Context, path string, hook func(step string), onCommit func(time.Duration, int)) (j *Journal, fresh bool, err error) {
+func Open(ctx context.Context, path string, hook func(step string), onCommit func(time.Duration, int),
+) (j *Journal, found int, err error) {
 	if hook == nil {
 		hook = func(string) {}
 	}
@@ -152,7 +80,7 @@ func OpenJournal(ctx context.Context, path string, hook func(step string), onCom
 	}
 	wdb, err := open("", 1)
 	if err != nil {
-		return nil, false, fmt.Errorf("open journal: %w", err)
+		return nil, 0, fmt.Errorf("open journal: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -162,47 +90,52 @@ func OpenJournal(ctx context.Context, path string, hook func(step string), onCom
 	for _, p := range pragmas {
 		var got string
 		if err := wdb.QueryRowContext(ctx, "PRAGMA "+p.name).Scan(&got); err != nil {
-			return nil, false, journalErr("read journal pragma "+p.name, err)
+			return nil, 0, journalErr("read journal pragma "+p.name, err)
 		}
 		if !strings.EqualFold(got, p.want) {
-			return nil, false, fmt.Errorf("open journal: pragma %s is %q, need %q", p.name, got, p.want)
+			return nil, 0, fmt.Errorf("open journal: pragma %s is %q, need %q", p.name, got, p.want)
 		}
 	}
 	var check string
 	if err := wdb.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&check); err != nil {
-		return nil, false, journalErr("check journal", err)
+		return nil, 0, journalErr("check journal", err)
 	}
 	if check != "ok" {
-		return nil, false, fmt.Errorf("check journal: %s: %w", check, ErrJournal)
+		return nil, 0, fmt.Errorf("check journal: %s: %w", check, ErrDamaged)
 	}
-	var version, tables int
-	if err := wdb.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return nil, false, journalErr("read journal version", err)
+	var tables int
+	if err := wdb.QueryRowContext(ctx, "PRAGMA user_version").Scan(&found); err != nil {
+		return nil, 0, journalErr("read journal version", err)
 	}
 	if err := wdb.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema").Scan(&tables); err != nil {
-		return nil, false, journalErr("read journal schema", err)
+		return nil, 0, journalErr("read journal schema", err)
 	}
 	switch {
-	case version == 0 && tables == 0:
-		fresh = true
-		if _, err := wdb.ExecContext(ctx, fmt.Sprintf("BEGIN;%s;PRAGMA user_version=%d;COMMIT", schema, schemaVersion)); err != nil {
-			return nil, false, journalErr("make journal", err)
+	case found == 0 && tables == 0:
+		if _, err := wdb.ExecContext(ctx, fmt.Sprintf("BEGIN;%s;PRAGMA user_version=%d;COMMIT", schema, SchemaVersion)); err != nil {
+			return nil, 0, journalErr("make journal", err)
 		}
-	case version != schemaVersion:
-		return nil, false, fmt.Errorf("journal has version %d, this program writes %d: %w", version, schemaVersion, ErrJournal)
+	case found > SchemaVersion:
+		return nil, 0, fmt.Errorf("open journal %q: it has version %d, this program writes %d: %w", path, found, SchemaVersion, ErrNewer)
+	case found < oldestVersion:
+		return nil, 0, fmt.Errorf("journal has version %d, which never was: %w", found, ErrDamaged)
+	case found < SchemaVersion:
+		if err := migrate(ctx, wdb, path, found, hook); err != nil {
+			return nil, 0, err
+		}
 	}
 	db, err := open("&_pragma=query_only(1)", 4)
 	if err != nil {
-		return nil, false, fmt.Errorf("open journal: %w", err)
+		return nil, 0, fmt.Errorf("open journal: %w", err)
 	}
 	conn, err := wdb.Conn(context.WithoutCancel(ctx))
 	if err != nil {
 		db.Close()
-		return nil, false, journalErr("open journal", err)
+		return nil, 0, journalErr("open journal", err)
 	}
 	j = &Journal{db: db, wdb: wdb, hook: hook, onTx: onCommit, queue: make(chan *change, maxBatch), stop: make(chan struct{}), ended: make(chan struct{})}
 	go j.write(&tx{conn: conn, stmts: map[string]*sql.Stmt{}})
-	return j, fresh, nil
+	return j, found, nil
 }
 
 func journalErr(what string, err error) error {
@@ -210,7 +143,7 @@ func journalErr(what string, err error) error {
 	if errors.As(err, &se) {
 		switch se.Code() & 0xff {
 		case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-			return fmt.Errorf("%s: %w: %w", what, ErrJournal, err)
+			return fmt.Errorf("%s: %w: %w", what, ErrDamaged, err)
 		}
 	}
 	return fmt.Errorf("%s: %w", what, err)
@@ -367,4 +300,52 @@ func (j *Journal) transaction(t *tx, batch []*change) (err error) {
 	open = false
 	j.hook("committed")
 	return nil
+}
+
+// maxDetail bounds the bytes of a text that goes on record.
+const maxDetail = 500
+
+func clip(detail string) string { return detail[:min(len(detail), maxDetail)] }
+
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func fromNanos(n int64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n).UTC()
+}
+
+// list reads rows of a query with read, which is given the Scan of each.
+func list[T any](ctx context.Context, j *Journal, what, query string, args []any, read func(scan func(...any) error) (T, error)) ([]T, error) {
+	rows, err := j.db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, journalErr(what, err)
+	}
+	defer rows.Close()
+	var out []T
+	for rows.Next() {
+		v, err := read(rows.Scan)
+		if err != nil {
+			return nil, journalErr(what, err)
+		}
+		out = append(out, v)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, journalErr(what, err)
+	}
+	return out, nil
+}
+
+// Writable commits an empty change: it fails when the journal cannot be written.
+func (j *Journal) Writable() error {
+	return j.change("write to journal", func(t *tx) error {
+		_, err := t.exec(`UPDATE series SET id=id WHERE id=0`)
+		return err
+	})
 }
