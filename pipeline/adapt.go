@@ -9,7 +9,8 @@ import (
 
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/evidence"
-	"github.com/diffdenoise/denoised/pipeline/spool"
+	"github.com/diffdenoise/denoised/pipeline/spool/journal"
+	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
 // Adaptive is a HighDenoiser that can adapt its networks to a series before the high pass of its
@@ -43,7 +44,7 @@ const (
 
 // adapt returns the denoiser for the high pass of an image: by, adapted to its series if it is to.
 // Adapting is a help, and no image waits for one that fails. A copy asks for nothing but the model.
-func (p *Pipeline) adapt(ctx context.Context, cfg *config, in spool.Instance, by Denoiser, fill bool) (Denoiser, error) {
+func (p *Pipeline) adapt(ctx context.Context, cfg *config, in journal.Instance, by Denoiser, fill bool) (Denoiser, error) {
 	a, ok := by.(Adaptive)
 	if !ok || !a.Adapts() {
 		return by, nil
@@ -95,7 +96,7 @@ func (p *Pipeline) adaptFrames(ctx context.Context, series int64) (frames []*der
 		if err != nil || in == nil {
 			return frames, err
 		}
-		if in.Stage != spool.StageDenoised {
+		if in.Stage != state.Denoised {
 			continue
 		}
 		o, file, err := p.open(*in)
