@@ -95,6 +95,7 @@ type Arrival struct {
 	Start    Start    // of the high pass, if the image gets it
 	Variants int64    // how many variants the caller believes are there; it becomes this one's number
 	Dests    []string // destinations that get the original
+	Found    bool     // by recovery: it may have been sent before, so its deliveries begin with one attempt
 	Unwanted bool     // there are destinations, but none takes originals: nothing is owed if it passes
 }
 
@@ -167,6 +168,11 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 		for _, d := range a.Dests {
 			if err := t.deliver(out.Instance, out.Series, 2*out.Instance, d); err != nil {
 				return err
+			}
+			if a.Found {
+				if _, err := t.exec(`UPDATE delivery SET attempts=1 WHERE instance=? AND dest=?`, out.Instance, d); err != nil {
+					return err
+				}
 			}
 		}
 		if in.Quality == qualityHigh {
@@ -299,11 +305,13 @@ func (j *Journal) Forget(id int64) (bool, error) {
 	return gone, err
 }
 
-// Requeue puts the refused deliveries of a series back; it returns how many.
+// Requeue puts the refused deliveries of a series back; it returns how many. One
+// that was refused as a duplicate (0111, 273) of what was never sent begins anew: asking
+// again does not make the destination's copy ours.
 func (j *Journal) Requeue(series int64) (int64, error) {
 	var n int64
 	err := j.change("queue refused deliveries again", func(t *tx) error {
-		r, err := t.exec(`UPDATE delivery SET state='queued', next_at=0, failures=0 WHERE series=? AND state='refused'`, series)
+		r, err := t.exec(`UPDATE delivery SET state='queued', next_at=0, failures=0, attempts=CASE WHEN status=273 THEN 0 ELSE attempts END WHERE series=? AND state='refused'`, series)
 		if err != nil {
 			return err
 		}

@@ -117,12 +117,12 @@ type converter struct {
 	limit  int64 // of pos; -1: none
 	pos    int64 // bytes taken from in
 	stack  []frame
-	out    []byte // waits to be given out
+	out    []byte   // waits to be given out
 	buf    [24]byte // of out
 	head   [12]byte // of an element in the source
-	value  int64 // bytes of the value that are still to come
-	drop   bool  // and that are not given out
-	unit   int   // bytes that are reversed in them, 1: none
+	value  int64    // bytes of the value that are still to come
+	drop   bool     // and that are not given out
+	unit   int      // bytes that are reversed in them, 1: none
 	tag    dcm.Tag
 	err    error
 }
