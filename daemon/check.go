@@ -131,9 +131,13 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 		if d.TLS {
 			dialer.TLSConfig = files.client
 		}
-		took, err := echo(ctx, &dialer, d.Address)
+		peer, took, err := echo(ctx, &dialer, d.Address)
 		if err != nil {
 			add("destination "+d.Name, Bad, "%v: %s", err, echoFix(err, cfg.ownAETitle()))
+			continue
+		}
+		if own := readIdentity(cfg.StateDir); own != "" && isInstallation(peer) && peer.VersionName == own {
+			add("destination "+d.Name, Bad, "loop: %s at %s is this daemon itself, nothing is sent to it: give the address of an archive", d.AETitle, d.Address)
 			continue
 		}
 		add("destination "+d.Name, Good, "%s at %s answers C-ECHO in %v", d.AETitle, d.Address, took.Round(time.Millisecond))
@@ -141,28 +145,29 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 	return out
 }
 
-// echo asks a peer whether it answers.
-func echo(ctx context.Context, d *dicomnet.Dialer, address string) (time.Duration, error) {
+// echo asks a peer whether it answers, and what it calls itself.
+func echo(ctx context.Context, d *dicomnet.Dialer, address string) (peer dicomnet.Implementation, took time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	began := time.Now()
 	a, err := d.Dial(ctx, address, []dicomnet.PresentationContext{{AbstractSyntax: dicomnet.VerificationSOPClass, TransferSyntaxes: []string{dicomnet.ImplicitVRLittleEndian}}})
 	if err != nil {
-		return 0, err
+		return peer, 0, err
 	}
+	peer = a.Peer()
 	status, err := a.Echo(ctx)
 	if err != nil {
 		_ = a.Abort() // as good as done
-		return 0, err
+		return peer, 0, err
 	}
-	took := time.Since(began)
+	took = time.Since(began)
 	if err := a.Release(ctx); err != nil {
-		return 0, err
+		return peer, 0, err
 	}
 	if !status.IsSuccess() {
-		return 0, fmt.Errorf("C-ECHO to %s: the peer answered %v", address, status)
+		return peer, 0, fmt.Errorf("C-ECHO to %s: the peer answered %v", address, status)
 	}
-	return took, nil
+	return peer, took, nil
 }
 
 // echoFix says what to do about a destination that does not answer.
@@ -181,7 +186,7 @@ func echoFix(err error, own string) string {
 // answersDICOM tells whether a DICOM program answers at our own address. It may
 // refuse us: this machine need not be one of the peers.
 func answersDICOM(ctx context.Context, cfg *Config, address string) bool {
-	_, err := echo(ctx, &dicomnet.Dialer{CallingAETitle: cfg.ownAETitle(), CalledAETitle: cfg.ownAETitle()}, local(address))
+	_, _, err := echo(ctx, &dicomnet.Dialer{CallingAETitle: cfg.ownAETitle(), CalledAETitle: cfg.ownAETitle()}, local(address))
 	var refused *dicomnet.RejectError
 	return err == nil || errors.As(err, &refused)
 }
