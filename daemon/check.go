@@ -3,15 +3,19 @@ package daemon
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/diffdenoise/denoised/daemon/web"
 	"github.com/diffdenoise/denoised/dicomnet"
 	"github.com/diffdenoise/denoised/models"
 )
@@ -126,6 +130,7 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 
 	out = append(out, checkWorker(ctx, cfg, worker))
 
+	seen := loopsSeen(ctx, cfg)
 	for _, d := range cfg.Destinations {
 		dialer := dicomnet.Dialer{CallingAETitle: cfg.ownAETitle(), CalledAETitle: d.AETitle}
 		if d.TLS {
@@ -134,6 +139,11 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 		peer, took, err := echo(ctx, &dialer, d.Address)
 		if err != nil {
 			add("destination "+d.Name, Bad, "%v: %s", err, echoFix(err, cfg.ownAETitle()))
+			continue
+		}
+		if slices.Contains(seen, d.Name) {
+			add("destination "+d.Name, Bad, "loop: %s at %s sends its images to this daemon, nothing is sent to it: "+
+				"correct one of the two configurations", d.AETitle, d.Address)
 			continue
 		}
 		if own := readIdentity(cfg.StateDir); own != "" && isInstallation(peer) && peer.VersionName == own {
@@ -204,6 +214,31 @@ func answersHTTP(ctx context.Context, address string) bool {
 	}
 	defer resp.Body.Close()
 	return resp.StatusCode == http.StatusOK
+}
+
+// loopsSeen names the destinations that a running daemon sees to lead back to it.
+func loopsSeen(ctx context.Context, cfg *Config) (names []string) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+local(cfg.HTTP.Listen)+"/readyz", nil)
+	if err != nil {
+		return nil
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil // none runs
+	}
+	defer resp.Body.Close()
+	var s web.Status
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&s); err != nil {
+		return nil
+	}
+	for _, d := range s.Destinations {
+		if d.Breaker == "loop" {
+			names = append(names, d.Name)
+		}
+	}
+	return names
 }
 
 // local is where a listener's address can be reached from this machine.

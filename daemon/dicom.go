@@ -16,8 +16,8 @@ import (
 // Associate decides who may send: the called AE title must be one of ours, and
 // the calling one and its address among the peers, if there are any.
 //
-// An installation that is one of our destinations is refused: what it brings came
-// from us, or would go back to it.
+// An installation that is one of our destinations, or ourselves, is refused: what it
+// brings came from us, or would go back to it.
 func (d *Daemon) Associate(ctx context.Context, req *dicomnet.AssociateRequest) (dicomnet.Session, error) {
 	cfg := d.cfg.Load()
 	host := hostOf(req.RemoteAddr)
@@ -31,7 +31,11 @@ func (d *Daemon) Associate(ctx context.Context, req *dicomnet.AssociateRequest) 
 		return nil, dicomnet.RejectCallingAETitle
 	}
 	peer := dicomnet.Implementation{ClassUID: req.ImplementationClassUID, VersionName: req.ImplementationVersionName}
-	if isInstallation(peer) && peer.VersionName != d.self {
+	if isInstallation(peer) {
+		if peer.VersionName == d.self {
+			log.Error("ALARM: association refused: it comes from this daemon itself, which has its own address as a destination")
+			return nil, rejectLoop
+		}
 		if name, ok := d.loops.sendsTo(ctx, peer, cfg.Destinations); ok {
 			log.Error("ALARM: association refused: the peer is a destination of this daemon, images would go round", zap.String("destination", name))
 			return nil, rejectLoop

@@ -36,7 +36,8 @@ func isInstallation(p dicomnet.Implementation) bool {
 func readIdentity(stateDir string) string {
 	b, err := os.ReadFile(filepath.Join(stateDir, identityFile))
 	name := strings.TrimSpace(string(b))
-	if err != nil || !isInstallation(dicomnet.Implementation{ClassUID: dicomnet.ImplementationClassUID, VersionName: name}) {
+	if err != nil || !isInstallation(dicomnet.Implementation{ClassUID: dicomnet.ImplementationClassUID,
+		VersionName: name}) {
 		return ""
 	}
 	return name
@@ -135,7 +136,8 @@ func (l *loops) identify(ctx context.Context, places []place) {
 
 // sendsTo tells which of the destinations is the installation that sends to us, and
 // notes that it leads back; false: none.
-func (l *loops) sendsTo(ctx context.Context, from dicomnet.Implementation, destinations []Destination) (name string, ok bool) {
+func (l *loops) sendsTo(ctx context.Context, from dicomnet.Implementation, destinations []Destination) (name string,
+	ok bool) {
 	places := make([]place, 0, len(destinations))
 	for _, d := range destinations {
 		places = append(places, placeOf(d))
@@ -168,6 +170,7 @@ func (l *loops) isInstallation(ctx context.Context, p place) bool {
 	return isInstallation(l.known[p].peer)
 }
 
-// rejectLoop answers an installation that is one of our destinations. Nothing else
-// in this program rejects an association that offers contexts with this reason.
+// rejectLoop answers an installation that is one of our destinations, or ourselves.
+// Nothing else in this program rejects an association that offers contexts with this
+// reason, so the other side knows it.
 var rejectLoop = dicomnet.RejectNoReason

@@ -83,6 +83,13 @@ func TestDaemonsThatPointAtEachOther(t *testing.T) {
 			}
 			return nil
 		})
+		c := *b
+		c.HTTP.Listen = other.HTTPAddr().String()
+		if f := Check(t.Context(), &c, WorkerProgram{}); !slices.ContainsFunc(f, func(f Finding) bool {
+			return f.What == "destination a" && f.Outcome == Bad && strings.Contains(f.Detail, "loop: ")
+		}) {
+			t.Errorf("check: %+v", f)
+		}
 		if list, err := other.pipe.Series(t.Context()); err != nil || len(list) != 0 {
 			t.Errorf("images went to the other one: %+v, %v", list, err)
 		}
@@ -99,7 +106,8 @@ func TestDaemonBehindDaemon(t *testing.T) {
 	archive := startPACS(t)
 	far := startDaemon(t, testConfig(t, archive))
 	c := testConfig(t)
-	c.Destinations = []Destination{{Name: "far", AETitle: "DENOISE", Address: far.DICOMAddr().String(), Send: []string{"original"}}}
+	c.Destinations = []Destination{{Name: "far", AETitle: "DENOISE", Address: far.DICOMAddr().String(),
+		Send: []string{"original"}}}
 	near := startDaemon(t, c)
 	images := phantomSeries(t, "", 2)
 	pushOK(t, near.Daemon, "DENOISE", images)
@@ -117,7 +125,8 @@ func TestDaemonBehindDaemon(t *testing.T) {
 func TestIdentityStays(t *testing.T) {
 	dir := t.TempDir()
 	first, err := identity(dir)
-	if err != nil || !isInstallation(dicomnet.Implementation{ClassUID: dicomnet.ImplementationClassUID, VersionName: first}) {
+	if err != nil || !isInstallation(dicomnet.Implementation{ClassUID: dicomnet.ImplementationClassUID,
+		VersionName: first}) {
 		t.Fatalf("%q, %v", first, err)
 	}
 	if again, err := identity(dir); again != first || err != nil {
@@ -159,7 +168,8 @@ func TestDestinationsAreNotAskedAllTheTime(t *testing.T) {
 		t.Errorf("asked %v", asked)
 	}
 	from.VersionName = "DENOISED_1_AAAAA"
-	if name, ok := l.sendsTo(t.Context(), from, []Destination{{Name: "y", Address: "live"}}); !ok || name != "y" || !l.leadBack(place{address: "live"}) {
+	name, ok := l.sendsTo(t.Context(), from, []Destination{{Name: "y", Address: "live"}})
+	if !ok || name != "y" || !l.leadBack(place{address: "live"}) {
 		t.Errorf("%q, %v", name, ok)
 	}
 	l.leads[place{address: "live"}] = time.Now().Add(-loopHolds)

@@ -39,16 +39,12 @@ func (s *sender) Open(ctx context.Context, d pipeline.Destination, want []pipeli
 	}
 	a, err := dialer.Dial(ctx, d.Address, contexts)
 	if rejected := new(dicomnet.RejectError); errors.As(err, &rejected) && *rejected == *rejectLoop && s.loops.isInstallation(ctx, at) {
-		return nil, fmt.Errorf("%w: %w: it has us among its destinations", err, pipeline.ErrLoop)
+		return nil, fmt.Errorf("%w: %w: it is this daemon itself, or sends to it", err, pipeline.ErrLoop)
 	}
 	if err != nil {
 		return nil, err
 	}
 	s.loops.learn(at, a.Peer())
-	if p := a.Peer(); isInstallation(p) && p.VersionName == s.self() {
-		_ = a.Release(ctx) // nothing was sent
-		return nil, fmt.Errorf("associate with %q at %s: %w: it is this daemon itself", d.AETitle, d.Address, pipeline.ErrLoop)
-	}
 	return link{a}, nil
 }
 

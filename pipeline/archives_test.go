@@ -31,8 +31,11 @@ func TestArchiveThatTakesImplicitOnly(t *testing.T) {
 	p := start(t, o)
 	im := slice(1, 1)
 	receive(t, p, im)
-	eventually(t, "original and derived stored", func() bool { return status(t, p, im.series).Destinations[0].Stored == 2 })
-	want, err := io.ReadAll(transcode.NewReader(bytes.NewReader(im.dataSet()), dcm.ExplicitVRLittleEndian, dcm.ImplicitVRLittleEndian))
+	eventually(t, "original and derived stored", func() bool {
+		return status(t, p, im.series).Destinations[0].Stored == 2
+	})
+	want, err := io.ReadAll(transcode.NewReader(bytes.NewReader(im.dataSet()), dcm.ExplicitVRLittleEndian,
+		dcm.ImplicitVRLittleEndian))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +94,8 @@ func TestImagesThatCannotBeConverted(t *testing.T) {
 		return d.Refused == 2 && d.Stored == 1
 	})
 	for _, in := range status(t, p, compressed.series).Instances {
-		want := map[string]string{compressed.sop: "no presentation context accepted", damaged.sop: "taken in Implicit VR Little Endian only, and: convert data set at byte"}[in.SOPInstanceUID]
+		want := map[string]string{compressed.sop: "no presentation context accepted",
+			damaged.sop: "taken in Implicit VR Little Endian only, and: convert data set at byte"}[in.SOPInstanceUID]
 		if d := in.Deliveries[0]; !strings.Contains(d.Detail, want) {
 			t.Errorf("%s: %+v, want %q", in.SOPInstanceUID, d, want)
 		}
@@ -135,7 +139,8 @@ func TestDamagedFileIsNotTakenForUnconvertible(t *testing.T) {
 func TestContextsLeaveRoomForWhatImagesCanBecome(t *testing.T) {
 	var pairs [][2]string
 	for n := range 100 {
-		pairs = append(pairs, [2]string{fmt.Sprintf("1.2.%d", n), dcm.ExplicitVRLittleEndian}, [2]string{fmt.Sprintf("1.2.%d", n), "1.2.840.10008.1.2.4.90"})
+		class := fmt.Sprintf("1.2.%d", n)
+		pairs = append(pairs, [2]string{class, dcm.ExplicitVRLittleEndian}, [2]string{class, "1.2.840.10008.1.2.4.90"})
 	}
 	c := Context{"1.2.99", dcm.ExplicitVRBigEndian}
 	want, proposed := contexts(c, pairs)

@@ -42,7 +42,8 @@ func TestArchiveThatTakesImplicitOnly(t *testing.T) {
 			Text(dcm.SeriesInstanceUID, dcm.UI, fmt.Sprintf("2.25.4713.%d", i)).
 			Set(dcm.Node{Tag: 0x00291002, VR: dcm.UN, Value: []byte{1, 0, 2, 0}}).
 			Set(dcm.Text(0x00291003, dcm.LO, "private text")).
-			Set(dcm.Sequence(0x00291004, []dcm.Node{dcm.Text(0x00290010, dcm.LO, "PHANTOM WORKS"), dcm.Text(0x00291005, dcm.DS, "1.5 ")}, nil)).
+			Set(dcm.Sequence(0x00291004, []dcm.Node{
+				dcm.Text(0x00290010, dcm.LO, "PHANTOM WORKS"), dcm.Text(0x00291005, dcm.DS, "1.5 ")}, nil)).
 			Set(dcm.Sequence(dcm.ReferencedImageSequence)).
 			US(dcm.PixelPaddingValue, 0)
 		uid := d.Get(dcm.SOPInstanceUID)
@@ -66,7 +67,8 @@ func TestArchiveThatTakesImplicitOnly(t *testing.T) {
 	s.settled(30 * time.Second)
 	for uid, in := range s.instances() {
 		d := delivery(in, "sink")
-		if converted := strings.Contains(d.Detail, "sent as Implicit VR Little Endian"); d.State != "stored" || converted == (uid == asItCame) {
+		converted := strings.Contains(d.Detail, "sent as Implicit VR Little Endian")
+		if d.State != "stored" || converted == (uid == asItCame) {
 			t.Errorf("%s: %+v", uid, d)
 		}
 	}

@@ -58,11 +58,12 @@ type template struct {
 
 var templates = []template{
 	{dcm.SpecificCharacterSet, dcm.CS}, {dcm.SOPInstanceUID, dcm.UI}, {dcm.StudyDate, dcm.DA}, {dcm.CodeMeaning, dcm.LO},
-	{0x00080120, dcm.UR}, {0x00080119, dcm.UC}, {dcm.ReferencedImageSequence, dcm.SQ}, {0x00090010, dcm.LO}, {0x00091001, dcm.OB},
-	{0x00091002, dcm.SQ}, {0x00091003, dcm.UN}, {0x00091004, dcm.DS}, {dcm.PatientName, dcm.PN}, {dcm.EchoTime, dcm.DS},
-	{dcm.DiffusionBValue, dcm.FD}, {dcm.ContributingEquipmentSequence, dcm.SQ}, {0x00189073, dcm.FD}, {dcm.InstanceNumber, dcm.IS},
-	{0x00209158, dcm.LT}, {dcm.Rows, dcm.US}, {0x00280009, dcm.AT}, {0x00281201, dcm.OW}, {0x0040A043, dcm.SQ}, {0x0040A160, dcm.UT},
-	{0x00660016, dcm.OF}, {0x60000010, dcm.US}, {0x60020010, dcm.US}, {0x60003000, dcm.OW}, {0x7FE00009, dcm.OD}, {dcm.PixelData, dcm.OW},
+	{0x00080120, dcm.UR}, {0x00080119, dcm.UC}, {dcm.ReferencedImageSequence, dcm.SQ}, {0x00090010, dcm.LO},
+	{0x00091001, dcm.OB}, {0x00091002, dcm.SQ}, {0x00091003, dcm.UN}, {0x00091004, dcm.DS}, {dcm.PatientName, dcm.PN},
+	{dcm.EchoTime, dcm.DS}, {dcm.DiffusionBValue, dcm.FD}, {dcm.ContributingEquipmentSequence, dcm.SQ},
+	{0x00189073, dcm.FD}, {dcm.InstanceNumber, dcm.IS}, {0x00209158, dcm.LT}, {dcm.Rows, dcm.US}, {0x00280009, dcm.AT},
+	{0x00281201, dcm.OW}, {0x0040A043, dcm.SQ}, {0x0040A160, dcm.UT}, {0x00660016, dcm.OF}, {0x60000010, dcm.US},
+	{0x60020010, dcm.US}, {0x60003000, dcm.OW}, {0x7FE00009, dcm.OD}, {dcm.PixelData, dcm.OW},
 }
 
 // nodes draws the elements of a data set or item.
@@ -157,9 +158,10 @@ func TestRepresentationsThatDependOnOthers(t *testing.T) {
 		"SS with a sign":    {signed, padding(dcm.SS)},
 		"an item has its own": {dcm.Sequence(dcm.IconImageSequence, []dcm.Node{signed, padding(dcm.SS)}),
 			dcm.Sequence(dcm.SharedFunctionalGroupsSequence, []dcm.Node{padding(dcm.US)})},
-		"an item has what is around it": {signed, dcm.Sequence(0x00409096, []dcm.Node{{Tag: 0x00409216, VR: dcm.SS, Value: []byte{0, 1}}})},
-		"too long for its VR":           {long},
-		"a lookup table":                {{Tag: 0x00283006, VR: dcm.OW, Value: []byte{1, 2}}},
+		"an item has what is around it": {signed,
+			dcm.Sequence(0x00409096, []dcm.Node{{Tag: 0x00409216, VR: dcm.SS, Value: []byte{0, 1}}})},
+		"too long for its VR": {long},
+		"a lookup table":      {{Tag: 0x00283006, VR: dcm.OW, Value: []byte{1, 2}}},
 	} {
 		data := bare(want, dcm.ImplicitVRLittleEndian, dcmtest.Form{Undefined: true})
 		got := convert(t, data, dcm.ImplicitVRLittleEndian, dcm.ExplicitVRLittleEndian)
@@ -169,28 +171,32 @@ func TestRepresentationsThatDependOnOthers(t *testing.T) {
 	}
 	group := dcm.Node{Tag: 0x00080000, VR: dcm.UL, Value: []byte{1, 0, 0, 0}}
 	name := dcm.Text(dcm.PatientName, dcm.PN, "X ")
-	got := convert(t, bare([]dcm.Node{group, name}, dcm.ExplicitVRLittleEndian, dcmtest.Form{}), dcm.ExplicitVRLittleEndian, dcm.ImplicitVRLittleEndian)
+	data := bare([]dcm.Node{group, name}, dcm.ExplicitVRLittleEndian, dcmtest.Form{})
+	got := convert(t, data, dcm.ExplicitVRLittleEndian, dcm.ImplicitVRLittleEndian)
 	if want := bare([]dcm.Node{name}, dcm.ImplicitVRLittleEndian, dcmtest.Form{}); !bytes.Equal(got, want) {
 		t.Errorf("group length kept: %x, want %x", got, want)
 	}
 }
 
 func TestDamagedDataSetsAreNotConverted(t *testing.T) {
+	const little = dcm.ExplicitVRLittleEndian
 	explicit := func(b ...byte) []byte { return b }
 	whole := bare([]dcm.Node{dcm.Text(dcm.PatientName, dcm.PN, "AB"), dcm.Sequence(dcm.ReferencedImageSequence,
 		[]dcm.Node{dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, "1.2")})}, dcm.ExplicitVRLittleEndian, dcmtest.Form{Undefined: true})
-	deep := bytes.Repeat(append([]byte{0x08, 0, 0x40, 0x11, 'S', 'Q', 0, 0, 255, 255, 255, 255}, 0xFE, 0xFF, 0, 0xE0, 255, 255, 255, 255), 1000)
+	deep := bytes.Repeat([]byte{0x08, 0, 0x40, 0x11, 'S', 'Q', 0, 0, 255, 255, 255, 255,
+		0xFE, 0xFF, 0, 0xE0, 255, 255, 255, 255}, 1000)
 	bomb := deflated(t, bytes.Repeat([]byte{0}, 1<<20))
 	cases := map[string]struct {
 		from string
 		data []byte
 		why  string
 	}{
-		"implicit that says explicit": {dcm.ExplicitVRLittleEndian, explicit(0x08, 0, 0x05, 0, 2, 0, 0, 0, 'A', 'B'), "unknown value representation"},
-		"fragments":                   {dcm.ExplicitVRLittleEndian, explicit(0xE0, 0x7F, 0x10, 0, 'O', 'B', 0, 0, 255, 255, 255, 255), "compressed"},
-		"undefined text":              {dcm.ExplicitVRLittleEndian, explicit(8, 0, 0x20, 1, 'U', 'R', 0, 0, 255, 255, 255, 255), "undefined length"},
-		"a sequence of no items":      {dcm.ExplicitVRLittleEndian, explicit(8, 0, 0x40, 0x11, 'S', 'Q', 0, 0, 8, 0, 0, 0, 8, 0, 5, 0, 'C', 'S', 0, 0), "no item"},
-		"an item outside":             {dcm.ExplicitVRLittleEndian, explicit(0xFE, 0xFF, 0, 0xE0, 0, 0, 0, 0), "misplaced"},
+		"implicit that says explicit": {little, explicit(8, 0, 5, 0, 2, 0, 0, 0, 'A', 'B'), "unknown value representation"},
+		"fragments":                   {little, explicit(0xE0, 0x7F, 0x10, 0, 'O', 'B', 0, 0, 255, 255, 255, 255), "compressed"},
+		"undefined text":              {little, explicit(8, 0, 0x20, 1, 'U', 'R', 0, 0, 255, 255, 255, 255), "undefined length"},
+		"a sequence of no items": {little, explicit(8, 0, 0x40, 0x11, 'S', 'Q', 0, 0, 8, 0, 0, 0,
+			8, 0, 5, 0, 'C', 'S', 0, 0), "no item"},
+		"an item outside": {dcm.ExplicitVRLittleEndian, explicit(0xFE, 0xFF, 0, 0xE0, 0, 0, 0, 0), "misplaced"},
 		"past the end of its item": {dcm.ExplicitVRLittleEndian, explicit(8, 0, 0x40, 0x11, 'S', 'Q', 0, 0, 16, 0, 0, 0,
 			0xFE, 0xFF, 0, 0xE0, 8, 0, 0, 0, 8, 0, 5, 0, 'C', 'S', 2, 0, 'A', 'B'), "past the end"},
 		"nested too deep":   {dcm.ExplicitVRLittleEndian, deep, "too deep"},
@@ -219,7 +225,8 @@ func TestDamagedDataSetsAreNotConverted(t *testing.T) {
 			t.Errorf("%s: %d bytes not read", name, src.Len())
 		}
 	}
-	if _, err := NewReader(bytes.NewReader(whole), "1.2.840.10008.1.2.5", dcm.ImplicitVRLittleEndian).Read(make([]byte, 1)); err == nil {
+	rle := NewReader(bytes.NewReader(whole), "1.2.840.10008.1.2.5", dcm.ImplicitVRLittleEndian)
+	if _, err := rle.Read(make([]byte, 1)); err == nil {
 		t.Error("RLE was converted")
 	}
 }
@@ -232,7 +239,8 @@ func TestTheSourcesOwnErrorWins(t *testing.T) {
 	damaged := errors.New("checksum")
 	for _, data := range [][]byte{{1, 2, 3, 4, 5, 6, 7, 8, 9}, {}, bytes.Repeat([]byte{0xFF}, 100_000)} {
 		for _, from := range []string{dcm.ExplicitVRLittleEndian, dcm.DeflatedExplicitVRLittleEndian} {
-			r := NewReader(io.MultiReader(bytes.NewReader(data), iotest.ErrReader(damaged)), from, dcm.ImplicitVRLittleEndian)
+			src := io.MultiReader(bytes.NewReader(data), iotest.ErrReader(damaged))
+			r := NewReader(src, from, dcm.ImplicitVRLittleEndian)
 			if _, err := io.Copy(io.Discard, r); !errors.Is(err, damaged) {
 				t.Errorf("%s, %d bytes: %v", from, len(data), err)
 			}
@@ -245,7 +253,8 @@ func TestMemoryIsFixed(t *testing.T) {
 	head := append([]byte{0xE0, 0x7F, 0x10, 0, 'O', 'W', 0, 0}, binary.LittleEndian.AppendUint32(nil, size)...)
 	buf := make([]byte, 64<<10)
 	allocated := testing.AllocsPerRun(1, func() {
-		r := NewReader(io.MultiReader(bytes.NewReader(head), io.LimitReader(zeros{}, size)), dcm.ExplicitVRLittleEndian, dcm.ImplicitVRLittleEndian)
+		src := io.MultiReader(bytes.NewReader(head), io.LimitReader(zeros{}, size))
+		r := NewReader(src, dcm.ExplicitVRLittleEndian, dcm.ImplicitVRLittleEndian)
 		var total int64
 		for {
 			k, err := r.Read(buf)
@@ -274,7 +283,8 @@ func FuzzReader(f *testing.F) {
 	f.Add(mr.File(dcmtest.Form{NoHeader: true, TransferSyntaxUID: dcm.ImplicitVRLittleEndian}), 1)
 	f.Add(mr.File(dcmtest.Form{NoHeader: true, TransferSyntaxUID: dcm.ExplicitVRBigEndian}), 2)
 	f.Add(deflated(f, mr.File(dcmtest.Form{NoHeader: true})), 3)
-	syntaxes := []string{dcm.ExplicitVRLittleEndian, dcm.ImplicitVRLittleEndian, dcm.ExplicitVRBigEndian, dcm.DeflatedExplicitVRLittleEndian}
+	syntaxes := []string{dcm.ExplicitVRLittleEndian, dcm.ImplicitVRLittleEndian, dcm.ExplicitVRBigEndian,
+		dcm.DeflatedExplicitVRLittleEndian}
 	f.Fuzz(func(t *testing.T, data []byte, which int) {
 		from := syntaxes[uint(which)%uint(len(syntaxes))]
 		for _, to := range Targets(from) {
