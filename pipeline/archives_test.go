@@ -241,7 +241,8 @@ func TestLoopIsNeverStored(t *testing.T) {
 	receive(t, p, slice(1, 1))
 	eventually(t, "loop", func() bool { return p.breakerState("pacs") == breakerLoop })
 	h := p.Check()
-	if h.Breakers["pacs"] != breakerLoop || !strings.Contains(strings.Join(h.Problems, "\n"), "destination pacs leads back") {
+	problems := strings.Join(h.Problems, "\n")
+	if h.Breakers["pacs"] != breakerLoop || !strings.Contains(problems, "destination pacs leads back") {
 		t.Errorf("%+v", h)
 	}
 	if d := status(t, p, slice(1, 1).series).Destinations[0]; d.Queued != 1 || d.Stored != 0 || d.Breaker != breakerLoop {

@@ -182,7 +182,7 @@ func TestDamagedDataSetsAreNotConverted(t *testing.T) {
 	const little = dcm.ExplicitVRLittleEndian
 	explicit := func(b ...byte) []byte { return b }
 	whole := bare([]dcm.Node{dcm.Text(dcm.PatientName, dcm.PN, "AB"), dcm.Sequence(dcm.ReferencedImageSequence,
-		[]dcm.Node{dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, "1.2")})}, dcm.ExplicitVRLittleEndian, dcmtest.Form{Undefined: true})
+		[]dcm.Node{dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, "1.2")})}, little, dcmtest.Form{Undefined: true})
 	deep := bytes.Repeat([]byte{0x08, 0, 0x40, 0x11, 'S', 'Q', 0, 0, 255, 255, 255, 255,
 		0xFE, 0xFF, 0, 0xE0, 255, 255, 255, 255}, 1000)
 	bomb := deflated(t, bytes.Repeat([]byte{0}, 1<<20))
@@ -191,7 +191,7 @@ func TestDamagedDataSetsAreNotConverted(t *testing.T) {
 		data []byte
 		why  string
 	}{
-		"implicit that says explicit": {little, explicit(8, 0, 5, 0, 2, 0, 0, 0, 'A', 'B'), "unknown value representation"},
+		"implicit that says explicit": {little, explicit(8, 0, 5, 0, 2, 0, 0, 0, 'A', 'B'), "unknown value"},
 		"fragments":                   {little, explicit(0xE0, 0x7F, 0x10, 0, 'O', 'B', 0, 0, 255, 255, 255, 255), "compressed"},
 		"undefined text":              {little, explicit(8, 0, 0x20, 1, 'U', 'R', 0, 0, 255, 255, 255, 255), "undefined length"},
 		"a sequence of no items": {little, explicit(8, 0, 0x40, 0x11, 'S', 'Q', 0, 0, 8, 0, 0, 0,
