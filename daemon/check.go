@@ -3,15 +3,19 @@ package daemon
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/diffdenoise/denoised/daemon/web"
 	"github.com/diffdenoise/denoised/dicomnet"
 	"github.com/diffdenoise/denoised/models"
 )
@@ -126,14 +130,24 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 
 	out = append(out, checkWorker(ctx, cfg, worker))
 
+	seen := loopsSeen(ctx, cfg)
 	for _, d := range cfg.Destinations {
 		dialer := dicomnet.Dialer{CallingAETitle: cfg.ownAETitle(), CalledAETitle: d.AETitle}
 		if d.TLS {
 			dialer.TLSConfig = files.client
 		}
-		took, err := echo(ctx, &dialer, d.Address)
+		peer, took, err := echo(ctx, &dialer, d.Address)
 		if err != nil {
 			add("destination "+d.Name, Bad, "%v: %s", err, echoFix(err, cfg.ownAETitle()))
+			continue
+		}
+		if slices.Contains(seen, d.Name) {
+			add("destination "+d.Name, Bad, "loop: %s at %s sends its images to this daemon, nothing is sent to it: "+
+				"correct one of the two configurations", d.AETitle, d.Address)
+			continue
+		}
+		if own := readIdentity(cfg.StateDir); own != "" && isInstallation(peer) && peer.VersionName == own {
+			add("destination "+d.Name, Bad, "loop: %s at %s is this daemon itself, nothing is sent to it: give the address of an archive", d.AETitle, d.Address)
 			continue
 		}
 		add("destination "+d.Name, Good, "%s at %s answers C-ECHO in %v", d.AETitle, d.Address, took.Round(time.Millisecond))
@@ -141,28 +155,29 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 	return out
 }
 
-// echo asks a peer whether it answers.
-func echo(ctx context.Context, d *dicomnet.Dialer, address string) (time.Duration, error) {
+// echo asks a peer whether it answers, and what it calls itself.
+func echo(ctx context.Context, d *dicomnet.Dialer, address string) (peer dicomnet.Implementation, took time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	began := time.Now()
 	a, err := d.Dial(ctx, address, []dicomnet.PresentationContext{{AbstractSyntax: dicomnet.VerificationSOPClass, TransferSyntaxes: []string{dicomnet.ImplicitVRLittleEndian}}})
 	if err != nil {
-		return 0, err
+		return peer, 0, err
 	}
+	peer = a.Peer()
 	status, err := a.Echo(ctx)
 	if err != nil {
 		_ = a.Abort() // as good as done
-		return 0, err
+		return peer, 0, err
 	}
-	took := time.Since(began)
+	took = time.Since(began)
 	if err := a.Release(ctx); err != nil {
-		return 0, err
+		return peer, 0, err
 	}
 	if !status.IsSuccess() {
-		return 0, fmt.Errorf("C-ECHO to %s: the peer answered %v", address, status)
+		return peer, 0, fmt.Errorf("C-ECHO to %s: the peer answered %v", address, status)
 	}
-	return took, nil
+	return peer, took, nil
 }
 
 // echoFix says what to do about a destination that does not answer.
@@ -181,7 +196,7 @@ func echoFix(err error, own string) string {
 // answersDICOM tells whether a DICOM program answers at our own address. It may
 // refuse us: this machine need not be one of the peers.
 func answersDICOM(ctx context.Context, cfg *Config, address string) bool {
-	_, err := echo(ctx, &dicomnet.Dialer{CallingAETitle: cfg.ownAETitle(), CalledAETitle: cfg.ownAETitle()}, local(address))
+	_, _, err := echo(ctx, &dicomnet.Dialer{CallingAETitle: cfg.ownAETitle(), CalledAETitle: cfg.ownAETitle()}, local(address))
 	var refused *dicomnet.RejectError
 	return err == nil || errors.As(err, &refused)
 }
@@ -199,6 +214,31 @@ func answersHTTP(ctx context.Context, address string) bool {
 	}
 	defer resp.Body.Close()
 	return resp.StatusCode == http.StatusOK
+}
+
+// loopsSeen names the destinations that a running daemon sees to lead back to it.
+func loopsSeen(ctx context.Context, cfg *Config) (names []string) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+local(cfg.HTTP.Listen)+"/readyz", nil)
+	if err != nil {
+		return nil
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil // none runs
+	}
+	defer resp.Body.Close()
+	var s web.Status
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&s); err != nil {
+		return nil
+	}
+	for _, d := range s.Destinations {
+		if d.Breaker == "loop" {
+			names = append(names, d.Name)
+		}
+	}
+	return names
 }
 
 // local is where a listener's address can be reached from this machine.

@@ -48,6 +48,8 @@ type Daemon struct {
 	failed  atomic.Pointer[string]   // why the last reload failed
 
 	associations atomic.Uint64
+	self         string // our version name in associations; set by start
+	loops        *loops
 	health       health
 	worker       *worker                 // nil: everything is computed in this process
 	noProgram    string                  // why there is none although it is wanted
@@ -91,6 +93,7 @@ func New(cfg *Config, opts ...Option) (*Daemon, error) {
 		settle: 3 * time.Second, reg: prometheus.NewRegistry(),
 		reloads: make(chan struct{}, 1), ready: make(chan struct{}), fatal: make(chan error, 8), endEvents: make(chan struct{}),
 	}
+	d.loops = newLoops(d.whoAnswers)
 	for _, o := range opts {
 		o(d)
 	}
@@ -253,12 +256,16 @@ func (d *Daemon) start(ctx context.Context, started func(string, func(context.Co
 	o := cfg.options()
 	o.Version, o.Denoiser, o.Registerer = d.version, d.denoiser, d.reg
 	o.Logger = d.log.Named("pipeline")
-	o.Sender = &sender{calling: cfg.ownAETitle(), tls: func() *tls.Config { return d.tls.Load().client }, log: d.log.Named("forward")}
+	o.Sender = &sender{calling: cfg.ownAETitle(), tls: func() *tls.Config { return d.tls.Load().client },
+		self: func() string { return d.self }, loops: d.loops, log: d.log.Named("forward")}
 	d.notify("STATUS=starting: bringing spool and journal into agreement")
 	if d.pipe, err = pipeline.Open(ctx, o); err != nil {
 		return fmt.Errorf("open state_dir %s: %w", cfg.StateDir, err)
 	}
 	started("journal", func(context.Context) error { return d.pipe.Close() })
+	if d.self, err = identity(cfg.StateDir); err != nil {
+		d.log.Warn("a new identity is used until the next start", zap.Error(err))
+	}
 	d.health.set(d.pipe.Check(), time.Now())
 
 	d.startHTTP(started)
@@ -314,7 +321,7 @@ func (d *Daemon) fail(err error) {
 // startDICOM serves the DICOM ports.
 func (d *Daemon) startDICOM(cfg *Config, started func(string, func(context.Context) error)) {
 	serve := func(name string, l *watchedListener, s *dicomnet.Server) {
-		s.Handler, s.AllowAddr = d, d.allowAddr
+		s.Handler, s.AllowAddr, s.VersionName = d, d.allowAddr, d.self
 		s.Limits = dicomnet.Limits{Associations: cfg.DICOM.Limits.Associations, PerHost: cfg.DICOM.Limits.PerHost, ObjectBytes: cfg.DICOM.Limits.Object}
 		s.Timeouts = dicomnet.Timeouts{Request: cfg.DICOM.Timeouts.Request, Idle: cfg.DICOM.Timeouts.Idle, Store: cfg.DICOM.Timeouts.Store}
 		s.Logger = d.log.Named("dicom")

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/big"
 	"net"
 	"net/http"
@@ -23,6 +24,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -144,7 +146,7 @@ func TestWhoMaySend(t *testing.T) {
 		{"STRANGER", "DENOISE", dicomnet.RejectCallingAETitle},
 		{"THERE", "DENOISE", dicomnet.RejectCallingAETitle},
 	} {
-		_, err := echo(t.Context(), &dicomnet.Dialer{CallingAETitle: c.calling, CalledAETitle: c.called}, d.DICOMAddr().String())
+		_, _, err := echo(t.Context(), &dicomnet.Dialer{CallingAETitle: c.calling, CalledAETitle: c.called}, d.DICOMAddr().String())
 		var got *dicomnet.RejectError
 		switch {
 		case c.want == nil && err != nil:
@@ -174,20 +176,29 @@ func TestStrangerIsNotRead(t *testing.T) {
 	}
 }
 
+// What is not the object's fault is answered so that the scanner tries again.
 func TestStoreStatus(t *testing.T) {
+	failing := func(op string, e syscall.Errno) error {
+		return fmt.Errorf("receive 1.2: write to spool: %w", &fs.PathError{Op: op, Path: "tmp/1.part", Err: e})
+	}
 	for _, c := range []struct {
 		err  error
 		want dicomnet.Status
 	}{
 		{nil, dicomnet.StatusSuccess},
-		{fmt.Errorf("receive: %w", pipeline.ErrNoSpace), dicomnet.StatusOutOfResources},
-		{pipeline.ErrTooLarge, dicomnet.StatusOutOfResources},
-		{dicomnet.ErrObjectTooLarge, dicomnet.StatusOutOfResources},
-		{fmt.Errorf("receive: %w", &pipeline.MismatchError{}), dicomnet.StatusDataSetMismatch},
-		{pipeline.ErrEmpty, dicomnet.StatusCannotUnderstand},
-		{pipeline.ErrUID, dicomnet.StatusCannotUnderstand},
-		{io.ErrUnexpectedEOF, dicomnet.StatusProcessingFailure},
-		{context.Canceled, dicomnet.StatusProcessingFailure},
+		{failing("write", syscall.EIO), dicomnet.StatusOutOfResources},
+		{failing("rename", syscall.EROFS), dicomnet.StatusOutOfResources},
+		{failing("open", syscall.EMFILE), dicomnet.StatusOutOfResources},
+		{failing("open", syscall.ENFILE), dicomnet.StatusOutOfResources},
+		{failing("sync", syscall.ENOSPC), dicomnet.StatusOutOfResources},
+		{failing("open", syscall.EACCES), dicomnet.StatusOutOfResources},
+		{errors.New("record instance: database or disk is full (13)"), dicomnet.StatusOutOfResources},
+		{fmt.Errorf("x: %w", pipeline.ErrNoSpace), dicomnet.StatusOutOfResources},
+		{context.Canceled, dicomnet.StatusOutOfResources},
+		{fmt.Errorf("x: %w", dicomnet.ErrObjectTooLarge), dicomnet.StatusOutOfResources},
+		{fmt.Errorf("x: %w", &pipeline.MismatchError{Attribute: "SOPInstanceUID"}), dicomnet.StatusDataSetMismatch},
+		{fmt.Errorf("x: %w", pipeline.ErrEmpty), dicomnet.StatusCannotUnderstand},
+		{fmt.Errorf("x: %w", pipeline.ErrUID), dicomnet.StatusCannotUnderstand},
 	} {
 		if got := storeStatus(c.err); got != c.want {
 			t.Errorf("%v: %v, want %v", c.err, got, c.want)
@@ -348,13 +359,13 @@ func TestTLS(t *testing.T) {
 	}
 	address := d.DICOMTLSAddr().String()
 	good := &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}
-	if _, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: "DENOISE", TLSConfig: good}, address); err != nil {
+	if _, _, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: "DENOISE", TLSConfig: good}, address); err != nil {
 		t.Errorf("with a certificate: %v", err)
 	}
 	old := good.Clone()
 	old.MaxVersion = tls.VersionTLS11
 	for name, c := range map[string]*tls.Config{"without a certificate": {RootCAs: pool}, "TLS 1.1": old, "without TLS": nil} {
-		if _, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: "DENOISE", TLSConfig: c}, address); err == nil {
+		if _, _, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: "DENOISE", TLSConfig: c}, address); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

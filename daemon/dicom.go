@@ -15,7 +15,10 @@ import (
 
 // Associate decides who may send: the called AE title must be one of ours, and
 // the calling one and its address among the peers, if there are any.
-func (d *Daemon) Associate(_ context.Context, req *dicomnet.AssociateRequest) (dicomnet.Session, error) {
+//
+// An installation that is one of our destinations, or ourselves, is refused: what it
+// brings came from us, or would go back to it.
+func (d *Daemon) Associate(ctx context.Context, req *dicomnet.AssociateRequest) (dicomnet.Session, error) {
 	cfg := d.cfg.Load()
 	host := hostOf(req.RemoteAddr)
 	log := d.log.With(zap.String("calling", req.CallingAETitle), zap.String("called", req.CalledAETitle), zap.String("host", host))
@@ -26,6 +29,17 @@ func (d *Daemon) Associate(_ context.Context, req *dicomnet.AssociateRequest) (d
 	if why := refusal(cfg.DICOM.Peers, req.CallingAETitle, host); why != "" {
 		log.Warn("association refused: " + why)
 		return nil, dicomnet.RejectCallingAETitle
+	}
+	peer := dicomnet.Implementation{ClassUID: req.ImplementationClassUID, VersionName: req.ImplementationVersionName}
+	if isInstallation(peer) {
+		if peer.VersionName == d.self {
+			log.Error("ALARM: association refused: it comes from this daemon itself, which has its own address as a destination")
+			return nil, rejectLoop
+		}
+		if name, ok := d.loops.sendsTo(ctx, peer, cfg.Destinations); ok {
+			log.Error("ALARM: association refused: the peer is a destination of this daemon, images would go round", zap.String("destination", name))
+			return nil, rejectLoop
+		}
 	}
 	s := &session{d: d, id: d.associations.Add(1), calling: req.CallingAETitle, called: req.CalledAETitle, host: host, log: log}
 	d.pipe.AssociationOpened(s.id, s.calling, s.host)
@@ -109,21 +123,33 @@ func (s *session) Store(ctx context.Context, req *dicomnet.StoreRequest, r io.Re
 	return status
 }
 
+// whoAnswers asks a destination for its name, not as an installation: this
+// question has to be answered by one that refuses our images.
+func (d *Daemon) whoAnswers(ctx context.Context, p place) (dicomnet.Implementation, error) {
+	dialer := dicomnet.Dialer{CallingAETitle: d.cfg.Load().ownAETitle(), CalledAETitle: p.aet}
+	if p.tls {
+		dialer.TLSConfig = d.tls.Load().client
+	}
+	peer, _, err := echo(ctx, &dialer, p.address)
+	return peer, err
+}
+
 // storeStatus is what a scanner is told (PS3.4 B.2.3). Scanners keep what was
-// refused with 0xA700 and mostly try again later.
+// refused with 0xA700 and mostly try again later. That is the answer to whatever is
+// not the object's fault: a full disk, one that fails or has become read-only, a
+// journal that cannot be written, no descriptors. 0x0110, a failure while the object was
+// processed, is what package dicomnet says after a panic.
 func storeStatus(err error) dicomnet.Status {
 	var mismatch *pipeline.MismatchError
 	switch {
 	case err == nil:
 		return dicomnet.StatusSuccess
-	case errors.Is(err, pipeline.ErrNoSpace), errors.Is(err, pipeline.ErrTooLarge), errors.Is(err, dicomnet.ErrObjectTooLarge):
-		return dicomnet.StatusOutOfResources
 	case errors.As(err, &mismatch):
 		return dicomnet.StatusDataSetMismatch
 	case errors.Is(err, pipeline.ErrEmpty), errors.Is(err, pipeline.ErrUID):
 		return dicomnet.StatusCannotUnderstand
 	}
-	return dicomnet.StatusProcessingFailure
+	return dicomnet.StatusOutOfResources
 }
 
 // Close ends the association for the pipeline; dicomnet logs the rest.

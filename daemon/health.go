@@ -123,6 +123,12 @@ func (d *Daemon) Status() web.Status {
 	if len(cfg.Destinations) == 0 {
 		s.Problems = append(s.Problems, "no destination is configured: images are kept and go nowhere, also when one is added later")
 	}
+	for i, dest := range cfg.Destinations {
+		if d.loops.leadBack(placeOf(dest)) && h.Breakers[dest.Name] != "loop" {
+			s.Destinations[i].Breaker = "loop"
+			s.Problems = append(s.Problems, fmt.Sprintf("destination %s sends to this daemon, images would go round: correct one of the two configurations", dest.Name))
+		}
+	}
 	d.workerStatus(&s)
 	bad := func(text string) { s.Ready, s.Problems = false, append(s.Problems, text) }
 	now := time.Now()

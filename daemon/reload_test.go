@@ -20,7 +20,7 @@ func configText(cfg *Config, ae, more string) string {
 // answersTo tells whether the daemon takes associations for a called AE title.
 func answersTo(t *testing.T, d *running, ae string) error {
 	t.Helper()
-	_, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: ae}, d.DICOMAddr().String())
+	_, _, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: ae}, d.DICOMAddr().String())
 	return err
 }
 
@@ -192,7 +192,7 @@ func TestReloadTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	ask := func(ae string, c *tls.Config) error {
-		_, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: ae, TLSConfig: c}, d.DICOMTLSAddr().String())
+		_, _, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: ae, TLSConfig: c}, d.DICOMTLSAddr().String())
 		return err
 	}
 	good := &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}

@@ -3,6 +3,8 @@ package daemon
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"io"
 
 	"go.uber.org/zap"
@@ -15,12 +17,19 @@ import (
 type sender struct {
 	calling string             // our AE title
 	tls     func() *tls.Config // for destinations with TLS
+	self    func() string      // our version name
+	loops   *loops
 	log     *zap.Logger
 }
 
-// Open implements pipeline.Sender.
+// Open implements pipeline.Sender. Its error is pipeline.ErrLoop if the destination is
+// this daemon, or another one that sends to us.
 func (s *sender) Open(ctx context.Context, d pipeline.Destination, want []pipeline.Context) (pipeline.Link, error) {
-	dialer := dicomnet.Dialer{CallingAETitle: s.calling, CalledAETitle: d.AETitle, Logger: s.log.With(zap.String("destination", d.Name))}
+	at := place{d.AETitle, d.Address, d.TLS}
+	if s.loops.leadBack(at) {
+		return nil, fmt.Errorf("associate with %q at %s: %w: it sends to us", d.AETitle, d.Address, pipeline.ErrLoop)
+	}
+	dialer := dicomnet.Dialer{CallingAETitle: s.calling, CalledAETitle: d.AETitle, VersionName: s.self(), Logger: s.log.With(zap.String("destination", d.Name))}
 	if d.TLS {
 		dialer.TLSConfig = s.tls()
 	}
@@ -29,9 +38,13 @@ func (s *sender) Open(ctx context.Context, d pipeline.Destination, want []pipeli
 		contexts = append(contexts, dicomnet.PresentationContext{AbstractSyntax: c.SOPClassUID, TransferSyntaxes: []string{c.TransferSyntaxUID}})
 	}
 	a, err := dialer.Dial(ctx, d.Address, contexts)
+	if rejected := new(dicomnet.RejectError); errors.As(err, &rejected) && *rejected == *rejectLoop && s.loops.isInstallation(ctx, at) {
+		return nil, fmt.Errorf("%w: %w: it is this daemon itself, or sends to it", err, pipeline.ErrLoop)
+	}
 	if err != nil {
 		return nil, err
 	}
+	s.loops.learn(at, a.Peer())
 	return link{a}, nil
 }
 

@@ -211,7 +211,7 @@ func (c *serverConn) accept(rq *pdu.AssociateRQ, offered []PresentationContext) 
 		ProtocolVersion: pdu.ProtocolVersion1, CalledAETitle: rq.CalledAETitle, CallingAETitle: rq.CallingAETitle,
 		ApplicationContext: pdu.ApplicationContext,
 		User: pdu.UserInformation{MaxLength: c.s.MaxPDULength,
-			ImplementationClassUID: ImplementationClassUID, ImplementationVersionName: ImplementationVersionName},
+			ImplementationClassUID: ImplementationClassUID, ImplementationVersionName: c.s.VersionName},
 	}
 	c.accepted = make(map[byte]acceptedContext, len(offered))
 	for _, pc := range offered {

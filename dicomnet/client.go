@@ -30,9 +30,12 @@ type Dialer struct {
 	CallingAETitle string // default DENOISED
 	CalledAETitle  string // required, ≤ 16 bytes
 	MaxPDULength   uint32 // announced, 4 KiB to 16 MiB; default 131072. What is sent obeys the peer's
-	TLSConfig      *tls.Config
-	Timeouts       DialTimeouts
-	Logger         *zap.Logger // default none
+	// VersionName is announced as Implementation Version Name, ≤ 16 bytes; default
+	// [ImplementationVersionName].
+	VersionName string
+	TLSConfig   *tls.Config
+	Timeouts    DialTimeouts
+	Logger      *zap.Logger // default none
 
 	// NetDial opens the transport; default TCP.
 	NetDial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -72,7 +75,10 @@ func (d *Dialer) dial(ctx context.Context, address string, contexts []Presentati
 		ProtocolVersion: pdu.ProtocolVersion1, CalledAETitle: d.CalledAETitle, CallingAETitle: calling,
 		ApplicationContext: pdu.ApplicationContext,
 		User: pdu.UserInformation{MaxLength: maxPDU,
-			ImplementationClassUID: ImplementationClassUID, ImplementationVersionName: ImplementationVersionName},
+			ImplementationClassUID: ImplementationClassUID, ImplementationVersionName: d.VersionName},
+	}
+	if rq.User.ImplementationVersionName == "" {
+		rq.User.ImplementationVersionName = ImplementationVersionName
 	}
 	var err error
 	if rq.Contexts, err = number(contexts); err != nil {
@@ -161,6 +167,7 @@ type Association struct {
 	timeouts DialTimeouts
 	log      *zap.Logger
 	peerMax  uint32
+	peer     Implementation
 	accepted []acceptedContextID
 
 	busy   sync.Mutex // held during a call
@@ -173,6 +180,13 @@ type Association struct {
 	done     context.Context // ends with Abort
 	abortAll context.CancelFunc
 }
+
+// Implementation is what a peer calls itself (PS3.7 annex D.3.3.2). Nothing of it
+// is verified; empty where it said nothing.
+type Implementation struct{ ClassUID, VersionName string }
+
+// Peer is what the called side called itself.
+func (a *Association) Peer() Implementation { return a.peer }
 
 type acceptedContextID struct {
 	acceptedContext
@@ -233,6 +247,7 @@ func (a *Association) adopt(rq *pdu.AssociateRQ, ac *pdu.AssociateAC) error {
 	if n := ac.User.MaxLength; ac.User.HasMaxLength && n > 0 && n < pdu.MinMaxLength {
 		return violation(pdu.ReasonInvalidParameter, "maximum length %d is less than %d", n, pdu.MinMaxLength)
 	}
+	a.peer = Implementation{ac.User.ImplementationClassUID, ac.User.ImplementationVersionName}
 	a.peerMax = ac.User.MaxLength
 	if !ac.User.HasMaxLength {
 		a.peerMax = 16 << 10

@@ -49,10 +49,13 @@ type Server struct {
 
 	// MaxPDULength is announced to peers, 4 KiB to 16 MiB; default 131072.
 	MaxPDULength uint32
-	Limits       Limits
-	Timeouts     Timeouts
-	TLSConfig    *tls.Config // nil: plain TCP
-	Logger       *zap.Logger // default none
+	// VersionName is announced as Implementation Version Name, ≤ 16 bytes; default
+	// [ImplementationVersionName].
+	VersionName string
+	Limits      Limits
+	Timeouts    Timeouts
+	TLSConfig   *tls.Config // nil: plain TCP
+	Logger      *zap.Logger // default none
 
 	// AllowAddr, if set, is asked before anything is read; false closes.
 	AllowAddr func(net.Addr) bool
@@ -142,6 +145,9 @@ func (s *Server) prepare() {
 		orDefault(&s.Timeouts.Write, 30*time.Second)
 		if s.Logger == nil {
 			s.Logger = zap.NewNop()
+		}
+		if s.VersionName == "" {
+			s.VersionName = ImplementationVersionName
 		}
 		if s.Negotiate == nil {
 			s.Negotiate = AcceptStorage

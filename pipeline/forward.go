@@ -7,12 +7,15 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/diffdenoise/denoised/internal/dcm/transcode"
 	"github.com/diffdenoise/denoised/pipeline/spool"
 	"github.com/diffdenoise/denoised/pipeline/spool/journal"
 	"github.com/diffdenoise/denoised/pipeline/state"
@@ -49,7 +52,13 @@ const (
 	breakerClosed   = "closed"
 	breakerHalfOpen = "half-open"
 	breakerOpen     = "open"
+	breakerLoop     = "loop" // open, because the destination leads back to this daemon
 )
+
+// ErrLoop is in the chain of an error of Sender.Open that says: the destination is
+// this daemon itself, or sends its images back to it. It is asked again later like
+// one that cannot be reached, and has stored nothing.
+var ErrLoop = errors.New("the destination leads back to this daemon")
 
 func (b *breaker) state(now time.Time) string {
 	switch {
@@ -93,12 +102,14 @@ const (
 
 const statusDuplicate = 0x0111 // duplicate SOP instance
 
-func classify(status uint16, attempts int64) class {
+// maybe says that the image may have been sent to this destination before, by an attempt
+// whose answer was lost.
+func classify(status uint16, maybe bool) class {
 	switch {
 	case status == 0, status&0xF000 == 0xB000, status == 0x0001, status == 0x0107, status == 0x0116:
 		return stored
-	case status == statusDuplicate && attempts > 0:
-		return stored // ours from an attempt whose answer was lost
+	case status == statusDuplicate && maybe:
+		return stored // PS3.7 annex C: it has it
 	case status&0xFF00 == 0xA700:
 		return transient
 	case status&0xFF00 == 0xA900, status&0xF000 == 0xC000, status == 0x0122, status == 0x0117, status == 0x0124, status == statusDuplicate:
@@ -127,6 +138,7 @@ type forwarder struct {
 
 	mu     sync.Mutex
 	br     breaker
+	loop   bool             // the last attempt to open a link met ErrLoop
 	stores uint64           // images stored by this process
 	failed map[int64]uint64 // instance -> stores when it last failed; only those that wait to be tried again
 }
@@ -209,7 +221,23 @@ func (p *Pipeline) forwardAll(ctx context.Context) {
 func (f *forwarder) state() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.loop {
+		return breakerLoop
+	}
 	return f.br.state(f.p.clock.Now())
+}
+
+// setLoop notes whether the destination was seen to lead back here.
+func (f *forwarder) setLoop(loop bool) {
+	f.mu.Lock()
+	was := f.loop
+	f.loop = loop
+	f.mu.Unlock()
+	if loop && !was {
+		f.p.log.Error("ALARM: destination leads back to this daemon, nothing is sent to it: correct its address",
+			zap.String("destination", f.d.Name), zap.String("address", f.d.Address))
+		f.p.bus.send(Event{Time: f.p.clock.Now(), Type: EventDestination, Destination: f.d.Name, State: breakerLoop})
+	}
 }
 
 func (f *forwarder) fail(whole bool) {
@@ -362,16 +390,7 @@ func (f *lane) open(ctx context.Context, c Context) error {
 			return fmt.Errorf("%w: %w", errJournal, err)
 		}
 	}
-	want := []Context{c}
-	for _, pr := range pairs {
-		if x := (Context{pr[0], pr[1]}); x != c && len(want) < maxContexts {
-			want = append(want, x)
-		}
-	}
-	proposed := make(map[Context]bool, len(want))
-	for _, x := range want {
-		proposed[x] = true
-	}
+	want, proposed := contexts(c, pairs)
 	var link Link
 	if err := guard("open", func() (err error) { link, err = f.p.cfg.Load().Sender.Open(ctx, f.d, want); return err }); err != nil {
 		return err
@@ -380,7 +399,46 @@ func (f *lane) open(ctx context.Context, c Context) error {
 		return errors.New("sender returned no link")
 	}
 	f.link, f.proposed, f.used = link, proposed, false
+	f.setLoop(false)
 	return nil
+}
+
+// contexts lists what to propose so that c, and of the pairs of SOP class and
+// transfer syntax as many as fit, can be sent as they are or as what they can
+// become. Each is a context of its own: the peer cannot choose to have an image
+// converted that it takes as it is. proposed are c and the pairs that are in.
+func contexts(c Context, pairs [][2]string) (want []Context, proposed map[Context]bool) {
+	proposed = map[Context]bool{}
+	listed := map[Context]bool{}
+	add := func(c Context) {
+		forms := forms(c)
+		if len(want)+len(forms) > maxContexts {
+			return
+		}
+		proposed[c] = true
+		for _, x := range forms {
+			if !listed[x] {
+				listed[x] = true
+				want = append(want, x)
+			}
+		}
+	}
+	add(c)
+	for _, p := range pairs {
+		add(Context{p[0], p[1]})
+	}
+	return want, proposed
+}
+
+// forms lists the contexts in which an image can be sent: its own one, then those
+// that its data set can be converted to without loss.
+func forms(c Context) []Context {
+	out := make([]Context, 1, 1+transcode.MaxTargets)
+	out[0] = c
+	for _, ts := range transcode.Targets(c.TransferSyntaxUID) {
+		out = append(out, Context{c.SOPClassUID, ts})
+	}
+	return out
 }
 
 // send tries one delivery and records what came of it. It returns false when
@@ -396,6 +454,7 @@ func (f *lane) send(ctx context.Context, d journal.Delivery) bool {
 			f.p.log.Error("forward queue not readable", zap.Error(err))
 			return false
 		}
+		f.setLoop(errors.Is(err, ErrLoop))
 		f.p.met.forward(f.d.Name, "unreachable")
 		f.p.log.Warn("destination not reached", zap.String("destination", f.d.Name), zap.Error(err))
 		if f.suspects { // perhaps one association is all that the destination allows
@@ -404,16 +463,18 @@ func (f *lane) send(ctx context.Context, d journal.Delivery) bool {
 		f.fail(true)
 		return false
 	}
-	var accepted bool
-	if err := guard("accepts", func() error { accepted = f.link.Accepts(c); return nil }); err != nil {
+	as := -1 // of forms(c)
+	if err := guard("accepts", func() error { as = slices.IndexFunc(forms(c), f.link.Accepts); return nil }); err != nil {
 		f.broken(ctx, d, err)
 		return false
 	}
-	if !accepted {
+	if as < 0 {
 		f.p.met.forward(f.d.Name, "no-context")
-		f.p.log.Error("destination accepts no presentation context for an image: refused for good", zap.String("destination", f.d.Name),
-			zap.String("instance", in.SOP), zap.String("sop_class", c.SOPClassUID), zap.String("transfer_syntax", c.TransferSyntaxUID))
-		return f.end(ctx, d, state.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %s in %s", c.SOPClassUID, c.TransferSyntaxUID))
+		f.p.log.Error("ALARM: destination accepts no presentation context for an image: refused for good",
+			zap.String("destination", f.d.Name), zap.String("instance", in.SOP), zap.String("sop_class", c.SOPClassUID),
+			zap.String("transfer_syntax", c.TransferSyntaxUID))
+		return f.end(ctx, d, state.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %s in %s%s",
+			c.SOPClassUID, c.TransferSyntaxUID, orAs(c)))
 	}
 	file, err := f.p.store.Open(in.File)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -431,17 +492,29 @@ func (f *lane) send(ctx context.Context, d journal.Delivery) bool {
 		return f.damaged(ctx, d, fmt.Errorf("file has %d bytes instead of %d: %w", n, in.Offset+in.Size, spool.ErrDamaged))
 	}
 	r := &seenReader{r: spool.NewReader(in.File, file, in.Offset, in.Size, in.CRC)}
+	data := r
+	out := Outgoing{SOPClassUID: in.Class, SOPInstanceUID: in.SOP, TransferSyntaxUID: in.Syntax, Size: in.Size}
+	sentAs := ""
+	if as > 0 { // the spool's bytes stay as they are
+		out.TransferSyntaxUID, out.Size = forms(c)[as].TransferSyntaxUID, 0
+		data = &seenReader{r: transcode.NewReader(r, in.Syntax, out.TransferSyntaxUID)}
+		sentAs = fmt.Sprintf("sent as %s (%s)", transcode.Name(out.TransferSyntaxUID), out.TransferSyntaxUID)
+	}
 	sctx, cancel := f.storeContext(ctx, in.Size)
 	defer cancel()
 	var status uint16
 	f.p.hook("send")
 	err = guard("store", func() (err error) {
-		status, err = f.link.Store(sctx, Outgoing{SOPClassUID: in.Class, SOPInstanceUID: in.SOP, TransferSyntaxUID: in.Syntax, Size: in.Size}, r)
+		status, err = f.link.Store(sctx, out, data)
 		return err
 	})
 	if r.err != nil && errors.Is(r.err, spool.ErrDamaged) {
 		f.close(ctx)
 		return f.damaged(ctx, d, r.err)
+	}
+	if e := new(transcode.Error); errors.As(data.err, &e) {
+		f.close(ctx)
+		return f.unconvertible(ctx, d, out.TransferSyntaxUID, e)
 	}
 	if err != nil {
 		f.broken(ctx, d, err)
@@ -450,11 +523,18 @@ func (f *lane) send(ctx context.Context, d journal.Delivery) bool {
 	f.used = true
 	f.p.hook("sent")
 	f.p.met.forward(f.d.Name, statusWord(status))
-	switch classify(status, d.Attempts) {
+	// A derived object has its UID from what it was made of: nobody else can have given it away.
+	switch classify(status, d.Attempts > 0 || in.Kind == spool.Derived) {
 	case stored:
-		detail := ""
+		detail := sentAs
 		if status != 0 {
 			detail = "stored with warning " + statusWord(status)
+			if status == statusDuplicate {
+				detail = "the destination has it already (0111 duplicate SOP instance)"
+			}
+			if sentAs != "" {
+				detail += ", " + sentAs
+			}
 			f.p.log.Warn("destination stored an image with a warning", zap.String("destination", f.d.Name), zap.String("instance", in.SOP), zap.String("status", statusWord(status)))
 		}
 		f.succeed(true)
@@ -528,6 +608,24 @@ func (f *lane) again(ctx context.Context, d journal.Delivery, status int, detail
 	}
 	f.p.log.Error("destination takes other images but never this one, given up", zap.String("destination", f.d.Name), zap.String("instance", d.Instance.SOP), zap.String("answer", detail))
 	return f.end(ctx, d, state.DeliveryRefused, status, fmt.Sprintf("given up after %d attempts, others were stored in between; last: %s", d.Attempts+1, detail))
+}
+
+// unconvertible: the destination takes the image only in another transfer syntax,
+// and its data set is too damaged for that, as it came. Nothing whole has been sent.
+func (f *lane) unconvertible(ctx context.Context, d journal.Delivery, to string, err error) bool {
+	f.p.met.forward(f.d.Name, "not-convertible")
+	f.p.log.Error("ALARM: image cannot be converted for a destination: refused for good", zap.String("destination", f.d.Name),
+		zap.String("instance", d.Instance.SOP), zap.String("transfer_syntax", to), zap.Error(err))
+	return f.end(ctx, d, state.DeliveryRefused, -1, fmt.Sprintf("taken in %s only, and: %v", transcode.Name(to), err))
+}
+
+// orAs names what an image could also have been sent as.
+func orAs(c Context) string {
+	var s strings.Builder
+	for _, x := range forms(c)[1:] {
+		s.WriteString(", nor in " + transcode.Name(x.TransferSyntaxUID))
+	}
+	return s.String()
 }
 
 // later puts a delivery back.

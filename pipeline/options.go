@@ -101,7 +101,7 @@ type Context struct{ SOPClassUID, TransferSyntaxUID string }
 // Outgoing describes a data set to be sent.
 type Outgoing struct {
 	SOPClassUID, SOPInstanceUID, TransferSyntaxUID string
-	Size                                           int64 // bytes
+	Size                                           int64 // bytes; 0: not known, for it is converted on the way
 }
 
 // Destination is where images go.

@@ -217,7 +217,7 @@ func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts
 	if row.Stage == state.Conflict {
 		dests = nil
 	}
-	arrival := journal.Arrival{Series: f.series, Instance: row, Start: p.highStart(f.series.Modality), Dests: dests,
+	arrival := journal.Arrival{Series: f.series, Instance: row, Start: p.highStart(f.series.Modality), Dests: dests, Found: f.found,
 		Unwanted: len(cfg.Destinations) > 0 && len(cfg.dests(spool.Original)) == 0}
 	arrival.Series.Quality, arrival.Series.Channel, arrival.Series.Rule = row.Quality, row.Channel, row.Rule
 	added, err := p.jrnl.AddOriginal(arrival)

@@ -142,7 +142,7 @@ type HighStep struct {
 // DestinationStatus counts the deliveries of a series, or of all, by state.
 type DestinationStatus struct {
 	Name     string `json:"name"`
-	Breaker  string `json:"breaker,omitempty"` // closed, half-open, open
+	Breaker  string `json:"breaker,omitempty"` // closed, half-open, open, loop
 	Queued   int64  `json:"queued"`
 	Stored   int64  `json:"stored"`
 	Warnings int64  `json:"warnings,omitempty"` // of Stored
@@ -567,7 +567,11 @@ func (p *Pipeline) Check() Health {
 	for _, d := range cfg.Destinations {
 		if s := p.breakerState(d.Name); s != "" {
 			h.Breakers[d.Name] = s
-			if s != breakerClosed {
+			switch s {
+			case breakerClosed:
+			case breakerLoop:
+				h.Problems = append(h.Problems, fmt.Sprintf("destination %s leads back to this daemon and gets nothing: correct its address", d.Name))
+			default:
 				h.Problems = append(h.Problems, fmt.Sprintf("destination %s does not take images", d.Name))
 			}
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/diffdenoise/denoised/dicomnet"
 	"github.com/diffdenoise/denoised/internal/dcm"
+	"github.com/diffdenoise/denoised/internal/dcm/transcode"
 )
 
 // scuObject is an object to be sent.
@@ -18,6 +19,7 @@ type scuObject struct {
 	name               string // for people
 	class, uid, syntax string
 	open               func() (io.ReadCloser, error) // the bare data set
+	as                 string                        // the transfer syntax that it was last sent in
 }
 
 // maxContexts is how many presentation contexts an association can have (PS3.8
@@ -127,26 +129,41 @@ func pushOne(ctx context.Context, a *dicomnet.Association, o *scuObject) (dicomn
 		return 0, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	defer r.Close()
-	return a.Store(ctx, &dicomnet.StoreRequest{SOPClassUID: o.class, SOPInstanceUID: o.uid, TransferSyntaxUID: o.syntax}, r)
+	o.as = o.syntax
+	data := io.Reader(r)
+	if !a.Accepts(o.class, o.syntax) {
+		for _, to := range transcode.Targets(o.syntax) {
+			if a.Accepts(o.class, to) {
+				o.as, data = to, transcode.NewReader(r, o.syntax, to)
+				break
+			}
+		}
+	}
+	return a.Store(ctx, &dicomnet.StoreRequest{SOPClassUID: o.class, SOPInstanceUID: o.uid, TransferSyntaxUID: o.as}, data)
 }
 
 // contextsFor returns what objects[from:to] need, as far as one association can
 // offer it. Each pair of SOP class and transfer syntax has a context of its own,
-// so that the peer cannot choose a syntax that the file is not in.
+// so that the peer cannot choose a syntax that the file would have to be converted
+// to if it takes the file as it is.
 func contextsFor(objects []*scuObject, from int) (list []dicomnet.PresentationContext, to int) {
 	type pair struct{ class, syntax string }
 	seen := map[pair]bool{}
 	for to = from; to < len(objects); to++ {
 		o := objects[to]
-		p := pair{o.class, o.syntax}
-		if seen[p] {
-			continue
+		var more []dicomnet.PresentationContext
+		for _, ts := range append([]string{o.syntax}, transcode.Targets(o.syntax)...) {
+			if !seen[pair{o.class, ts}] {
+				more = append(more, dicomnet.PresentationContext{AbstractSyntax: o.class, TransferSyntaxes: []string{ts}})
+			}
 		}
-		if len(list) == maxContexts {
+		if len(list)+len(more) > maxContexts {
 			break
 		}
-		seen[p] = true
-		list = append(list, dicomnet.PresentationContext{AbstractSyntax: o.class, TransferSyntaxes: []string{o.syntax}})
+		for _, c := range more {
+			seen[pair{c.AbstractSyntax, c.TransferSyntaxes[0]}] = true
+		}
+		list = append(list, more...)
 	}
 	return list, to
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/diffdenoise/denoised/dicomnet"
+	"github.com/diffdenoise/denoised/internal/dcm/transcode"
 )
 
 func newSendCmd() *cobra.Command {
@@ -30,7 +31,9 @@ func newSendCmd() *cobra.Command {
 		Long: `Send DICOM files, and those in folders and the folders below them, to a peer
 over as few associations as it takes. Files that are not DICOM are named and
 skipped when they come from a folder. An object that the peer refuses does not
-stop the others. Exit code 0 means that the peer has confirmed every object.`,
+stop the others. A peer that does not take the transfer syntax of a file gets what
+the file can be converted to without loss: Explicit or Implicit VR Little Endian,
+unless it is compressed. Exit code 0 means that the peer has confirmed every object.`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkAddress(args[0]); err != nil {
@@ -39,7 +42,7 @@ stop the others. Exit code 0 means that the peer has confirmed every object.`,
 			if err := checkAETitles(aet, aec); err != nil {
 				return err
 			}
-			s := &sending{out: cmd.OutOrStdout(), errOut: cmd.ErrOrStderr(), address: args[0], counts: map[string]int{},
+			s := &sending{out: cmd.OutOrStdout(), errOut: cmd.ErrOrStderr(), address: args[0], counts: map[string]int{}, converted: map[string]int{},
 				dialer: dicomnet.Dialer{CallingAETitle: aet, CalledAETitle: aec}}
 			return s.run(cmd.Context(), args[1:])
 		},
@@ -56,6 +59,7 @@ type sending struct {
 	dialer      dicomnet.Dialer
 
 	counts           map[string]int // by status
+	converted        map[string]int // stored in another transfer syntax than the file's, by its name
 	stored, notSent  int
 	skipped, invalid int // in folders; named by the user
 }
@@ -84,6 +88,9 @@ func (s *sending) run(ctx context.Context, paths []string) error {
 		case status.IsFailure():
 		default:
 			s.stored++
+			if o.as != o.syntax {
+				s.converted[transcode.Name(o.as)]++
+			}
 		}
 		if err != nil || !status.IsSuccess() {
 			detail := word
@@ -166,6 +173,9 @@ func (s *sending) summary(total int, took time.Duration) {
 		return cmp.Or(s.counts[b]-s.counts[a], cmp.Compare(a, b))
 	}) {
 		fmt.Fprintf(t, "%d\t%s\n", s.counts[word], word)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.converted)) {
+		fmt.Fprintf(t, "%d\tsent as %s\n", s.converted[name], name)
 	}
 	for _, c := range []struct {
 		n    int

@@ -197,6 +197,8 @@ func printStatus(out io.Writer, s web.Status, series []pipeline.SeriesStatus) er
 			breaker = "not used yet"
 		case "closed": // the breaker's word; a person would read the opposite
 			breaker = "in use"
+		case "loop":
+			breaker = "LEADS BACK HERE"
 		case "half-open":
 			breaker = "being tried"
 		case "open":

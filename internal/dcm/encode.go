@@ -64,7 +64,7 @@ func (enc Encoding) appendHeader(dst []byte, t Tag, v VR, length uint32) []byte 
 	if enc.Implicit || t.Group() == 0xFFFE {
 		return order.AppendUint32(dst, length)
 	}
-	_, long := v.form()
+	_, long := v.Form()
 	dst = append(dst, byte(v>>8), byte(v))
 	if long {
 		dst = append(dst, 0, 0)
@@ -75,7 +75,7 @@ func (enc Encoding) appendHeader(dst []byte, t Tag, v VR, length uint32) []byte 
 
 // check refuses nodes that Append could not encode.
 func (n Node) check() error {
-	known, long := n.VR.form()
+	known, long := n.VR.Form()
 	switch {
 	case !known:
 		return fmt.Errorf("encode %v: unknown value representation", n.Tag)

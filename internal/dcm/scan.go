@@ -295,7 +295,7 @@ func (s *scanner) settle(o *Object, pos int64, enc *Encoding) error {
 	if le, be := binary.LittleEndian.Uint16(b), binary.BigEndian.Uint16(b); be < le {
 		looks.BigEndian = true
 	}
-	known, _ := (VR(b[4])<<8 | VR(b[5])).form()
+	known, _ := (VR(b[4])<<8 | VR(b[5])).Form()
 	looks.Implicit = !known
 	if looks.Implicit && looks.BigEndian {
 		return nil // no such syntax: let the walk find out
@@ -375,7 +375,7 @@ func (s *scanner) header(pos int64, enc Encoding, limit int64) (element, error) 
 		length = binary.LittleEndian.Uint32(b[4:])
 	default:
 		e.vr = VR(b[4])<<8 | VR(b[5])
-		known, long := e.vr.form()
+		known, long := e.vr.Form()
 		if !known {
 			return e, &ScanError{Damage: BadVR, Offset: pos, Tag: e.tag}
 		}

@@ -246,9 +246,9 @@ const (
 	UV VR = 'U'<<8 | 'V'
 )
 
-// form says how the length of an element is encoded after an explicit VR
-// (PS3.5 7.1.2).
-func (v VR) form() (known, long bool) {
+// Form says whether v is one of PS3.5 table 6.2-1, and whether the length behind it
+// has 32 bits, after two reserved bytes, instead of 16 (PS3.5 7.1.2).
+func (v VR) Form() (known, long bool) {
 	switch v {
 	case AE, AS, AT, CS, DA, DS, DT, FD, FL, IS, LO, LT, PN, SH, SL, SS, ST, TM, UI, UL, US:
 		return true, false

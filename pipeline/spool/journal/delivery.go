@@ -110,11 +110,14 @@ func (j *Journal) RetryDelivery(instance int64, dest string, status int, detail 
 	})
 }
 
-// Requeue puts the refused deliveries of a series back; it returns how many.
+// Requeue puts the refused deliveries of a series back; it returns how many. One
+// that was refused as a duplicate (0111, 273) of what was never sent begins anew: asking
+// again does not make the destination's copy ours.
 func (j *Journal) Requeue(series int64) (int64, error) {
 	var n int64
 	err := j.change("queue refused deliveries again", func(t *tx) error {
-		r, err := t.exec(`UPDATE delivery SET state='queued', next_at=0, failures=0 WHERE series=? AND state='refused'`, series)
+		r, err := t.exec(`UPDATE delivery SET state='queued', next_at=0, failures=0,
+			attempts=CASE WHEN status=273 THEN 0 ELSE attempts END WHERE series=? AND state='refused'`, series)
 		if err != nil {
 			return err
 		}

@@ -46,6 +46,7 @@ type Arrival struct {
 	Start    Start    // of the high pass, if the image gets it
 	Variants int64    // how many variants the caller believes are there; it becomes this one's number
 	Dests    []string // destinations that get the original
+	Found    bool     // by recovery: it may have been sent before, so its deliveries begin with one attempt
 	Unwanted bool     // there are destinations, but none takes originals: nothing is owed if it passes
 }
 
@@ -118,6 +119,11 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 		for _, d := range a.Dests {
 			if err := t.deliver(out.Instance, out.Series, 2*out.Instance, d); err != nil {
 				return err
+			}
+			if a.Found {
+				if _, err := t.exec(`UPDATE delivery SET attempts=1 WHERE instance=? AND dest=?`, out.Instance, d); err != nil {
+					return err
+				}
 			}
 		}
 		if in.Quality == state.High {
