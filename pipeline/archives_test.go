@@ -96,6 +96,9 @@ func TestImagesThatCannotBeConverted(t *testing.T) {
 	for _, in := range status(t, p, compressed.series).Instances {
 		want := map[string]string{compressed.sop: "no presentation context accepted",
 			damaged.sop: "taken in Implicit VR Little Endian only, and: convert data set at byte"}[in.SOPInstanceUID]
+		if want == "" {
+			continue // of the derived images nothing is sent
+		}
 		if d := in.Deliveries[0]; !strings.Contains(d.Detail, want) {
 			t.Errorf("%s: %+v, want %q", in.SOPInstanceUID, d, want)
 		}
