@@ -187,7 +187,7 @@ func (g *gauges) Collect(c chan<- prometheus.Metric) {
 	}
 	for _, d := range cfg.Destinations {
 		open := 0.0
-		if p.breakerState(d.Name) == breakerOpen {
+		if p.forward.state(d.Name) == breakerOpen {
 			open = 1
 		}
 		put(descBreaker, open, d.Name)

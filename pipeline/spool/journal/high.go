@@ -2,8 +2,6 @@ package journal
 
 import (
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"time"
 
@@ -92,47 +90,6 @@ func (t *tx) highModalities() (list []string, err error) {
 	return list, rows.Err()
 }
 
-// HighSlice is an image that waits for the high pass.
-type HighSlice struct {
-	Instance Instance
-	Attempts int64
-	// Fill: it failed for Reason, and its derived object is to be a copy.
-	Fill   bool
-	Reason state.Reason
-	Detail string
-}
-
-// highReady: images whose series is complete and which the fast lane has
-// finished, so that it is known whether there is a fast object.
-const highReady = `FROM high h JOIN series s ON s.id=h.series JOIN instance i ON i.id=h.original
-	WHERE h.stage='queued' AND s.state<>'receiving' AND i.stage<>'queued'`
-
-// NextHigh is the image that the high lane takes next; nil when there is none.
-// One series is finished before the next begins, the first complete one first.
-func (j *Journal) NextHigh(ctx context.Context, now time.Time) (*HighSlice, error) {
-	var h HighSlice
-	row := j.db.QueryRowContext(ctx, `SELECT h.attempts, h.fill, h.reason, h.detail, `+instanceColumns+` `+highReady+` AND (h.next_at<=? OR h.next_at>?)
-		ORDER BY s.complete_at, h.series, h.fill, i.number, i.id LIMIT 1`, due(now)...)
-	err := h.Instance.read(row.Scan, &h.Attempts, &h.Fill, &h.Reason, &h.Detail)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, journalErr("read high lane", err)
-	}
-	return &h, nil
-}
-
-// NextHighRetry is when the earliest image that failed may be tried again; zero
-// when none waits for that.
-func (j *Journal) NextHighRetry(ctx context.Context) (time.Time, error) {
-	var at sql.NullInt64
-	if err := j.db.QueryRowContext(ctx, `SELECT min(h.next_at) `+highReady+` AND h.next_at>0`).Scan(&at); err != nil {
-		return time.Time{}, journalErr("read high lane", err)
-	}
-	return fromNanos(at.Int64), nil
-}
-
 // High reads the place of an original in the high lane; nil when it has none.
 func (j *Journal) High(ctx context.Context, original int64) (*HighRow, error) {
 	l, err := j.highRows(ctx, `WHERE original=?`, original)
@@ -140,22 +97,6 @@ func (j *Journal) High(ctx context.Context, original int64) (*HighRow, error) {
 		return nil, err
 	}
 	return &l[0], nil
-}
-
-// AddHigh records a derived object of the high lane and queues its deliveries,
-// all at once; fill says that it is a copy. ErrNotWanted: nobody waits for it any
-// more, nothing was recorded.
-func (j *Journal) AddHigh(original int64, d Instance, fill bool, dests []string, at time.Time) error {
-	return j.change("record derived object", func(t *tx) error {
-		var n int
-		if err := t.row(`SELECT count(*) FROM high WHERE original=? AND stage='queued'`, []any{original}, &n); err != nil {
-			return err
-		}
-		if n == 0 {
-			return ErrNotWanted
-		}
-		return t.addHigh(original, d, fill, dests, at)
-	})
 }
 
 func (t *tx) addHigh(original int64, d Instance, fill bool, dests []string, at time.Time) error {
@@ -174,23 +115,6 @@ func (t *tx) addHigh(original int64, d Instance, fill bool, dests []string, at t
 		}
 	}
 	return t.settleHigh(series)
-}
-
-// EndHigh ends an image in the high lane without a derived object. fill says
-// that a copy may stand in for it. file is the one that was looked at, as for
-// EndSlice.
-func (j *Journal) EndHigh(original int64, file string, reason state.Reason, detail string, fill bool) error {
-	return j.change("record result of high pass", func(t *tx) error {
-		if _, err := t.exec(`UPDATE high SET stage='failed', reason=?, detail=?, fill=? WHERE original=?4 AND stage='queued'
-			AND EXISTS (SELECT 1 FROM instance WHERE id=?4 AND file=?5)`, reason, clip(detail), fill, original, file); err != nil {
-			return err
-		}
-		var series int64
-		if err := t.row(`SELECT series FROM instance WHERE id=?`, []any{original}, &series); err != nil {
-			return err
-		}
-		return t.settleHigh(series)
-	})
 }
 
 // settleHigh looks at a series after one of its images: when the method has
@@ -212,14 +136,6 @@ func (t *tx) settleHigh(series int64) error {
 			fmt.Sprintf("not tried: %d images of the series failed and none succeeded", failed), series)
 	}
 	return err
-}
-
-// RetryHigh counts a failed attempt and puts the image back for later.
-func (j *Journal) RetryHigh(original int64, next time.Time, detail string) error {
-	return j.change("record failed attempt of high pass", func(t *tx) error {
-		_, err := t.exec(`UPDATE high SET attempts=attempts+1, next_at=?, detail=? WHERE original=? AND stage='queued'`, nanos(next), clip(detail), original)
-		return err
-	})
 }
 
 // HighCount is how many images of a series are in a stage of the high lane.

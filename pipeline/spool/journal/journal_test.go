@@ -134,7 +134,7 @@ func TestOriginal(t *testing.T) {
 	if _, err := j.AddOriginal(other); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.AddDerived(ids[0], Instance{SOP: "2.25.1", Class: "1", Syntax: "1", File: "derived/00/a.dcm", Received: time.Unix(9, 0), Quality: "fast", Number: 2}, nil); err != nil {
+	if err := j.Lane("fast").Add(ids[0], Instance{SOP: "2.25.1", Class: "1", Syntax: "1", File: "derived/00/a.dcm", Received: time.Unix(9, 0), Quality: "fast", Number: 2}, false, nil, time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := j.AddOriginal(arrival("1.3", 9)); err != nil {
@@ -160,7 +160,7 @@ func TestTold(t *testing.T) {
 		}
 		d := Instance{SOP: fmt.Sprintf("2.25.%d", n), Class: "1", Syntax: "1", File: fmt.Sprintf("derived/00/%d.dcm",
 			n), Quality: "fast", Told: told}
-		if err := j.AddDerived(a.Instance, d, nil); err != nil {
+		if err := j.Lane("fast").Add(a.Instance, d, false, nil, time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 		made, err := j.Derived(t.Context(), a.Instance, "fast")
@@ -186,10 +186,10 @@ func TestTold(t *testing.T) {
 	}
 	d := Instance{SOP: "2.25.2", Class: "1", Syntax: "1", File: "derived/00/2.dcm", Quality: "fast",
 		Told: evidence.Sums{5, 5}}
-	if err := j.AddDerived(original, d, nil); err != nil {
+	if err := j.Lane("fast").Add(original, d, false, nil, time.Time{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.AddDerived(original, d, nil); !errors.Is(err, ErrNotWanted) {
+	if err := j.Lane("fast").Add(original, d, false, nil, time.Time{}); !errors.Is(err, ErrNotWanted) {
 		t.Errorf("recorded twice: %v", err)
 	}
 	is(one, want)
@@ -284,7 +284,7 @@ func TestVerdictOverAReplacedFile(t *testing.T) {
 		if err := j.DamagedDelivery(added.Instance, "pacs", file, "rotten", time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if err := j.EndSlice(added.Instance, file, state.Failed, "damaged", ""); err != nil {
+		if err := j.Lane("fast").End(added.Instance, file, Result{Stage: state.Failed, Reason: "damaged", Detail: ""}); err != nil {
 			t.Fatal(err)
 		}
 		d, err := j.SeriesDeliveries(ctx, added.Series, 10)
@@ -322,7 +322,7 @@ func TestClockThatWasAhead(t *testing.T) {
 		if err := j.RetryDelivery(added.Instance, "pacs", -1, "", c.failures, c.next); err != nil {
 			t.Fatal(err)
 		}
-		if err := j.RetrySlice(added.Instance, c.next, ""); err != nil {
+		if err := j.Lane("fast").Retry(added.Instance, c.next, ""); err != nil {
 			t.Fatal(err)
 		}
 		ask := j.NextDeliveries
@@ -333,7 +333,7 @@ func TestClockThatWasAhead(t *testing.T) {
 		if err != nil || len(d) != c.want {
 			t.Errorf("%v: %d deliveries, %v", c, len(d), err)
 		}
-		s, err := j.NextSlices(ctx, 0, now, 10)
+		s, err := j.Lane("fast").Next(ctx, now, 0, 10)
 		if err != nil || len(s) != c.want {
 			t.Errorf("%v: %d slices, %v", c, len(s), err)
 		}
@@ -372,7 +372,7 @@ func TestQueriesUseIndexes(t *testing.T) {
 	// The high lane's queue is read whole, for it is short, but never its history.
 	var a, b, c int
 	var plan string
-	if err := j.db.QueryRow("EXPLAIN QUERY PLAN SELECT h.original "+highReady).Scan(&a, &b, &c, &plan); err != nil || !strings.Contains(plan, "high_queue") {
+	if err := j.db.QueryRow("EXPLAIN QUERY PLAN SELECT h.original "+highLane.free).Scan(&a, &b, &c, &plan); err != nil || !strings.Contains(plan, "high_queue") {
 		t.Errorf("%s %v", plan, err)
 	}
 	if err := j.IndexFiles(false); err != nil {

@@ -117,7 +117,7 @@ func TestMigrate(t *testing.T) {
 				t.Errorf("queues: %+v, %v", q, err)
 			}
 			// It serves as any other.
-			if err := j.AddDerived(2, Instance{SOP: "2.25.1", File: "d", Quality: "fast"}, []string{"pacs"}); err != nil {
+			if err := j.Lane("fast").Add(2, Instance{SOP: "2.25.1", File: "d", Quality: "fast"}, false, []string{"pacs"}, time.Time{}); err != nil {
 				t.Error(err)
 			}
 			if _, found, err := again(t, j, path); err != nil || found != SchemaVersion {

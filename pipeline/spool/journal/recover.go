@@ -108,8 +108,7 @@ func (j *Journal) Remake(derived, original int64, start Start, at time.Time) err
 }
 
 // Adopt records a derived object that was found finished and that the journal does
-// not know, as AddDerived and AddHigh do, whatever its original waits for by now; fill
-// is as in AddHigh. ErrExists: the journal knows another file of this object.
+// not know, as Lane.Add does, whatever its original waits for by now. ErrExists: the journal knows another file of this object.
 func (j *Journal) Adopt(original int64, d Instance, fill bool, dests []string, at time.Time) error {
 	return j.change("take up derived object", func(t *tx) error {
 		var n int
@@ -119,9 +118,7 @@ func (j *Journal) Adopt(original int64, d Instance, fill bool, dests []string, a
 		switch {
 		case n > 0:
 			return ErrExists
-		case d.Quality == state.High:
-			return t.addHigh(original, d, fill, dests, at)
 		}
-		return t.addDerived(original, d, dests)
+		return j.Lane(d.Quality).add(t, original, d, fill, dests, at)
 	})
 }
