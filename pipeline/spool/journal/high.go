@@ -33,8 +33,10 @@ var denoisable = `i.kind='original' AND i.variant=0 AND i.gone=0 AND (i.stage IN
 // startHigh gives the images that fulfil where a place in the high lane. One
 // that failed there starts again, others keep their state.
 func (t *tx) startHigh(s Start, at int64, where string, args ...any) error {
-	_, err := t.exec(`INSERT INTO high(original,series,stage,reason,detail,since) SELECT i.id,i.series,?,?,?,? FROM instance i WHERE `+where+` AND `+denoisable+`
-		ON CONFLICT(original) DO UPDATE SET stage=excluded.stage, reason=excluded.reason, detail=excluded.detail, fill=0, attempts=0, next_at=0, since=excluded.since WHERE high.stage='failed'`,
+	_, err := t.exec(`INSERT INTO high(original,series,stage,reason,detail,since) SELECT i.id,i.series,?,?,?,? FROM
+		instance i WHERE `+where+` AND `+denoisable+`
+		ON CONFLICT(original) DO UPDATE SET stage=excluded.stage, reason=excluded.reason, detail=excluded.detail,
+		fill=0, attempts=0, next_at=0, since=excluded.since WHERE high.stage='failed'`,
 		append([]any{s.stage(), s.Reason, clip(s.Detail), at}, args...)...)
 	return err
 }
@@ -105,7 +107,8 @@ func (t *tx) addHigh(original int64, d Instance, fill bool, dests []string, at t
 		return err
 	}
 	if _, err := t.exec(`INSERT INTO high(original,series,stage,reason,detail,fill,since) VALUES(?,?,'denoised',?,?,?,?)
-		ON CONFLICT(original) DO UPDATE SET stage='denoised', reason=excluded.reason, detail=excluded.detail, fill=excluded.fill`,
+		ON CONFLICT(original) DO UPDATE SET stage='denoised', reason=excluded.reason, detail=excluded.detail,
+		fill=excluded.fill`,
 		original, series, d.Reason, clip(d.Detail), fill, nanos(at)); err != nil {
 		return err
 	}
@@ -123,14 +126,17 @@ func (t *tx) addHigh(original int64, d Instance, fill bool, dests []string, at t
 // worked for none, the others are not tried.
 func (t *tx) settleHigh(series int64) error {
 	var queued, good, failed, stopped int64
-	if err := t.row(`SELECT coalesce(sum(stage='queued'),0), coalesce(sum(stage='denoised' AND fill=0),0), coalesce(sum(stage='failed' AND fill=1),0),
-		coalesce(sum(stage='failed' AND reason='stopped'),0) FROM high WHERE series=?`, []any{series}, &queued, &good, &failed, &stopped); err != nil {
+	if err := t.row(`SELECT coalesce(sum(stage='queued'),0), coalesce(sum(stage='denoised' AND fill=0),0),
+		coalesce(sum(stage='failed' AND fill=1),0),
+		coalesce(sum(stage='failed' AND reason='stopped'),0) FROM high WHERE
+		series=?`, []any{series}, &queued, &good, &failed, &stopped); err != nil {
 		return err
 	}
 	var err error
 	switch {
 	case queued == 0 && good > 0 && failed > 0 && stopped == 0:
-		_, err = t.exec(`UPDATE high SET stage='queued', attempts=0, next_at=0 WHERE series=? AND stage='failed' AND fill=1`, series)
+		_, err = t.exec(`UPDATE high SET stage='queued', attempts=0, next_at=0 WHERE series=? AND stage='failed' AND
+			fill=1`, series)
 	case queued > 0 && good == 0 && failed >= StopHighAfter:
 		_, err = t.exec(`UPDATE high SET stage='failed', reason='stopped', detail=? WHERE series=? AND stage='queued'`,
 			fmt.Sprintf("not tried: %d images of the series failed and none succeeded", failed), series)
@@ -149,7 +155,8 @@ type HighCount struct {
 
 // HighCounts counts the images of a series in the high lane.
 func (j *Journal) HighCounts(ctx context.Context, series int64) ([]HighCount, error) {
-	return list(ctx, j, "count high lane", `SELECT stage, reason, fill, count(*), max(detail) FROM high WHERE series=? GROUP BY stage, reason, fill ORDER BY stage, reason, fill`,
+	return list(ctx, j, "count high lane", `SELECT stage, reason, fill, count(*), max(detail) FROM high WHERE series=?
+		GROUP BY stage, reason, fill ORDER BY stage, reason, fill`,
 		[]any{series}, func(scan func(...any) error) (c HighCount, err error) {
 			err = scan(&c.Stage, &c.Reason, &c.Fill, &c.Count, &c.Detail)
 			return c, err
@@ -172,8 +179,9 @@ func (j *Journal) SeriesHigh(ctx context.Context, series int64, n int) ([]HighRo
 }
 
 func (j *Journal) highRows(ctx context.Context, where string, args ...any) ([]HighRow, error) {
-	return list(ctx, j, "read high lane", `SELECT original, stage, reason, detail, fill, attempts FROM high `+where, args, func(scan func(...any) error) (r HighRow, err error) {
-		err = scan(&r.Original, &r.Stage, &r.Reason, &r.Detail, &r.Fill, &r.Attempts)
-		return r, err
-	})
+	return list(ctx, j, "read high lane", `SELECT original, stage, reason, detail, fill, attempts FROM high `+where,
+		args, func(scan func(...any) error) (r HighRow, err error) {
+			err = scan(&r.Original, &r.Stage, &r.Reason, &r.Detail, &r.Fill, &r.Attempts)
+			return r, err
+		})
 }

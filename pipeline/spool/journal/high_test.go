@@ -93,9 +93,11 @@ func TestHighLane(t *testing.T) {
 	expect("a verdict over a replaced file changes nothing", map[string]int64{"queued  false": 2})
 	must(j.Lane("high").End(ids[0], fileOf(t, j, ids[0]), Result{state.Failed, "error", "", true}))
 	expect("one failed", map[string]int64{"failed error true": 1, "queued  false": 1})
-	d := Instance{SOP: "2.25.1", Class: "1", Syntax: "1", File: "derived/00/a.dcm", Received: time.Unix(9, 0), Quality: "high"}
+	d := Instance{SOP: "2.25.1", Class: "1", Syntax: "1", File: "derived/00/a.dcm", Received: time.Unix(9, 0),
+		Quality: "high"}
 	must(j.Lane("high").Add(ids[1], d, false, []string{"late"}, time.Unix(60, 0)))
-	expect("the other worked, so the first becomes a copy", map[string]int64{"denoised  false": 1, "queued error true": 1})
+	expect("the other worked, so the first becomes a copy", map[string]int64{"denoised  false": 1,
+		"queued error true": 1})
 	if err := j.Lane("high").Add(ids[1], d, false, nil, time.Unix(60, 0)); !errors.Is(err, ErrNotWanted) {
 		t.Errorf("twice: %v", err)
 	}
@@ -103,7 +105,8 @@ func TestHighLane(t *testing.T) {
 		t.Errorf("%+v", h)
 	}
 	q, err := j.Depths(ctx)
-	if err != nil || q.High.Count != 1 || q.Forward["late"].Count != 1 || !q.Forward["late"].Oldest.Equal(time.Unix(60, 0)) {
+	if err != nil || q.High.Count != 1 || q.Forward["late"].Count != 1 || !q.Forward["late"].Oldest.Equal(time.Unix(60,
+		0)) {
 		t.Errorf("%+v %v", q, err)
 	}
 	// Its derived file lost, the finished one waits again, and only there.
@@ -115,7 +118,8 @@ func TestHighLane(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	expect("called off", map[string]int64{})
-	got, err = j.SetFlag(spool.Flag{Key: "1.2", Quality: "high", At: time.Unix(90, 0)}, Start{Reason: state.ReasonNotPossible, Detail: "no networks"})
+	got, err = j.SetFlag(spool.Flag{Key: "1.2", Quality: "high", At: time.Unix(90, 0)},
+		Start{Reason: state.ReasonNotPossible, Detail: "no networks"})
 	must(err)
 	if got.High != 2 {
 		t.Errorf("%+v", got)

@@ -83,7 +83,8 @@ func (l *Lane) Next(ctx context.Context, now time.Time, after int64, n int) ([]S
 	}
 	for _, cond := range []string{">?", "<=?"} {
 		var series int64
-		err := l.j.db.QueryRowContext(ctx, `SELECT i.series `+l.free+where+` AND i.series`+cond+` ORDER BY i.series LIMIT 1`,
+		err := l.j.db.QueryRowContext(ctx, `SELECT i.series `+l.free+where+` AND i.series`+cond+` ORDER BY i.series
+			LIMIT 1`,
 			append(due, after)...).Scan(&series)
 		if errors.Is(err, sql.ErrNoRows) {
 			continue
@@ -97,7 +98,8 @@ func (l *Lane) Next(ctx context.Context, now time.Time, after int64, n int) ([]S
 }
 
 func (l *Lane) list(ctx context.Context, where string, args []any) ([]Slice, error) {
-	return list(ctx, l.j, "read lane", `SELECT `+l.slice+`, `+instanceColumns+` `+l.free+where+` ORDER BY `+l.order+` LIMIT ?`,
+	return list(ctx, l.j, "read lane", `SELECT `+l.slice+`, `+instanceColumns+` `+l.free+where+` ORDER BY `+l.order+`
+		LIMIT ?`,
 		args, func(scan func(...any) error) (s Slice, err error) {
 			err = s.Instance.read(scan, &s.Attempts, &s.Fill, &s.Reason, &s.Detail)
 			return s, err
@@ -120,7 +122,8 @@ func (l *Lane) NextRetry(ctx context.Context) (time.Time, error) {
 func (l *Lane) Add(original int64, d Instance, fill bool, dests []string, at time.Time) error {
 	return l.j.change("record derived object", func(t *tx) error {
 		var n int
-		if err := t.row(`SELECT count(*) FROM `+l.table+` WHERE `+l.key+`=? AND stage='queued'`, []any{original}, &n); err != nil {
+		if err := t.row(`SELECT count(*) FROM `+l.table+` WHERE `+l.key+`=? AND stage='queued'`, []any{original},
+			&n); err != nil {
 			return err
 		}
 		if n == 0 {
@@ -163,7 +166,8 @@ func (l *Lane) End(original int64, file string, r Result) error {
 // Retry counts a failed attempt and puts the original back for later.
 func (l *Lane) Retry(original int64, next time.Time, detail string) error {
 	return l.j.change("record failed attempt", func(t *tx) error {
-		_, err := t.exec(`UPDATE `+l.table+` SET attempts=attempts+1, next_at=?, detail=? WHERE `+l.key+`=? AND stage='queued'`,
+		_, err := t.exec(`UPDATE `+l.table+` SET attempts=attempts+1, next_at=?, detail=? WHERE `+l.key+`=? AND
+			stage='queued'`,
 			nanos(next), clip(detail), original)
 		return err
 	})
@@ -174,7 +178,8 @@ func (t *tx) addFast(original int64, d Instance, dests []string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := t.exec(`UPDATE instance SET stage='denoised', reason=?, detail=?, sigma=? WHERE id=?`, d.Reason, clip(d.Detail), d.Sigma, original); err != nil {
+	if _, err := t.exec(`UPDATE instance SET stage='denoised', reason=?, detail=?, sigma=? WHERE id=?`, d.Reason,
+		clip(d.Detail), d.Sigma, original); err != nil {
 		return err
 	}
 	for _, dest := range dests {
@@ -192,8 +197,10 @@ func (t *tx) insertDerived(original int64, d Instance, added time.Time) (id, ser
 		return 0, 0, err
 	}
 	err = t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,added,quality,channel,rule,stage,reason,detail,sigma)
-		VALUES(?,'derived',?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,'made','','',?) ON CONFLICT DO UPDATE SET file=excluded.file, off=excluded.off, size=excluded.size, crc=excluded.crc, gone=0 RETURNING id`,
-		[]any{series, original, d.SOP, d.Class, d.Syntax, d.File, d.Offset, d.Size, int64(d.CRC), nanos(d.Received), d.Number, d.Frames, nanos(added), d.Quality, d.Channel, d.Rule, d.Sigma}, &id)
+		VALUES(?,'derived',?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,'made','','',?) ON CONFLICT DO UPDATE SET file=excluded.file,
+		off=excluded.off, size=excluded.size, crc=excluded.crc, gone=0 RETURNING id`,
+		[]any{series, original, d.SOP, d.Class, d.Syntax, d.File, d.Offset, d.Size, int64(d.CRC), nanos(d.Received),
+			d.Number, d.Frames, nanos(added), d.Quality, d.Channel, d.Rule, d.Sigma}, &id)
 	return id, series, err
 }
 
@@ -213,9 +220,11 @@ type Queues struct {
 // received, in the high lane asked for.
 func (j *Journal) Depths(ctx context.Context) (Queues, error) {
 	out := Queues{Forward: map[string]Depth{}}
-	rows, err := j.db.QueryContext(ctx, `SELECT 1, '', count(*), coalesce(min(received),0) FROM instance WHERE stage='queued'
+	rows, err := j.db.QueryContext(ctx, `SELECT 1, '', count(*), coalesce(min(received),0) FROM instance WHERE
+		stage='queued'
 		UNION ALL SELECT 2, '', count(*), coalesce(min(since),0) FROM high WHERE stage='queued'
-		UNION ALL SELECT 3, d.dest, d.n, i.added FROM (SELECT dest, count(*) n, min(ord) o FROM delivery INDEXED BY delivery_queue WHERE state='queued' GROUP BY dest) d JOIN instance i ON i.id=d.o/2`)
+		UNION ALL SELECT 3, d.dest, d.n, i.added FROM (SELECT dest, count(*) n, min(ord) o FROM delivery INDEXED BY
+		delivery_queue WHERE state='queued' GROUP BY dest) d JOIN instance i ON i.id=d.o/2`)
 	if err != nil {
 		return out, journalErr("count queues", err)
 	}
