@@ -135,7 +135,7 @@ train-radiograph: build ## train the embedded radiograph model's recipe on DATA 
 ablation: ## what each part of the method is worth: trainings of some hours, resumable, networks in OUT
 	DENOISED_ABLATION=$(abspath $(or $(OUT),dist/ablation)) $(GO) test ./models/train -run Ablation -v -count=1 -timeout 0
 
-ablation-clean: ## docs/measured/clean.md: the student from noisy images beside that from clean ones; 20 minutes of two cores, networks in OUT
+ablation-clean: ## docs/measured/clean.md: the student from noisy images beside that from clean ones; half an hour of one core, networks in OUT
 	DENOISED_ABLATION=$(abspath $(or $(OUT),dist/ablation)) DENOISED_CLEAN=$(CURDIR)/docs/measured/clean.md \
 		$(GO) test ./models/train -run CleanTargets -v -count=1 -timeout 0
 

@@ -90,6 +90,8 @@ type DenoiseConfig struct {
 	// RadiographModel is as Model, for images of CR and DX.
 	RadiographModel string
 	Strength        float64 // above 0, up to 1
+	// HighAdapt lets the high pass fit the student to each series first.
+	HighAdapt bool
 }
 
 // HTTPConfig is the section http; it needs a restart.
@@ -126,7 +128,7 @@ func DefaultConfig() *Config {
 		},
 		Series: SeriesConfig{Quiet: 20 * time.Second, QuietOpen: 60 * time.Second, Max: 30 * time.Minute},
 		Denoise: DenoiseConfig{Backend: "auto", Model: store.DefaultName, RadiographModel: store.RadiographName,
-			Strength: 1},
+			Strength: 1, HighAdapt: true},
 		HTTP:      HTTPConfig{Listen: "127.0.0.1:8042"},
 		Retention: RetentionConfig{AfterForward: 72 * time.Hour, DiskWarn: 0.80, DiskRefuse: 0.90},
 		Log:       LogConfig{Level: "info"},

@@ -135,7 +135,7 @@ log: {level: debug}
 	if !reflect.DeepEqual(c.Destinations, wantDest) {
 		t.Errorf("destinations %+v", c.Destinations)
 	}
-	if c.Denoise != (DenoiseConfig{"cpu", 3, "/models/a", "radiograph", 0.5}) ||
+	if c.Denoise != (DenoiseConfig{"cpu", 3, "/models/a", "radiograph", 0.5, true}) ||
 		c.Retention != (RetentionConfig{24 * time.Hour, 0.5, 1}) {
 		t.Errorf("denoise %v, retention %v", c.Denoise, c.Retention)
 	}

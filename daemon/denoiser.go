@@ -2,15 +2,18 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
 
 	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/kernels/cpu"
 	"github.com/diffdenoise/denoised/models"
 	"github.com/diffdenoise/denoised/models/gate"
 	"github.com/diffdenoise/denoised/models/meter"
 	"github.com/diffdenoise/denoised/models/store"
+	"github.com/diffdenoise/denoised/models/train"
 	"github.com/diffdenoise/denoised/pipeline"
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/evidence"
@@ -20,6 +23,11 @@ import (
 type denoiser struct {
 	m    *models.Model
 	high bool // asking the model reads its weights
+	// adapt is what its student is trained on for the high pass of a series; nil if it is not.
+	adapt kernels.GraphBackend
+	// method is models.Revision and what is done besides.
+	method string
+	fitted string // hash of the student that was fitted to a series; empty for any other
 }
 
 // denoisers are the models of all kinds of images. By itself it is that of MR.
@@ -60,20 +68,28 @@ func (c *Config) modelPath(name string) string {
 
 // openDenoisers opens the models that a configuration names.
 func openDenoisers(on kernels.Backend, c *Config) (pipeline.Denoiser, error) {
+	var adapt kernels.GraphBackend
+	if c.Denoise.HighAdapt {
+		local, err := cpu.Select() // also beside a card: a minute or two for a series, and nothing waits for it
+		if err != nil {
+			return nil, err
+		}
+		adapt = local
+	}
 	var opened [2]denoiser
 	for i, k := range c.models() {
 		m, err := models.OpenOn(on, c.modelPath(k.model))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", k.key, err)
 		}
-		opened[i] = denoiser{m, m.HasHigh()}
+		opened[i] = denoiser{m: m, high: m.HasHigh(), adapt: adapt, method: models.Revision}
 	}
 	return denoisers{opened[0], opened[1]}, nil
 }
 
 // Model implements pipeline.Denoiser.
 func (d denoiser) Model() derive.ModelInfo {
-	return derive.ModelInfo{Name: d.m.Name(), Version: d.m.Version(), Hash: d.m.Hash(), Method: models.Revision}
+	return derive.ModelInfo{Name: d.m.Name(), Version: d.m.Version(), Hash: d.m.Hash(), Method: d.method, Fitted: d.fitted}
 }
 
 // Denoise implements pipeline.Denoiser.
@@ -127,6 +143,35 @@ func (d denoiser) DenoiseHigh(ctx context.Context, f *derive.Frame, known eviden
 	progress func(done, total int)) (*pipeline.Denoised, error) {
 	o := models.HighOptions{Strength: strength, Series: Known(known), Progress: progress}
 	return denoised(d.m.High(ctx, frameImage(f), o))
+}
+
+// Adapts implements pipeline.Adaptive.
+func (d denoiser) Adapts() bool { return d.adapt != nil && d.high }
+
+// Adapt implements pipeline.Adaptive.
+func (d denoiser) Adapt(ctx context.Context, frames []*derive.Frame, known evidence.Sums, progress func(done, total int),
+) (by pipeline.HighDenoiser, note string, err error) {
+	fitted := d
+	fitted.method, fitted.adapt = d.method+" adapted", nil
+	if len(frames) == 0 {
+		return fitted, "no frames", nil
+	}
+	images := make([]models.Image, len(frames))
+	for i, f := range frames {
+		images[i] = frameImage(f)
+	}
+	a, err := train.Adapt(ctx, d.adapt, d.m, images, Known(known), progress)
+	switch {
+	case errors.Is(err, train.ErrTooFew):
+		return fitted, err.Error(), nil
+	case err != nil:
+		return nil, "", err
+	case !a.Fitted:
+		return fitted, "not better on the slices that were held out", nil
+	}
+	fitted.m, fitted.fitted = a.Model, a.Hash
+	return fitted, fmt.Sprintf("error on slices that were held out %.3f of the noise's power, before %.3f", a.After, a.Before),
+		nil
 }
 
 func frameImage(f *derive.Frame) models.Image {

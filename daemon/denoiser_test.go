@@ -200,3 +200,39 @@ func TestCheckKind(t *testing.T) {
 		}
 	}
 }
+
+// TestAdapt: the high pass adapts where the configuration says so and the model can; what nothing is
+// gained for stays the model that it was, under the name that a fitted one has.
+func TestAdapt(t *testing.T) {
+	cfg := DefaultConfig()
+	for _, on := range []bool{true, false} {
+		cfg.Denoise.HighAdapt = on
+		both, err := openDenoisers(cpuBackend(t), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chooser := both.(pipeline.Chooser)
+		mr, radiograph := chooser.For("MR").(pipeline.Adaptive), chooser.For("DX").(pipeline.Adaptive)
+		if mr.Adapts() != on || radiograph.Adapts() {
+			t.Errorf("high_adapt %v: MR adapts: %v, radiographs: %v", on, mr.Adapts(), radiograph.Adapts())
+		}
+		if !on {
+			continue
+		}
+		frame := &derive.Frame{Width: 64, Height: 64, Pixels: make([]float32, 64*64)}
+		for i := range frame.Pixels {
+			frame.Pixels[i] = float32(100 + i%7)
+		}
+		for _, frames := range [][]*derive.Frame{nil, {frame, frame}} {
+			by, note, err := mr.Adapt(t.Context(), frames, nil, func(int, int) {})
+			if err != nil || note == "" {
+				t.Fatalf("%d frames: %q, %v", len(frames), note, err)
+			}
+			want := mr.Model()
+			want.Method += " adapted"
+			if by.Model() != want || !by.HasHigh() || by.(pipeline.Adaptive).Adapts() {
+				t.Errorf("%d frames: %+v, want %+v", len(frames), by.Model(), want)
+			}
+		}
+	}
+}

@@ -102,6 +102,7 @@ type file struct {
 		Model           leaf `yaml:"model"`
 		RadiographModel leaf `yaml:"radiograph_model"`
 		Strength        leaf `yaml:"strength"`
+		HighAdapt       leaf `yaml:"high_adapt"`
 	} `yaml:"denoise"`
 	HTTP struct {
 		Listen    leaf `yaml:"listen"`
@@ -620,6 +621,7 @@ func (p *configParser) denoise(f *file, c *Config) {
 	}
 	p.number(d.Strength, "denoise.strength", "write a number above 0 and up to 1 (to denoise nothing, use quality off)",
 		func(x float64) bool { return x > 0 && x <= 1 }, &c.Denoise.Strength)
+	p.boolean(d.HighAdapt, "denoise.high_adapt", &c.Denoise.HighAdapt)
 }
 
 func (p *configParser) http(f *file, c *Config) {

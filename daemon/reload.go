@@ -39,6 +39,8 @@ var settings = []setting{
 	{"denoise.model", true, func(c *Config) any { return c.Denoise.Model }, func(to, from *Config) { to.Denoise.Model = from.Denoise.Model }},
 	{"denoise.radiograph_model", true, func(c *Config) any { return c.Denoise.RadiographModel },
 		func(to, from *Config) { to.Denoise.RadiographModel = from.Denoise.RadiographModel }},
+	{"denoise.high_adapt", true, func(c *Config) any { return c.Denoise.HighAdapt },
+		func(to, from *Config) { to.Denoise.HighAdapt = from.Denoise.HighAdapt }},
 	{"denoise.strength", false, func(c *Config) any { return c.Denoise.Strength }, nil},
 	{"http", true, func(c *Config) any { return c.HTTP }, func(to, from *Config) { to.HTTP = from.HTTP }},
 	{"watch", false, func(c *Config) any { return c.Watch }, nil},

@@ -16,7 +16,7 @@ import (
 
 // Revision is that of Denoise and High: it changes whenever the same weights give other
 // pixels than before, so that derived objects of the two are never taken for one.
-const Revision = "5"
+const Revision = "6"
 
 // MaxPixels is the most pixels of an Image.
 const MaxPixels = 1 << 26
@@ -83,7 +83,8 @@ const (
 //  2. measure: the noise meter tells how strong the noise is, and how it is correlated;
 //  3. predict: the student, told that, predicts the noise, on a coarser grid where the noise has
 //     no high frequencies;
-//  4. keep means: where there is signal, the mean around each pixel stays;
+//  4. keep means: where there is signal, the mean around each pixel stays; in air what is left of
+//     the noise's lift goes;
 //  5. limit: the prediction is held to the energy that noise can have;
 //  6. judge: the quality gate (package gate) looks at what would be taken off, and lets it
 //     through, in part, or not at all;
@@ -145,7 +146,8 @@ func (b *scratch) denoise(ctx context.Context, m *Model, img Image, o Options, p
 	if err := m.measure(told, n, o.Series); err != nil {
 		return nil, err
 	}
-	res.Sigma, res.Series = told.Map.Median*float64(n.scale), told.Series
+	res.Series = told.Series
+	defer func() { res.Sigma = told.Map.Median * float64(n.scale) }() // the coarser grid tells more of it
 	switch {
 	case !(told.Map.Median >= leastNoise):
 		res.Untouched = UntouchedNoNoise
@@ -159,10 +161,12 @@ func (b *scratch) denoise(ctx context.Context, m *Model, img Image, o Options, p
 	}
 	p := &b.predicted
 	p.removed, p.spread = numeric.Grow(p.removed, n.w*n.h), p.spread[:0]
-	if err := b.inBand(ctx, p, n, told, predict); err != nil {
+	if err := b.inBand(ctx, m, p, n, told, predict); err != nil {
 		return nil, err
 	}
+	b.findAir(n, told)
 	b.keepMeans(p, n, told)
+	b.darken(p, n, told)
 	b.limit(p, n, told)
 	share, err := b.judge(res, p, n, told)
 	if err != nil || res.Untouched != "" {
@@ -214,6 +218,7 @@ type scratch struct {
 	energy, allowed []float32
 	after           []float32
 	air             []bool
+	inAir           []float32 // how surely a pixel is air
 	tmp             []float32
 	sums            []float64 // of columns
 }
@@ -259,6 +264,9 @@ func (b *scratch) keepMeans(p *predicted, n *normalized, told *meter.Reading) {
 		signal := min(max((abs(b.level[i])/s-leastSignal)/(mostSignal-leastSignal), 0), 1)
 		if n.outside[i] {
 			signal = 0
+		}
+		if len(b.inAir) > 0 {
+			signal *= 1 - b.inAir[i]
 		}
 		b.level[i], b.energy[i] = signal, signal*v
 	}
@@ -324,7 +332,7 @@ func (b *scratch) judge(res *Result, p *predicted, n *normalized, told *meter.Re
 	b.means(b.allowed, n.w, n.h, windowRemoved+1)
 	for i, v := range b.allowed {
 		s := told.Map.Sigma[i]
-		b.air[i] = v > 0 && abs(n.y[i]) < leastTissue*s && abs(b.after[i]) < mostSignal*s
+		b.air[i] = v > 0 && abs(n.y[i]) < leastTissue*s && abs(b.after[i]) < mostSignal*s || b.inAir[i] > 0
 	}
 	in := gate.Input{Width: n.w, Height: n.h, Before: n.y, After: b.after, Skip: n.outside, Air: b.air,
 		Noise: &told.Map}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/diffdenoise/denoised/internal/numeric"
 	"github.com/diffdenoise/denoised/models/meter"
@@ -51,6 +52,7 @@ func (m *Model) measure(r *meter.Reading, n *normalized, known meter.Series) err
 type cropped struct {
 	normalized normalized
 	reading    meter.Reading
+	second     meter.Reading // of the image on that grid by itself
 	predicted  predicted
 }
 
@@ -67,7 +69,7 @@ const (
 
 // inBand predicts where the noise is: where it has no high frequencies, on a grid without them.
 // The other frequencies of the image stay as they are.
-func (b *scratch) inBand(ctx context.Context, p *predicted, n *normalized, told *meter.Reading,
+func (b *scratch) inBand(ctx context.Context, m *Model, p *predicted, n *normalized, told *meter.Reading,
 	predict predictor) error {
 	side := func(size int, rho float32) int {
 		f := min(1+cropGain*(float64(rho)-leastCropped), mostCrop)
@@ -90,9 +92,17 @@ func (b *scratch) inBand(ctx context.Context, p *predicted, n *normalized, told 
 	lags, share := told.Told.Cropped(float64(n.w)/float64(w), float64(n.h)/float64(h))
 	c.reading.Told, c.reading.Map.Correlation = lags, lags.Correlation()
 	c.reading.Map.Width, c.reading.Map.Height = w, h
-	c.reading.Given = grid.Crop(c.reading.Given, told.Given)
-	for i, s := range c.reading.Given {
-		c.reading.Given[i] = max(s, 0) * float32(share)
+	coarse := func(dst, sigma []float32) []float32 {
+		dst = grid.Crop(dst, sigma)
+		for i, s := range dst {
+			dst[i] = max(s, 0) * float32(share)
+		}
+		return dst
+	}
+	c.reading.Given = coarse(c.reading.Given, told.Given)
+	c.reading.Map.Sigma = coarse(c.reading.Map.Sigma, told.Map.Sigma)
+	if err := b.secondReading(m, told); err != nil {
+		return err
 	}
 	c.predicted.removed, c.predicted.spread = numeric.Grow(c.predicted.removed, w*h), c.predicted.spread[:0]
 	if err := predict(ctx, &c.predicted, &c.normalized, &c.reading); err != nil {
@@ -103,6 +113,52 @@ func (b *scratch) inBand(ctx context.Context, p *predicted, n *normalized, told 
 		p.spread = grid.Fill(p.spread, c.predicted.spread)
 		for i, u := range p.spread {
 			p.spread[i] = max(u, 0)
+		}
+	}
+	return nil
+}
+
+// Settings of secondReading.
+const (
+	// Correlation of neighbours from which on, and from where on most, the reading on the coarser
+	// grid counts.
+	leastSecond = 0.6
+	mostSecond  = 0.8
+	countSecond = 0.75 // of the logarithm of its ratio to the first, at most
+	apartSecond = 0.6  // of that logarithm, at most
+	tissue      = 0.15 // least value where the two are compared
+)
+
+// secondReading lets the meter look at the coarser image, too, and sets both strengths between
+// its two readings. Where nearly all of the noise is of the lowest frequencies, the meter hardly
+// tells it from anatomy at full size, and tells of two thirds of it.
+func (b *scratch) secondReading(m *Model, told *meter.Reading) error {
+	c := &b.cropped
+	rho := max(told.Told[0], told.Told[1])
+	weight := countSecond * min(max((rho-leastSecond)/(mostSecond-leastSecond), 0), 1)
+	if weight == 0 {
+		return nil
+	}
+	n := &c.normalized
+	n.outside = noise.Outside(n.outside, n.y, n.w, n.h, nil)
+	if err := m.measure(&c.second, n, meter.Series{}); err != nil {
+		return err
+	}
+	sum, count := 0.0, 0.0
+	for i, s := range c.second.Map.Sigma {
+		if first := c.reading.Map.Sigma[i]; s > 0 && first > 0 && n.y[i] > tissue {
+			sum, count = sum+math.Log(float64(s/first)), count+1
+		}
+	}
+	if count == 0 {
+		return nil
+	}
+	by := math.Exp(float64(weight) * min(max(sum/count, -apartSecond), apartSecond))
+	for _, r := range []*meter.Reading{told, &c.reading} {
+		r.Map.Median *= by
+		for i := range r.Given {
+			r.Given[i] *= float32(by)
+			r.Map.Sigma[i] *= float32(by)
 		}
 	}
 	return nil

@@ -54,12 +54,32 @@ func TestMeasure(t *testing.T) {
 			all = all.Plus(told)
 		}
 		for _, sigma := range noise {
-			if ratio := sigma / 0.04; ratio < 0.65 || ratio > 1.5 {
+			if ratio := sigma / 0.04; ratio < 0.75 || ratio > 1.35 {
 				t.Errorf("%s: %.2f of the noise is found", name, ratio)
 			}
 		}
 		if lag := float64(all.Told()[0]); math.Abs(lag-c.lag) > 0.15 {
 			t.Errorf("%s: correlation %.2f, want %.2f", name, lag, c.lag)
+		}
+	}
+}
+
+// TestSecondReading: noise that is of the lowest frequencies alone is told from anatomy of many sizes.
+func TestSecondReading(t *testing.T) {
+	m := defaultModel(t)
+	for seed := range uint64(3) {
+		rng := rand.New(rand.NewPCG(seed, 11))
+		a, err := simulate.Chain{NativeWidth: 128, NativeHeight: 128, FillX: 2, FillY: 2, Filter: simulate.Hamming,
+			Noise: 0.04}.Run(simulate.Leaves(256, 256, rng), 256, 256, rng)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := m.Denoise(t.Context(), Image{Width: a.Width, Height: a.Height, Pixels: a.Noisy}, Options{Strength: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ratio := r.Sigma / 0.04; ratio < 0.75 || ratio > 1.35 {
+			t.Errorf("seed %d: %.2f of the noise is found", seed, ratio)
 		}
 	}
 }

@@ -5,7 +5,7 @@ package models
 // Shares of the noise, of the spread of the pair and of the noise that was not taken off, that
 // Result.Uncertainty is made of.
 const (
-	sharePlain  = 0.334
+	sharePlain  = 0.378
 	shareSpread = 0.050
-	shareLeft   = 0.786
+	shareLeft   = 0.709
 )

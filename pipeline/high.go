@@ -46,6 +46,9 @@ const abandonAfter = 5 * time.Second
 // planHigh denoises each frame by the full method, a step of which may take StepTimeout, or makes the copy that stands
 // in for an image that it failed for.
 func (l *lane) planHigh(ctx context.Context, cfg *config, s journal.Slice) (w work, err error) {
+	w.adapt = func(ctx context.Context, by Denoiser) (Denoiser, error) {
+		return l.adapt(ctx, cfg, s.Instance, by, s.Fill)
+	}
 	if w.related, err = l.fastObject(ctx, s.Instance); err != nil {
 		return w, err
 	}
@@ -55,7 +58,6 @@ func (l *lane) planHigh(ctx context.Context, cfg *config, s journal.Slice) (w wo
 		}
 		return w, nil
 	}
-	late := &PermanentError{Reason: state.ReasonTimeout, Err: fmt.Errorf("no step ended within %v", cfg.StepTimeout)}
 	frame := 0
 	w.known = l.known(ctx, s.Instance)
 	w.frame = func(ctx context.Context, by Denoiser, f *derive.Frame, known evidence.Sums) (*Denoised, error) {
@@ -65,16 +67,28 @@ func (l *lane) planHigh(ctx context.Context, cfg *config, s journal.Slice) (w wo
 		}
 		frame++
 		l.giveWay(ctx)
-		return l.call(ctx, cfg.StepTimeout, late, func(ctx context.Context, step func(func())) (*Denoised, error) {
-			return high.DenoiseHigh(ctx, f, known, cfg.Strength, func(done, total int) {
-				step(func() {
-					l.advance(s.Instance, frame, done, total)
-					l.giveWay(ctx)
-				})
-			})
+		return l.callHigh(ctx, cfg, high, f, known, func(done, total int) {
+			if l.advance(s.Instance, frame, done, total) {
+				l.bus.send(Event{Time: l.clock.Now(), Type: l.event, SeriesID: s.Instance.Series,
+					Instance: s.Instance.SOP, State: "step", Frame: frame, Step: done, Steps: total})
+			}
 		})
 	}
 	return w, nil
+}
+
+// callHigh runs the full method. A step that outlives its time ends the call; while the fast lane works no time passes.
+func (l *lane) callHigh(ctx context.Context, cfg *config, by HighDenoiser, f *derive.Frame, known evidence.Sums,
+	told func(done, total int)) (*Denoised, error) {
+	late := &PermanentError{Reason: state.ReasonTimeout, Err: fmt.Errorf("no step ended within %v", cfg.StepTimeout)}
+	return l.call(ctx, cfg.StepTimeout, late, func(ctx context.Context, step func(func())) (*Denoised, error) {
+		return by.DenoiseHigh(ctx, f, known, cfg.Strength, func(done, total int) {
+			step(func() {
+				told(done, total)
+				l.giveWay(ctx)
+			})
+		})
+	})
 }
 
 // denoiser is the one for images of a modality; nil if nothing is plugged in. Where the modality is

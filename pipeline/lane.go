@@ -51,6 +51,8 @@ type lane struct {
 	tokens chan struct{} // one for each frame at a time
 	busy   traffic
 
+	adapted adapted // what the denoiser is adapted to
+
 	mu   sync.Mutex
 	hand map[int64]*inHand // by id of the original
 	mean time.Duration     // of a slice, 0 = none was finished yet
@@ -160,23 +162,21 @@ func (l *lane) callOff(series int64) {
 	}
 }
 
-// advance notes a step of a slice and tells watchers now and then.
-func (l *lane) advance(in journal.Instance, frame, step, steps int) {
-	now := time.Now()
+// advance notes a step of a slice and tells whether watchers should hear of it.
+func (l *lane) advance(in journal.Instance, frame, step, steps int) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	h := l.hand[in.ID]
-	tell := h != nil && (step >= steps || now.Sub(h.told) >= stepEvents)
-	if h != nil {
-		h.frame, h.step, h.steps = frame, step, steps
+	if h == nil {
+		return false
 	}
-	if tell {
-		h.told = now
+	h.frame, h.step, h.steps = frame, step, steps
+	now := time.Now()
+	if step < steps && now.Sub(h.told) < stepEvents {
+		return false
 	}
-	l.mu.Unlock()
-	if tell {
-		l.bus.send(Event{Time: l.clock.Now(), Type: l.event, SeriesID: in.Series, Instance: in.SOP, State: "step",
-			Frame: frame, Step: step, Steps: steps})
-	}
+	h.told = now
+	return true
 }
 
 // giveWay returns once the lane before this one has no work.

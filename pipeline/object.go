@@ -52,6 +52,8 @@ type work struct {
 	measure func(ctx context.Context, by Denoiser, f *derive.Frame) (*Denoised, error)
 	frame   func(ctx context.Context, by Denoiser, f *derive.Frame, known evidence.Sums) (*Denoised, error)
 	related *derive.Related
+	// adapt, if not nil, chooses what the image is denoised by, given the denoiser of its modality.
+	adapt func(ctx context.Context, by Denoiser) (Denoiser, error)
 	// fill: a copy, because of this reason.
 	fill state.Reason
 }
@@ -108,6 +110,11 @@ func (p *shared) write(ctx context.Context, cfg *config, w work) (row journal.In
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	by = cfg.denoiser(o.String(dcm.Modality))
+	if w.adapt != nil {
+		if by, err = w.adapt(ctx, by); err != nil {
+			return row, by, err
+		}
+	}
 	fr := &frames{work: w, o: o, by: by, count: derive.Frames(o)}
 	if err := fr.measured(ctx); err != nil {
 		return row, by, err

@@ -333,6 +333,10 @@ func (b *block) transform(px *block) {
 // correlation was measured to, over a few lags, cannot be taken at its word.
 const leastPower = 0.1
 
+// whiter is by how much correlations may be too high: where noise that much nearer to white has more
+// power, that counts.
+const whiter = 0.1
+
 // noisePowers returns what the coefficients of a block of noise have.
 func (s *scratch) noisePowers() (p [side][side]float64) {
 	var toLags [side][side]float64 // of one axis: [u][lag]
@@ -345,12 +349,13 @@ func (s *scratch) noisePowers() (p [side][side]float64) {
 	}
 	for v := range side {
 		for u := range side {
+			white := toLags[v][0] * toLags[u][0]
 			for dy := range reach + 1 {
 				for dx := range reach + 1 {
 					p[v][u] += toLags[v][dy] * toLags[u][dx] * s.rho.At(dx, dy)
 				}
 			}
-			p[v][u] = max(p[v][u], leastPower)
+			p[v][u] = max(p[v][u], p[v][u]+whiter*(white-p[v][u]), leastPower)
 		}
 	}
 	return p

@@ -9,15 +9,14 @@ import (
 // Leaves draws a w×h image without noise of which everything is known: a dead-leaves image
 // (Lee, Mumford, Huang 2001), in which shapes of random size and brightness lie upon each other.
 // Its edges, even areas and sizes are like those of natural images, and networks learn from it
-// what even areas are (Achddou, Gousseau, Ladjal 2021). Four of five images are a body in dark air,
-// as in a coil: faint grounds would teach that air may be a little bright, and its lift would stay.
-// A third hold little but a few parts, like a phantom. Values are 0 to 1, row
+// what even areas are (Achddou, Gousseau, Ladjal 2021). Half of the images are a body in dark
+// air, as in a coil; a third hold little but a few parts, like a phantom. Values are 0 to 1, row
 // major.
 func Leaves(w, h int, rng *rand.Rand) []float32 {
 	img := make([]float32, w*h)
 	texture := leafTexture(w, h, rng)
 	side := float64(min(w, h))
-	body := rng.IntN(5) > 0
+	body := rng.IntN(2) == 0
 	least, most, count := 1.2, 0.35*side, 60+rng.IntN(300)
 	if rng.IntN(3) == 0 { // few parts
 		least, count = 3, 4+rng.IntN(16)
@@ -29,7 +28,6 @@ func Leaves(w, h int, rng *rand.Rand) []float32 {
 		ground.y += 0.1 * side * rng.NormFloat64()
 	}
 	ground.look(rng)
-	ground.value = max(ground.value, leastLeaf)
 	ground.draw(img, texture, w, h)
 	inside := img
 	if body {
@@ -65,9 +63,6 @@ func Leaves(w, h int, rng *rand.Rand) []float32 {
 	return img
 }
 
-// leastLeaf is the faintest value of a shape that is not dark altogether.
-const leastLeaf = 0.06
-
 // leaf is one shape of Leaves: an ellipse or a box with half axes a, b, turned.
 type leaf struct {
 	x, y, a, b     float64
@@ -85,10 +80,7 @@ func (l *leaf) look(rng *rand.Rand) {
 	if l.sin == 0 && l.cos == 0 {
 		l.cos = 1
 	}
-	l.value, l.soft = leastLeaf+(1-leastLeaf)*rng.Float64(), 0.6+1.2*rng.Float64()*rng.Float64()
-	if rng.IntN(8) == 0 {
-		l.value = 0 // a flow void, bowel gas, cortical bone
-	}
+	l.value, l.soft = rng.Float64(), 0.6+1.2*rng.Float64()*rng.Float64()
 	if rng.IntN(2) == 0 {
 		l.slopeX = 0.2 * rng.NormFloat64() * l.value / (l.a + l.b)
 		l.slopeY = 0.2 * rng.NormFloat64() * l.value / (l.a + l.b)

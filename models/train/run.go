@@ -408,13 +408,9 @@ func (t *training) side(k int) int {
 // distilled is the name, in log and checkpoint, of the training that Config.Distil asks for.
 const distilled = "distilled"
 
-// Shares of a student's training, from its beginning, in which it is told the truth about the
-// noise, misjudged: that is quick. Then it is told what the meter tells. One that goes on knows
-// its trade already.
-const (
-	toldTruth      = 0.7
-	toldTruthAgain = 0.2
-)
+// toldTruth is the share of a student's training, from its beginning, in which it is told the
+// truth about the noise, misjudged: that is quick. Then it is told what the meter tells.
+const toldTruth = 0.7
 
 // meter returns the noise meter that an earlier stage trained; nil if there is none.
 func (t *training) meter() (kernels.Program, error) {
@@ -469,13 +465,9 @@ func (t *training) stage(ctx context.Context, k int) (*stage, error) {
 		if err != nil {
 			return nil, err
 		}
-		told := toldTruth
-		if t.From != "" {
-			told = toldTruthAgain
-		}
 		s.batch = func(step int, rng *rand.Rand) (*kernels.Batch, error) {
 			by := meter
-			if float64(step) < told*float64(s.steps) {
+			if float64(step) < toldTruth*float64(s.steps) {
 				by = nil
 			}
 			return studentBatch(train, count, side, by, rng)

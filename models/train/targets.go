@@ -38,9 +38,6 @@ func (t *training) targets(ctx context.Context) ([]Slice, error) {
 			errs[k] = err
 			return
 		}
-		if !s.Radiograph {
-			drop(clean, sigma, w, h)
-		}
 		out[k] = Slice{Pixels: clean, Width: w, Height: h, Noise: &noise.Map{Width: w, Height: h, Sigma: make([]float32, w*h), Correlation: noise.White()},
 			Source: s.Source, Index: s.Index, Cropped: s.Cropped, Radiograph: s.Radiograph}
 	})
@@ -50,27 +47,6 @@ func (t *training) targets(ctx context.Context) ([]Slice, error) {
 		}
 	}
 	return out, ctx.Err()
-}
-
-// drop takes off by how much the noise of one coil lifts the mean of a magnitude, over 5×5 pixels, for
-// what is denoised still has the lift: where there is air, it is zero then, and networks that learn from
-// it make air dark. What it takes off tissue is what a scanner would show without noise.
-func drop(img, sigma []float32, w, h int) {
-	means := make([]float32, len(img))
-	noise.Means(means, img, make([]float32, len(img)), make([]float64, w), w, h, 2)
-	for i, m := range means {
-		s := float64(sigma[i])
-		if s == 0 {
-			continue
-		}
-		a := 0. // the signal whose mean is m: RicianBias falls with it, a + RicianBias(a) rises
-		for step := max(float64(m)/s, 0); step > 1e-3; step /= 2 {
-			if b := a + step; b+noise.RicianBias(b) <= float64(m)/s {
-				a = b
-			}
-		}
-		img[i] = max(img[i]-float32(max(float64(m)-a*s, 0)), 0)
-	}
 }
 
 // rectangle returns the upper left w×h of an image that is width wide.

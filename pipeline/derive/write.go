@@ -34,6 +34,10 @@ type ModelInfo struct {
 	// other pixels have other UIDs: the revision of the program's method, and what a
 	// person chose otherwise than by default.
 	Method string `json:",omitempty"`
+	// Fitted is the SHA-256 of the student's weights that were fitted to the series, hexadecimal;
+	// empty: none were. It is written down and has no part in the UIDs: the same series is fitted to
+	// again as it was.
+	Fitted string `json:",omitempty"`
 }
 
 // Params says how the pixels of a derived object were made. Model, Strength and
@@ -387,7 +391,9 @@ func (s *splice) contributingEquipment(now time.Time) {
 		Hash     string  `json:"modelSHA256"`
 		Quality  string  `json:"quality"`
 		Strength float64 `json:"strength"`
-	}{clean(s.p.Model.Name, 128), clean(s.p.Model.Version, 64), clean(s.p.Model.Hash, 64), clean(s.p.Quality, 16), s.p.Strength})
+		Fitted   string  `json:"fittedSHA256,omitempty"`
+	}{clean(s.p.Model.Name, 128), clean(s.p.Model.Version, 64), clean(s.p.Model.Hash, 64), clean(s.p.Quality, 16), s.p.Strength,
+		clean(s.p.Model.Fitted, 64)})
 	if err != nil { // no value of these types fails
 		about = nil
 	}
@@ -433,6 +439,9 @@ func (s *splice) derivationDescription() string {
 	text := fmt.Sprintf("%s %s: noise reduction by neural network %s %s (networks SHA-256 %s), quality %s, strength %s",
 		s.p.Product, s.p.Version, s.p.Model.Name, s.p.Model.Version, s.p.Model.Hash, s.p.Quality,
 		strconv.FormatFloat(s.p.Strength, 'g', 4, 64))
+	if s.p.Model.Fitted != "" {
+		text += "; student fitted to this series (SHA-256 " + clean(s.p.Model.Fitted, 64) + ")"
+	}
 	if s.p.Copy != "" {
 		text += "; " + clean(s.p.Copy, 300)
 	} else if s.p.Remark != nil && s.pixelsMade {
