@@ -66,11 +66,12 @@ func (l *lane) planHigh(ctx context.Context, cfg *config, s journal.Slice) (w wo
 			return nil, &PermanentError{Reason: state.ReasonNotPossible, Err: errors.New(noHigh(by))}
 		}
 		frame++
+		n := frame
 		l.giveWay(ctx)
 		return l.callHigh(ctx, cfg, high, f, known, func(done, total int) {
-			if l.advance(s.Instance, frame, done, total) {
+			if l.advance(s.Instance, n, done, total) {
 				l.bus.send(Event{Time: l.clock.Now(), Type: l.event, SeriesID: s.Instance.Series,
-					Instance: s.Instance.SOP, State: "step", Frame: frame, Step: done, Steps: total})
+					Instance: s.Instance.SOP, State: "step", Frame: n, Step: done, Steps: total})
 			}
 		})
 	}
