@@ -481,12 +481,3 @@ func (c *serverConn) closeSession(cause error) {
 	c.session = nil
 	s.Close(cause)
 }
-
-// raw is the connection to close from another goroutine: for TLS the one
-// below, because closing TLS may wait for a write.
-func (t *transport) raw() net.Conn {
-	if tc, ok := t.conn.(*tls.Conn); ok {
-		return tc.NetConn()
-	}
-	return t.conn
-}

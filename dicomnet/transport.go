@@ -1,6 +1,7 @@
 package dicomnet
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -627,4 +628,13 @@ func (t *transport) linger(d time.Duration) {
 		t.step(ul.Event{Kind: ul.TransportClosed})
 	}
 	t.conn.Close()
+}
+
+// raw is the connection to close from another goroutine: for TLS the one
+// below, because closing TLS may wait for a write.
+func (t *transport) raw() net.Conn {
+	if tc, ok := t.conn.(*tls.Conn); ok {
+		return tc.NetConn()
+	}
+	return t.conn
 }

@@ -24,12 +24,13 @@ type Adaptive interface {
 	// frames; ctx and progress are as in DenoiseHigh. Where nothing is gained the denoiser is what
 	// it was, and note says why; its Model is the same in either case, so that a series stays one
 	// whatever happens. Without frames it returns at once.
-	Adapt(ctx context.Context, frames []*derive.Frame, known evidence.Sums, progress func(done, total int)) (by HighDenoiser,
+	Adapt(ctx context.Context, frames []*derive.Frame, known evidence.Sums, progress func(done,
+		total int)) (by HighDenoiser,
 		note string, err error)
 }
 
-// adapted is the denoiser of the series that the high lane has in hand. Only the lane's goroutine
-// uses it. Nothing of it is kept: another process adapts again, and from the same images gets the same.
+// adapted is the denoiser of the series that the high lane has in hand, which is one at a time. Nothing of it is kept:
+// another process adapts again, and from the same images gets the same.
 type adapted struct {
 	series int64
 	model  derive.ModelInfo // of what was adapted
@@ -44,45 +45,46 @@ const (
 
 // adapt returns the denoiser for the high pass of an image: by, adapted to its series if it is to.
 // Adapting is a help, and no image waits for one that fails. A copy asks for nothing but the model.
-func (p *Pipeline) adapt(ctx context.Context, cfg *config, in journal.Instance, by Denoiser, fill bool) (Denoiser, error) {
+func (l *lane) adapt(ctx context.Context, cfg *config, in journal.Instance, by Denoiser, fill bool) (Denoiser, error) {
 	a, ok := by.(Adaptive)
 	if !ok || !a.Adapts() {
 		return by, nil
 	}
-	if h := p.adapted; h.by != nil && h.series == in.Series && h.model == a.Model() {
+	if h := l.adapted; h.by != nil && h.series == in.Series && h.model == a.Model() {
 		return h.by, nil
 	}
 	if fill {
 		h, _, err := a.Adapt(ctx, nil, nil, nil)
 		return h, err
 	}
-	p.adapted = adapted{}
+	l.adapted = adapted{}
 	start := time.Now()
-	frames, err := p.adaptFrames(ctx, in.Series)
+	frames, err := l.adaptFrames(ctx, in.Series)
 	call := adaptCall{HighDenoiser: a, to: a, frames: frames}
 	if err == nil {
-		_, err = p.callHigh(ctx, cfg, &call, nil, p.known(ctx, in), func(done, total int) { p.high.advance(0, done, total) })
+		_, err = l.callHigh(ctx, cfg, &call, nil, l.known(ctx, in),
+			func(done, total int) { l.advance(in, 0, done, total) })
 	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, errDraining
 	case err != nil: // what it is without a series is right, too
-		p.log.Warn("networks not adapted to the series", zap.Int64("series", in.Series), zap.Error(err))
+		l.log.Warn("networks not adapted to the series", zap.Int64("series", in.Series), zap.Error(err))
 		if call.by, call.note, err = a.Adapt(ctx, nil, nil, nil); err != nil {
 			return nil, err
 		}
 	default:
-		p.log.Info("networks adapted to the series", zap.Int64("series", in.Series), zap.Int("frames", len(frames)),
+		l.log.Info("networks adapted to the series", zap.Int64("series", in.Series), zap.Int("frames", len(frames)),
 			zap.String("result", call.note), zap.Duration("took", time.Since(start)))
 	}
-	p.adapted = adapted{in.Series, a.Model(), call.by}
+	l.adapted = adapted{in.Series, a.Model(), call.by}
 	return call.by, nil
 }
 
 // adaptFrames reads frames of a series, evenly spread over its denoised images. One that cannot be
 // read is left out.
-func (p *Pipeline) adaptFrames(ctx context.Context, series int64) (frames []*derive.Frame, err error) {
-	counts, err := p.jrnl.StageCounts(ctx, series)
+func (l *lane) adaptFrames(ctx context.Context, series int64) (frames []*derive.Frame, err error) {
+	counts, err := l.jrnl.StageCounts(ctx, series)
 	if err != nil {
 		return nil, err
 	}
@@ -92,23 +94,24 @@ func (p *Pipeline) adaptFrames(ctx context.Context, series int64) (frames []*der
 	}
 	pixels := 0
 	for n := 1; n <= images && len(frames) < mostAdaptFrames; n += max(1, (images+mostAdaptFrames-1)/mostAdaptFrames) {
-		in, err := p.jrnl.Original(ctx, series, n)
+		in, err := l.jrnl.Original(ctx, series, n)
 		if err != nil || in == nil {
 			return frames, err
 		}
 		if in.Stage != state.Denoised {
 			continue
 		}
-		o, file, err := p.open(*in)
+		o, file, err := l.open(*in)
 		if err != nil {
-			p.log.Warn("image not adapted to", zap.String("instance", in.SOP), zap.Error(err))
+			l.log.Warn("image not adapted to", zap.String("instance", in.SOP), zap.Error(err))
 			continue
 		}
 		count := derive.Frames(o)
-		for k := 0; k < count && len(frames) < mostAdaptFrames; k += max(1, (count*images+mostAdaptFrames-1)/mostAdaptFrames) {
+		for k := 0; k < count && len(frames) < mostAdaptFrames; k += max(1,
+			(count*images+mostAdaptFrames-1)/mostAdaptFrames) {
 			f, err := derive.ReadFrame(o, k)
 			if err != nil {
-				p.log.Warn("frame not adapted to", zap.String("instance", in.SOP), zap.Int("frame", k), zap.Error(err))
+				l.log.Warn("frame not adapted to", zap.String("instance", in.SOP), zap.Int("frame", k), zap.Error(err))
 				break
 			}
 			if pixels += len(f.Pixels); pixels > mostAdaptPixels {
@@ -133,8 +136,9 @@ type adaptCall struct {
 	note string
 }
 
-func (c *adaptCall) DenoiseHigh(ctx context.Context, _ *derive.Frame, known evidence.Sums, _ float64, progress func(done,
-	total int)) (*Denoised, error) {
+func (c *adaptCall) DenoiseHigh(ctx context.Context, _ *derive.Frame, known evidence.Sums, _ float64,
+	progress func(done,
+		total int)) (*Denoised, error) {
 	by, note, err := c.to.Adapt(ctx, c.frames, known, progress)
 	if err != nil {
 		return nil, err

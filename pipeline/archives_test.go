@@ -242,7 +242,7 @@ func TestLoopIsNeverStored(t *testing.T) {
 	originalsOnly(&o)
 	p := start(t, o)
 	receive(t, p, slice(1, 1))
-	eventually(t, "loop", func() bool { return p.breakerState("pacs") == breakerLoop })
+	eventually(t, "loop", func() bool { return p.forward.state("pacs") == breakerLoop })
 	h := p.Check()
 	problems := strings.Join(h.Problems, "\n")
 	if h.Breakers["pacs"] != breakerLoop || !strings.Contains(problems, "destination pacs leads back") {
@@ -253,7 +253,7 @@ func TestLoopIsNeverStored(t *testing.T) {
 	}
 	mended.Store(true)
 	eventually(t, "stored", func() bool { return status(t, p, slice(1, 1).series).Destinations[0].Stored == 1 })
-	if s := p.breakerState("pacs"); s != breakerClosed {
+	if s := p.forward.state("pacs"); s != breakerClosed {
 		t.Errorf("still %s", s)
 	}
 }

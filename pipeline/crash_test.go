@@ -144,7 +144,7 @@ func child(state, point string) error {
 		}
 		done := s.Received == crashImages && s.Denoised == crashImages && len(s.Destinations) == 1 && s.Destinations[0].Stored == int64(objects)
 		if done && os.Getenv(envPurge) != "" {
-			p.wakePurge.fire()
+			p.retention.fire()
 			for _, in := range s.Instances {
 				done = done && in.Purged
 			}

@@ -377,7 +377,7 @@ func TestMultiFrame(t *testing.T) {
 func TestGatePutsSkippedPixelsBack(t *testing.T) {
 	in := &derive.Frame{Width: 2, Height: 1, Pixels: []float32{0, 100}, Skip: []bool{true, false}, Min: 0, Max: 4095}
 	out := []float32{55, 90}
-	if err := gate(in, out); err != nil || out[0] != 0 || out[1] != 90 {
+	if err := plausible(in, out); err != nil || out[0] != 0 || out[1] != 90 {
 		t.Errorf("%v, %v", out, err)
 	}
 }

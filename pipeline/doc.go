@@ -8,7 +8,9 @@
 //	go p.Run(ctx)                         // denoise, forward, retention until ctx ends
 //	err = p.Receive(ctx, incoming, data)  // nil: durable, may be acknowledged
 //
-// Everything that must survive is in package spool; the stages here hold only
+// A Pipeline is put together from parts, each with its own state and goroutines: a receiver (receive.go), a clock that
+// ends series (seriesclock.go), two lanes that denoise (lane.go; fast.go and high.go say how they differ), forwarders
+// (forward.go) and retention. Everything that must survive is in packages spool and journal; the stages here hold only
 // row numbers and may be stopped or killed at any point. docs/data-path.md
 // follows one image through the stages, docs/spool-format.md describes the files.
 package pipeline

@@ -144,10 +144,10 @@ func (p *Pipeline) Flag(ctx context.Context, seriesUID string, f Flag) (*Flagged
 		return nil, err
 	}
 	if f.Quality != High {
-		p.high.stop(got.Series)
+		p.high.callOff(got.Series)
 	}
-	p.wakeDenoise.fire()
-	p.wakeHigh.fire()
+	p.fast.wake.fire()
+	p.high.wake.fire()
 	// No text that a person wrote: it may name a patient.
 	p.log.Info("series flagged", zap.String("series", seriesUID), zap.String("quality", string(f.Quality)), zap.Bool("known", got.Series > 0), zap.Int64("images", got.High))
 	p.bus.send(Event{Time: row.At, Type: EventFlag, Series: seriesUID, SeriesID: got.Series, State: string(f.Quality)})

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -119,9 +118,9 @@ func classify(status uint16, maybe bool) class {
 }
 
 // forwarder serves the queue of one destination and owns the states of that
-// destination's deliveries. It has two lanes with a link each: one for the
+// destination's deliveries. It has two couriers with a link each: one for the
 // queue, one for suspects, so that these hold nobody up. An acknowledged image
-// is recorded before the lane sends the next one, so at most one image per lane
+// is recorded before the courier sends the next one, so at most one image per courier
 // is ever sent twice: the one whose acknowledgement came when the process died.
 //
 // A suspect is an image that failed, then others were stored, then it failed
@@ -130,9 +129,9 @@ func classify(status uint16, maybe bool) class {
 // nothing else is stored nobody can tell which of the two it is, so then
 // nothing is given up, however often it fails.
 type forwarder struct {
-	p            *Pipeline
+	p            *forwarders
 	d            Destination
-	wake, doubts signal // work for the queue's lane, for that of the suspects
+	wake, doubts signal // work for the queue's courier, for that of the suspects
 	stop         context.CancelFunc
 	done         chan struct{}
 
@@ -143,8 +142,8 @@ type forwarder struct {
 	failed map[int64]uint64 // instance -> stores when it last failed; only those that wait to be tried again
 }
 
-// lane sends one image after the other over one link.
-type lane struct {
+// courier sends one image after the other over one link.
+type courier struct {
 	*forwarder
 	suspects bool
 	link     Link
@@ -166,12 +165,44 @@ func (f *forwarder) failure(d journal.Delivery) (failures int64, blame bool) {
 	return d.Failures, d.Failures < 2
 }
 
-// forwardAll runs one forwarder per configured destination.
-func (p *Pipeline) forwardAll(ctx context.Context) {
+// forwarders serve the destinations, each by a forwarder of its own.
+type forwarders struct {
+	*shared
+	fast, high *lane  // make what is damaged again
+	config     signal // the destinations may have changed
+
+	mu  sync.Mutex
+	all map[string]*forwarder // by destination
+}
+
+// wake tells the forwarders of the named destinations that there is work.
+func (p *forwarders) wake(names []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, f := range p.all {
+		if slices.Contains(names, name) {
+			f.wake.fire()
+		}
+	}
+}
+
+// state is that of a destination's breaker; empty if nothing is sent to it.
+func (p *forwarders) state(dest string) string {
+	p.mu.Lock()
+	f := p.all[dest]
+	p.mu.Unlock()
+	if f == nil {
+		return ""
+	}
+	return f.state()
+}
+
+// run runs one forwarder per configured destination until ctx ends.
+func (p *forwarders) run(ctx context.Context) {
 	defer func() {
-		p.fwdMu.Lock()
-		list := maps.Clone(p.fwd)
-		p.fwdMu.Unlock()
+		p.mu.Lock()
+		list := maps.Clone(p.all)
+		p.mu.Unlock()
 		for _, f := range list {
 			f.stop()
 			<-f.done
@@ -182,9 +213,9 @@ func (p *Pipeline) forwardAll(ctx context.Context) {
 		for _, d := range p.cfg.Load().Destinations {
 			want[d.Name] = d
 		}
-		p.fwdMu.Lock()
-		have := maps.Clone(p.fwd)
-		p.fwdMu.Unlock()
+		p.mu.Lock()
+		have := maps.Clone(p.all)
+		p.mu.Unlock()
 		for name, f := range have {
 			if d, ok := want[name]; ok && d.AETitle == f.d.AETitle && d.Address == f.d.Address && d.TLS == f.d.TLS {
 				delete(want, name)
@@ -192,28 +223,28 @@ func (p *Pipeline) forwardAll(ctx context.Context) {
 			}
 			f.stop()
 			<-f.done
-			p.fwdMu.Lock()
-			delete(p.fwd, name)
-			p.fwdMu.Unlock()
+			p.mu.Lock()
+			delete(p.all, name)
+			p.mu.Unlock()
 		}
 		for name, d := range want {
 			fctx, stop := context.WithCancel(ctx)
 			f := &forwarder{p: p, d: d, wake: newSignal(), doubts: newSignal(), stop: stop, done: make(chan struct{}), failed: map[int64]uint64{}}
-			p.fwdMu.Lock()
-			p.fwd[name] = f
-			p.fwdMu.Unlock()
+			p.mu.Lock()
+			p.all[name] = f
+			p.mu.Unlock()
 			go func() {
 				defer close(f.done)
 				var wg sync.WaitGroup
-				wg.Go(func() { (&lane{forwarder: f, suspects: true}).run(fctx) })
-				(&lane{forwarder: f}).run(fctx)
+				wg.Go(func() { (&courier{forwarder: f, suspects: true}).run(fctx) })
+				(&courier{forwarder: f}).run(fctx)
 				wg.Wait()
 			}()
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.wakeConfig:
+		case <-p.config:
 		}
 	}
 }
@@ -267,7 +298,7 @@ func (f *forwarder) succeed(stored bool) {
 	}
 }
 
-func (f *lane) run(ctx context.Context) {
+func (f *courier) run(ctx context.Context) {
 	defer f.close(ctx)
 	for probe := 0; ctx.Err() == nil; {
 		now := f.p.clock.Now()
@@ -322,8 +353,8 @@ func (f *lane) run(ctx context.Context) {
 	}
 }
 
-// work tells that there is something new for the lane.
-func (f *lane) work() signal {
+// work tells that there is something new for the courier.
+func (f *courier) work() signal {
 	if f.suspects {
 		return f.doubts
 	}
@@ -331,7 +362,7 @@ func (f *lane) work() signal {
 }
 
 // idle waits for work; a link is kept for a while, then closed.
-func (f *lane) idle(ctx context.Context, now time.Time) (ended bool) {
+func (f *courier) idle(ctx context.Context, now time.Time) (ended bool) {
 	pause := time.Hour
 	if at, ok, err := f.p.jrnl.NextDue(ctx, f.d.Name, f.suspects); err == nil && ok {
 		pause = min(max(at.Sub(now), time.Millisecond), time.Minute) // the clock may change meanwhile
@@ -355,7 +386,7 @@ func (f *lane) idle(ctx context.Context, now time.Time) (ended bool) {
 }
 
 // close releases the link, also when ctx has ended already.
-func (f *lane) close(ctx context.Context) {
+func (f *courier) close(ctx context.Context) {
 	if f.link == nil {
 		return
 	}
@@ -378,7 +409,7 @@ func guard(what string, fn func() error) (err error) {
 }
 
 // open makes sure that there is a link on which c was proposed.
-func (f *lane) open(ctx context.Context, c Context) error {
+func (f *courier) open(ctx context.Context, c Context) error {
 	if f.link != nil && f.proposed[c] {
 		return nil
 	}
@@ -443,7 +474,7 @@ func forms(c Context) []Context {
 
 // send tries one delivery and records what came of it. It returns false when
 // the rest of the batch must wait.
-func (f *lane) send(ctx context.Context, d journal.Delivery) bool {
+func (f *courier) send(ctx context.Context, d journal.Delivery) bool {
 	in := d.Instance
 	c := Context{in.Class, in.Syntax}
 	if err := f.open(ctx, c); err != nil {
@@ -565,7 +596,7 @@ func (s *seenReader) Read(p []byte) (int, error) {
 }
 
 // storeContext lets a store in flight end in order after ctx has, for a while.
-func (f *lane) storeContext(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
+func (f *courier) storeContext(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
 	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeBase+time.Duration(size/storeMinSpeed)*time.Second)
 	stop := context.AfterFunc(ctx, func() {
 		t := time.NewTimer(storeGrace)
@@ -580,7 +611,7 @@ func (f *lane) storeContext(ctx context.Context, size int64) (context.Context, c
 }
 
 // broken: the link failed under a store; whether the peer has the image is not known.
-func (f *lane) broken(ctx context.Context, d journal.Delivery, err error) {
+func (f *courier) broken(ctx context.Context, d journal.Delivery, err error) {
 	used := f.used
 	f.close(ctx)
 	f.p.met.forward(f.d.Name, "broken")
@@ -598,7 +629,7 @@ func (f *lane) broken(ctx context.Context, d journal.Delivery, err error) {
 
 // again records a failed attempt: to be tried later, or given up. It returns
 // false when that could not be recorded.
-func (f *lane) again(ctx context.Context, d journal.Delivery, status int, detail string) bool {
+func (f *courier) again(ctx context.Context, d journal.Delivery, status int, detail string) bool {
 	failures, blame := f.failure(d)
 	if blame {
 		f.fail(false)
@@ -612,7 +643,7 @@ func (f *lane) again(ctx context.Context, d journal.Delivery, status int, detail
 
 // unconvertible: the destination takes the image only in another transfer syntax,
 // and its data set is too damaged for that, as it came. Nothing whole has been sent.
-func (f *lane) unconvertible(ctx context.Context, d journal.Delivery, to string, err error) bool {
+func (f *courier) unconvertible(ctx context.Context, d journal.Delivery, to string, err error) bool {
 	f.p.met.forward(f.d.Name, "not-convertible")
 	f.p.log.Error("ALARM: image cannot be converted for a destination: refused for good", zap.String("destination", f.d.Name),
 		zap.String("instance", d.Instance.SOP), zap.String("transfer_syntax", to), zap.Error(err))
@@ -629,7 +660,7 @@ func orAs(c Context) string {
 }
 
 // later puts a delivery back.
-func (f *lane) later(ctx context.Context, d journal.Delivery, status int, detail string, failures int64) bool {
+func (f *courier) later(ctx context.Context, d journal.Delivery, status int, detail string, failures int64) bool {
 	next := f.p.clock.Now().Add(f.p.cfg.Load().pause(d.Attempts + 1))
 	ok := f.p.retry(ctx, "failed delivery", func() error {
 		return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, status, detail, failures, next)
@@ -658,14 +689,14 @@ func (f *forwarder) end(ctx context.Context, d journal.Delivery, to state.Delive
 
 // unreadable: our own file cannot be looked at now, perhaps for want of
 // descriptors. That says nothing about its bytes.
-func (f *lane) unreadable(ctx context.Context, d journal.Delivery, err error) bool {
+func (f *courier) unreadable(ctx context.Context, d journal.Delivery, err error) bool {
 	f.p.log.Error("spool file not readable, will be tried again", zap.String("file", d.Instance.File), zap.Error(err))
 	return f.later(ctx, d, -1, err.Error(), d.Failures)
 }
 
 // damaged: our own file is not what it was. An original waits for the sender to
 // send it again; a derived object is made anew.
-func (f *lane) damaged(ctx context.Context, d journal.Delivery, err error) bool {
+func (f *courier) damaged(ctx context.Context, d journal.Delivery, err error) bool {
 	in := d.Instance
 	f.p.met.integrity.Inc()
 	f.p.met.forward(f.d.Name, "damaged")
@@ -674,27 +705,11 @@ func (f *lane) damaged(ctx context.Context, d journal.Delivery, err error) bool 
 		ok := f.p.retry(ctx, "damaged derived object", func() error {
 			return f.p.jrnl.Remake(in.ID, in.Source, f.p.highStart(""), f.p.clock.Now())
 		})
-		f.p.wakeDenoise.fire()
-		f.p.wakeHigh.fire()
+		f.p.fast.wake.fire()
+		f.p.high.wake.fire()
 		return ok
 	}
 	return f.p.retry(ctx, "damaged file", func() error {
 		return f.p.jrnl.DamagedDelivery(in.ID, f.d.Name, in.File, err.Error(), f.p.clock.Now())
 	})
-}
-
-// Retry puts the deliveries of a series that were refused for good back into
-// their queues, once a person has mended the reason. It returns how many.
-func (p *Pipeline) Retry(ctx context.Context, seriesUID string) (int64, error) {
-	s, err := p.jrnl.SeriesByKey(ctx, seriesUID)
-	if err != nil {
-		return 0, err
-	}
-	if s == nil {
-		return 0, fmt.Errorf("retry series %s: %w", strconv.Quote(seriesUID), ErrUnknownSeries)
-	}
-	n, err := p.jrnl.Requeue(s.ID)
-	p.wakeForwarders(p.cfg.Load().dests(spool.Original))
-	p.wakeForwarders(p.cfg.Load().dests(spool.Derived))
-	return n, err
 }

@@ -236,7 +236,7 @@ func TestDeadDestination(t *testing.T) {
 		receive(t, p, slice(1, n+1))
 	}
 	eventually(t, "the living one has all", func() bool { return a.count("pacs") == 40 })
-	eventually(t, "the breaker is open", func() bool { return p.breakerState("dead") != breakerClosed })
+	eventually(t, "the breaker is open", func() bool { return p.forward.state("dead") != breakerClosed })
 	if h := p.Check(); !h.OK || len(h.Problems) == 0 || h.Forward["dead"].Waiting != 20 {
 		t.Errorf("%+v", h)
 	}

@@ -187,7 +187,7 @@ func (g *gauges) Collect(c chan<- prometheus.Metric) {
 	}
 	for _, d := range cfg.Destinations {
 		open := 0.0
-		if s := p.breakerState(d.Name); s == breakerOpen || s == breakerLoop {
+		if s := p.forward.state(d.Name); s == breakerOpen || s == breakerLoop {
 			open = 1
 		}
 		put(descBreaker, open, d.Name)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,9 +17,25 @@ import (
 	"github.com/diffdenoise/denoised/pipeline/spool/journal"
 )
 
-// Pipeline is the assembled stages. Its methods are safe for concurrent use.
+// Pipeline is the assembled stages. Its methods are safe for concurrent use. Each part owns its state and the
+// goroutines that Run gives it, and holds nothing but what it would read from spool and journal again.
 type Pipeline struct {
-	lock  *os.File
+	*shared
+	lock      *os.File
+	series    *seriesClock
+	receiver  *receiver
+	fast      *lane
+	high      *lane
+	forward   *forwarders
+	retention signal // wakes the removal of files
+
+	flagMu  sync.Mutex // flags are set one at a time, so that file and row agree
+	running atomic.Bool
+	closed  sync.Once
+}
+
+// shared is what all parts use. It is safe for concurrent use.
+type shared struct {
 	store *spool.Store
 	jrnl  *journal.Journal
 	log   *zap.Logger
@@ -29,22 +44,22 @@ type Pipeline struct {
 	met   *metrics
 	bus   bus
 	cfg   atomic.Pointer[config]
+	stuck sync.WaitGroup // abandoned denoiser calls
+}
 
-	trackMu sync.Mutex
-	track   *tracker
-
-	wakeTrack, wakeDenoise, wakeHigh, wakeConfig, wakePurge signal
-	fwdMu                                                   sync.Mutex
-	fwd                                                     map[string]*forwarder
-
-	fast    traffic    // slices of the fast lane in hand
-	high    highLane   // what the high lane is doing
-	adapted adapted    // what its networks are adapted to
-	flagMu  sync.Mutex // flags are set one at a time, so that file and row agree
-
-	running atomic.Bool
-	closed  sync.Once
-	stuck   sync.WaitGroup // abandoned denoiser calls
+// assemble makes the parts and tells them of each other. The journal is opened later.
+func assemble(o *Options) *Pipeline {
+	s := &shared{log: o.Logger, clock: o.clock, hook: o.hook, met: newMetrics()}
+	p := &Pipeline{shared: s, retention: newSignal()}
+	p.forward = &forwarders{shared: s, config: newSignal(), all: map[string]*forwarder{}}
+	p.fast = fastLane(s)
+	p.high = highLane(s, p.fast)
+	p.fast.behind = p.high
+	p.fast.forward, p.high.forward = p.forward, p.forward
+	p.forward.fast, p.forward.high = p.fast, p.high
+	p.series = &seriesClock{shared: s, high: p.high, wake: newSignal(), track: newTracker(o)}
+	p.receiver = &receiver{shared: s, series: p.series, fast: p.fast, high: p.high, forward: p.forward}
+	return p
 }
 
 // config is one consistent set of options.
@@ -75,8 +90,8 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p = &Pipeline{lock: lock, log: o.Logger, clock: o.clock, hook: o.hook, met: newMetrics(), track: newTracker(&o), fwd: map[string]*forwarder{},
-		wakeTrack: newSignal(), wakeDenoise: newSignal(), wakeHigh: newSignal(), wakeConfig: newSignal(), wakePurge: newSignal()}
+	p = assemble(&o)
+	p.lock = lock
 	p.cfg.Store(&config{Options: o, rules: rules})
 	opened := p // p is nil once an error is returned
 	defer func() {
@@ -94,7 +109,7 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 	if err := p.openJournal(ctx, o.StateDir); err != nil {
 		return nil, err
 	}
-	if err := p.recover(ctx); err != nil {
+	if err := p.reconcile(ctx); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
 	// After it: what is to be made again waits in the high lane too.
@@ -106,7 +121,7 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 		return nil, err
 	}
 	for _, s := range open {
-		p.track.restore(s)
+		p.series.restore(s)
 	}
 	if err := p.met.register(p, o.Registerer); err != nil {
 		return nil, err
@@ -137,7 +152,7 @@ func (p *Pipeline) openJournal(ctx context.Context, dir string) error {
 		p.log.Info("journal of an earlier version migrated, a copy is kept beside it", zap.Int("from", found),
 			zap.Int("to", journal.SchemaVersion))
 	}
-	p.jrnl = j
+	p.jrnl, p.fast.rows, p.high.rows = j, j.Lane(Fast), j.Lane(High)
 	return nil
 }
 
@@ -200,7 +215,7 @@ func (p *Pipeline) Run(ctx context.Context) error {
 		return errors.New("pipeline runs already")
 	}
 	var wg sync.WaitGroup
-	for _, stage := range []func(context.Context){p.watchSeries, p.denoiseAll, p.denoiseHigh, p.forwardAll, p.retain} {
+	for _, stage := range []func(context.Context){p.series.run, p.fast.run, p.high.run, p.forward.run, p.retain} {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
@@ -241,65 +256,15 @@ func (p *Pipeline) Reconfigure(o Options) error {
 	}
 	p.cfg.Store(&config{Options: o, rules: rules})
 	p.store.SetLimits(o.limits())
-	p.trackMu.Lock()
-	p.track.configure(&o)
-	p.trackMu.Unlock()
-	p.wakeConfig.fire()
-	p.wakeTrack.fire()
-	p.wakePurge.fire()
+	p.series.configure(&o)
+	p.forward.config.fire()
+	p.retention.fire()
 	return nil
-}
-
-// AssociationOpened tells that a sender has opened an association. While it has
-// one, its series are waited for longer.
-func (p *Pipeline) AssociationOpened(id uint64, callingAE, host string) {
-	p.trackMu.Lock()
-	p.track.associationOpened(id, peer{callingAE, host})
-	p.trackMu.Unlock()
-}
-
-// AssociationClosed ends what AssociationOpened began.
-func (p *Pipeline) AssociationClosed(id uint64) {
-	p.trackMu.Lock()
-	p.track.associationClosed(id, p.clock.Now())
-	p.trackMu.Unlock()
-	p.wakeTrack.fire()
-}
-
-// watchSeries is the stage that ends series. It owns nothing durable but the
-// series' state; after a restart the same times lead to the same states.
-func (p *Pipeline) watchSeries(ctx context.Context) {
-	for {
-		p.trackMu.Lock()
-		now := p.clock.Now()
-		list := p.track.due(now)
-		at, ok := p.track.next()
-		p.trackMu.Unlock()
-		d := time.Hour
-		if ok {
-			d = max(at.Sub(now), 0)
-		}
-		for _, c := range list {
-			if err := p.jrnl.CompleteSeries(c.series, c.state, c.by, now); err != nil {
-				p.log.Error("series not marked complete, will be tried again", zap.Int64("series", c.series), zap.Error(err))
-				p.trackMu.Lock()
-				p.track.putBack(c)
-				p.trackMu.Unlock()
-				d = min(d, firstPause)
-				continue
-			}
-			p.bus.send(Event{Time: now, Type: EventSeries, SeriesID: c.series, State: string(c.state), Detail: string(c.by)})
-			p.wakeHigh.fire()
-		}
-		if wait(ctx, p.clock, d, p.wakeTrack) {
-			return
-		}
-	}
 }
 
 // retry runs f until it succeeds or ctx ends. It is for records of what has
 // already happened outside: giving up would mean doing that again.
-func (p *Pipeline) retry(ctx context.Context, what string, f func() error) bool {
+func (p *shared) retry(ctx context.Context, what string, f func() error) bool {
 	for n := int64(1); ; n++ {
 		err := f()
 		if err == nil {
@@ -308,17 +273,6 @@ func (p *Pipeline) retry(ctx context.Context, what string, f func() error) bool 
 		p.log.Error(what+" not recorded, trying again", zap.Error(err))
 		if wait(ctx, p.clock, min(p.cfg.Load().pause(n), 30*time.Second), nil) {
 			return false
-		}
-	}
-}
-
-// wakeForwarders tells the forwarders of the named destinations that there is work.
-func (p *Pipeline) wakeForwarders(names []string) {
-	p.fwdMu.Lock()
-	defer p.fwdMu.Unlock()
-	for name, f := range p.fwd {
-		if slices.Contains(names, name) {
-			f.wake.fire()
 		}
 	}
 }

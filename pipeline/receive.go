@@ -58,6 +58,15 @@ type facts struct {
 	conflict bool // and the file's name says so
 }
 
+// receiver makes images durable and gives them to the stages behind it. It owns what a file and its row say of an image
+// that comes; nothing of it is kept between two images.
+type receiver struct {
+	*shared
+	series     *seriesClock
+	fast, high *lane
+	forward    *forwarders
+}
+
 // Receive stores one data set. Its nil is a promise: file, folder entry and
 // journal row are durable, the image will be forwarded. It reads r to its end
 // in every case, unless r itself or ctx fails. What it cannot understand it
@@ -72,7 +81,7 @@ func (p *Pipeline) Receive(ctx context.Context, in Incoming, r io.Reader) error 
 	if !ok {
 		asked = Fast
 	}
-	return p.receive(ctx, cfg, in, asked, r)
+	return p.receiver.receive(ctx, cfg, in, asked, r)
 }
 
 // Import takes a Part-10 file, as from a hot folder. nil is the same promise as
@@ -95,7 +104,7 @@ func (p *Pipeline) Import(ctx context.Context, path string, q Quality) error {
 		return fmt.Errorf("import %s: %w", path, err)
 	}
 	in.RemoteHost = "import"
-	return p.receive(ctx, p.cfg.Load(), in, q, io.NewSectionReader(f, off, st.Size()-off))
+	return p.receiver.receive(ctx, p.cfg.Load(), in, q, io.NewSectionReader(f, off, st.Size()-off))
 }
 
 // fileMeta reads what a C-STORE command would have said from a Part-10 file.
@@ -141,7 +150,7 @@ func validUID(s string) bool {
 	return true
 }
 
-func (p *Pipeline) receive(ctx context.Context, cfg *config, in Incoming, asked Quality, r io.Reader) (err error) {
+func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked Quality, r io.Reader) (err error) {
 	start := time.Now()
 	defer func() {
 		if err != nil {
@@ -210,7 +219,7 @@ const conflictDetail = "other bytes than the first image with this UID"
 
 // record makes a published file part of the journal, and its name durable beside
 // it. On error the file is gone again, unless it is in use already or was found.
-func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts, row journal.Instance) error {
+func (p *receiver) record(ctx context.Context, cfg *config, in Incoming, f facts, row journal.Instance) error {
 	named := make(chan error, 1)
 	go func() { named <- p.store.SyncName(row.File) }()
 	dests := cfg.dests(spool.Original)
@@ -239,25 +248,22 @@ func (p *Pipeline) record(ctx context.Context, cfg *config, in Incoming, f facts
 
 // drop removes the file of an image that is not acknowledged. One that recovery found
 // may have been, so it waits for the next start.
-func (p *Pipeline) drop(f facts, file string) error {
+func (p *receiver) drop(f facts, file string) error {
 	if f.found {
 		return nil
 	}
 	return p.store.Remove(file)
 }
 
-func (p *Pipeline) arrived(in Incoming, f facts, row journal.Instance, added journal.Added, dests []string) {
+func (p *receiver) arrived(in Incoming, f facts, row journal.Instance, added journal.Added, dests []string) {
 	row.Stage, row.Reason = added.Stage, added.Reason
-	p.trackMu.Lock()
-	p.track.arrived(row.Received, added.Series, peer{in.CallingAETitle, in.RemoteHost}, added.Received, added.Expected, row.Frames > 1)
-	p.trackMu.Unlock()
-	p.wakeTrack.fire()
+	p.series.arrived(row.Received, added, peer{in.CallingAETitle, in.RemoteHost}, row.Frames > 1)
 	if row.Stage == state.Queued {
-		p.wakeDenoise.fire()
+		p.fast.wake.fire()
 	} else {
 		p.met.slice(row.Stage, row.Reason)
 	}
-	p.wakeForwarders(dests)
+	p.forward.wake(dests)
 	p.met.received.Inc()
 	p.met.receivedBytes.Add(float64(row.Size))
 	p.bus.send(Event{Time: row.Received, Type: EventReceived, Series: f.series.Key, SeriesID: added.Series, Instance: row.SOP, State: string(row.Stage), Detail: string(row.Reason)})
@@ -265,7 +271,7 @@ func (p *Pipeline) arrived(in Incoming, f facts, row journal.Instance, added jou
 
 // again decides about an instance that the journal has already. row's file is
 // published and its name durable.
-func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts, a journal.Arrival) error {
+func (p *receiver) again(ctx context.Context, cfg *config, in Incoming, f facts, a journal.Arrival) error {
 	row := a.Instance
 	const rounds = 20 // twins that arrive at once may change the answer between question and entry
 	for range rounds {
@@ -328,7 +334,7 @@ func (p *Pipeline) again(ctx context.Context, cfg *config, in Incoming, f facts,
 }
 
 // twin acknowledges an identical image: nothing new but the wish for a higher quality.
-func (p *Pipeline) twin(f facts, have, row journal.Instance) error {
+func (p *receiver) twin(f facts, have, row journal.Instance) error {
 	// The first one may have been refused because its folder could not be synced.
 	if !have.Gone {
 		if err := p.store.SyncName(have.File); err != nil {
@@ -339,14 +345,14 @@ func (p *Pipeline) twin(f facts, have, row journal.Instance) error {
 		p.clock.Now()); err != nil {
 		return errors.Join(err, p.drop(f, row.File))
 	}
-	p.wakeDenoise.fire()
-	p.wakeHigh.fire()
+	p.fast.wake.fire()
+	p.high.wake.fire()
 	p.met.duplicates.Inc()
 	return p.store.Remove(row.File)
 }
 
 // replace heals a lost or damaged file with the copy that has just arrived.
-func (p *Pipeline) replace(cfg *config, in Incoming, f facts, have, row journal.Instance) error {
+func (p *receiver) replace(cfg *config, in Incoming, f facts, have, row journal.Instance) error {
 	dests := cfg.dests(spool.Original)
 	if err := p.jrnl.Replace(have.ID, row, dests, p.highStart(f.series.Modality)); err != nil {
 		return errors.Join(err, p.drop(f, row.File))
@@ -357,13 +363,13 @@ func (p *Pipeline) replace(cfg *config, in Incoming, f facts, have, row journal.
 			p.log.Warn("damaged file not removed", zap.String("file", have.File), zap.Error(err))
 		}
 	}
-	p.wakeDenoise.fire()
-	p.wakeHigh.fire()
-	p.wakeForwarders(dests)
+	p.fast.wake.fire()
+	p.high.wake.fire()
+	p.forward.wake(dests)
 	return nil
 }
 
-func (p *Pipeline) sameAs(a, b journal.Instance) (bool, error) {
+func (p *shared) sameAs(a, b journal.Instance) (bool, error) {
 	if b.Gone {
 		return false, nil
 	}
@@ -376,7 +382,7 @@ func (p *Pipeline) sameAs(a, b journal.Instance) (bool, error) {
 }
 
 // verify reads a file and compares it with its row.
-func (p *Pipeline) verify(in journal.Instance) error {
+func (p *shared) verify(in journal.Instance) error {
 	f, err := p.store.Open(in.File)
 	if err != nil {
 		return err
@@ -391,7 +397,7 @@ func unknownSeries(in Incoming) string { return "?" + in.CallingAETitle }
 
 // inspect looks at a stored object. It never fails: what cannot be read gets a
 // verdict that says so.
-func (p *Pipeline) inspect(cfg *config, in Incoming, asked Quality, r io.ReaderAt, size int64) (f facts) {
+func (p *receiver) inspect(cfg *config, in Incoming, asked Quality, r io.ReaderAt, size int64) (f facts) {
 	f = facts{series: journal.Series{Key: unknownSeries(in), Calling: in.CallingAETitle, Called: in.CalledAETitle, Host: in.RemoteHost},
 		frames: 1, verdict: derive.Verdict{Reason: derive.Reason(state.ReasonUnparseable)}, decision: decision{quality: Fast, channel: state.ChannelDefault}}
 	base := f

@@ -15,7 +15,7 @@ import (
 	"github.com/diffdenoise/denoised/pipeline/state"
 )
 
-// recover makes files and journal agree, whatever the last process was doing:
+// reconcile makes files and journal agree, whatever the last process was doing:
 //
 //  1. A row without its file: the row was committed, the name was not yet
 //     durable, nothing was acknowledged. An original is marked lost (the sender
@@ -31,7 +31,7 @@ import (
 //  6. A flag's file that the journal does not know: the flag is set.
 //
 // With an empty journal 3 and 4 concern every file: that is the rebuild.
-func (p *Pipeline) recover(ctx context.Context) error {
+func (p *Pipeline) reconcile(ctx context.Context) error {
 	if err := p.recoverFlags(ctx); err != nil { // before the originals that they are about
 		return err
 	}
@@ -172,7 +172,7 @@ func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string, rebuild
 	if !asked.Valid() {
 		asked = Fast
 	}
-	facts := p.inspect(cfg, in, asked, f, off+rec.Size)
+	facts := p.receiver.inspect(cfg, in, asked, f, off+rec.Size)
 	if facts.mismatch != nil {
 		return &spool.CorruptError{File: name, Why: facts.mismatch.Error()}
 	}
@@ -180,7 +180,7 @@ func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string, rebuild
 	row := journal.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
 		Received: rec.Received, Number: facts.number, Frames: facts.frames, Quality: facts.decision.quality, Channel: facts.decision.channel, Rule: facts.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, facts)
-	return p.record(ctx, cfg, in, facts, row)
+	return p.receiver.record(ctx, cfg, in, facts, row)
 }
 
 func (p *Pipeline) adoptDerived(ctx context.Context, name string, rec spool.Record, f spool.File, off int64, rebuild bool) error {

@@ -475,7 +475,7 @@ func TestRetention(t *testing.T) {
 		return status(t, p, slice(1, 1).series).Destinations[0].Stored == 2 && status(t, p, slice(2, 1).series).Destinations[0].Stored == 1
 	})
 	clk.advance(60 * time.Hour)
-	p.wakePurge.fire()
+	p.retention.fire()
 	receive(t, p, slice(3, 1)) // young
 	eventually(t, "delivered", func() bool { return status(t, p, slice(3, 1).series).Destinations[0].Stored == 2 })
 	if n := spoolFiles(t, o.StateDir); n != 6 {

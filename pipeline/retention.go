@@ -47,7 +47,7 @@ func (p *Pipeline) retain(ctx context.Context) {
 		if _, err := p.jrnl.Compact(now.Add(-keepRows), 20); err != nil && ctx.Err() == nil {
 			p.log.Error("journal not compacted", zap.Error(err))
 		}
-		if wait(ctx, p.clock, retentionRound, p.wakePurge) {
+		if wait(ctx, p.clock, retentionRound, p.retention) {
 			return
 		}
 	}

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/diffdenoise/denoised/internal/dcm"
 	"github.com/diffdenoise/denoised/pipeline/derive"
 	"github.com/diffdenoise/denoised/pipeline/spool/journal"
 	"github.com/diffdenoise/denoised/pipeline/state"
@@ -237,7 +235,8 @@ func (p *Pipeline) SeriesByUID(ctx context.Context, uid string) (*SeriesStatus, 
 	}
 	by := map[int64][]DeliveryStatus{}
 	for _, d := range deliveries {
-		ds := DeliveryStatus{Destination: d.Dest, State: d.State, Attempts: d.Attempts, Detail: d.Detail, DoneAt: d.DoneAt}
+		ds := DeliveryStatus{Destination: d.Dest, State: d.State, Attempts: d.Attempts, Detail: d.Detail,
+			DoneAt: d.DoneAt}
 		if d.Status >= 0 {
 			ds.Status = statusWord(uint16(d.Status))
 		}
@@ -253,10 +252,12 @@ func (p *Pipeline) SeriesByUID(ctx context.Context, uid string) (*SeriesStatus, 
 	}
 	inLane := map[int64]*InstanceHigh{}
 	for _, h := range high {
-		inLane[h.Original] = &InstanceHigh{State: h.Stage, Reason: h.Reason, Detail: h.Detail, Copy: h.Fill, Attempts: h.Attempts}
+		inLane[h.Original] = &InstanceHigh{State: h.Stage, Reason: h.Reason, Detail: h.Detail, Copy: h.Fill,
+			Attempts: h.Attempts}
 	}
 	for _, in := range list {
-		st.Instances = append(st.Instances, InstanceStatus{SOPInstanceUID: in.SOP, Kind: string(in.Kind), SourceUID: sop[in.Source], Number: in.Number, Frames: in.Frames, Bytes: in.Size,
+		st.Instances = append(st.Instances, InstanceStatus{SOPInstanceUID: in.SOP, Kind: string(in.Kind),
+			SourceUID: sop[in.Source], Number: in.Number, Frames: in.Frames, Bytes: in.Size,
 			ReceivedAt: in.Received, State: in.Stage, Reason: in.Reason, Detail: in.Detail, Quality: in.Quality, Channel: in.Channel, Rule: in.Rule,
 			Attempts: in.Attempts, High: inLane[in.ID], Sigma: in.Sigma, Purged: in.Gone, Deliveries: by[in.ID]})
 	}
@@ -264,8 +265,10 @@ func (p *Pipeline) SeriesByUID(ctx context.Context, uid string) (*SeriesStatus, 
 }
 
 func (p *Pipeline) status(ctx context.Context, s journal.Series) (*SeriesStatus, error) {
-	st := &SeriesStatus{ID: s.ID, UID: s.Key, StudyUID: s.Study, Modality: s.Modality, Protocol: s.Protocol, Number: s.Number, Calling: s.Calling, Called: s.Called, Host: s.Host,
-		State: s.State, CompleteBy: s.CompleteBy, Expected: s.Expected, Missing: max(0, s.Expected-s.Received), Reopened: s.Reopened,
+	st := &SeriesStatus{ID: s.ID, UID: s.Key, StudyUID: s.Study, Modality: s.Modality, Protocol: s.Protocol,
+		Number: s.Number, Calling: s.Calling, Called: s.Called, Host: s.Host,
+		State: s.State, CompleteBy: s.CompleteBy, Expected: s.Expected, Missing: max(0,
+			s.Expected-s.Received), Reopened: s.Reopened,
 		FirstAt: s.FirstAt, LastAt: s.LastAt, CompleteAt: s.CompleteAt, Quality: s.Quality, Channel: s.Channel, Rule: s.Rule,
 		Received: s.Received, Reasons: map[state.Reason]int64{}, Destinations: []DestinationStatus{}}
 	f, err := p.jrnl.Flag(ctx, s.Key)
@@ -309,7 +312,7 @@ func (p *Pipeline) status(ctx context.Context, s journal.Series) (*SeriesStatus,
 		i := slices.IndexFunc(st.Destinations, func(d DestinationStatus) bool { return d.Name == c.Dest })
 		if i < 0 {
 			i = len(st.Destinations)
-			st.Destinations = append(st.Destinations, DestinationStatus{Name: c.Dest, Breaker: p.breakerState(c.Dest)})
+			st.Destinations = append(st.Destinations, DestinationStatus{Name: c.Dest, Breaker: p.forward.state(c.Dest)})
 		}
 		d := &st.Destinations[i]
 		switch c.State {
@@ -393,14 +396,16 @@ func (p *Pipeline) HighNow() *HighStep { return p.highNow(0) }
 
 // highNow is what the high lane has in hand, if it is of the series; series 0 is any.
 func (p *Pipeline) highNow(series int64) *HighStep {
-	paused := p.fast.busy()
-	h := &p.high
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.in == nil || series != 0 && h.in.Series != series {
-		return nil
+	paused := p.fast.busy.is()
+	p.high.mu.Lock()
+	defer p.high.mu.Unlock()
+	for _, h := range p.high.hand { // one at most
+		if series == 0 || h.in.Series == series {
+			return &HighStep{SeriesID: h.in.Series, SOPInstanceUID: h.in.SOP, Number: h.in.Number, Frame: h.frame,
+				Frames: h.in.Frames, Step: h.step, Steps: h.steps, Paused: paused}
+		}
 	}
-	return &HighStep{SeriesID: h.in.Series, SOPInstanceUID: h.in.SOP, Number: h.in.Number, Frame: h.frame, Frames: h.in.Frames, Step: h.step, Steps: h.steps, Paused: paused}
+	return nil
 }
 
 // highRemaining estimates the seconds that images need, the one in hand included.
@@ -413,168 +418,4 @@ func (p *Pipeline) highRemaining(images int64, now *HighStep) float64 {
 		left -= (float64(now.Frame-1) + float64(now.Step)/float64(now.Steps)) / float64(now.Frames)
 	}
 	return max(0, left) * mean
-}
-
-func (p *Pipeline) breakerState(dest string) string {
-	p.fwdMu.Lock()
-	f := p.fwd[dest]
-	p.fwdMu.Unlock()
-	if f == nil {
-		return ""
-	}
-	return f.state()
-}
-
-// OpenObject opens image n (1-based, by instance number, then arrival) of a
-// series: which is "original", "fast" or "high". The Object reads from the returned
-// Closer's file. ErrUnknownSeries: there is no such image, or its file is purged.
-func (p *Pipeline) OpenObject(ctx context.Context, seriesUID string, n int, which string) (*dcm.Object, io.Closer, error) {
-	found, _, err := p.find(ctx, seriesUID, n, which)
-	if err != nil {
-		return nil, nil, err
-	}
-	o, f, err := p.open(found)
-	if err != nil {
-		return nil, nil, fmt.Errorf("series %q image %d: %w", seriesUID, n, err)
-	}
-	return o, f, nil
-}
-
-// find returns the row of what OpenObject opens, and what is on record about it: why
-// a derived object is not the plain result of its method, empty if it is.
-func (p *Pipeline) find(ctx context.Context, seriesUID string, n int, which string) (found journal.Instance, remark string, err error) {
-	none := fmt.Errorf("series %q image %d %s: %w", seriesUID, n, which, ErrUnknownSeries)
-	s, err := p.jrnl.SeriesByKey(ctx, seriesUID)
-	if err != nil {
-		return found, "", err
-	}
-	if s == nil {
-		return found, "", none
-	}
-	original, err := p.jrnl.Original(ctx, s.ID, n)
-	if err != nil {
-		return found, "", err
-	}
-	if original == nil {
-		return found, "", none
-	}
-	found = *original
-	switch quality := Quality(which); {
-	case which == "original":
-	case quality == Fast || quality == High:
-		// The last one, should there be objects of several models.
-		d, err := p.jrnl.Derived(ctx, found.ID, quality)
-		if err != nil {
-			return found, "", err
-		}
-		if d == nil {
-			return found, "", none
-		}
-		reason, detail := found.Reason, found.Detail
-		if quality == High {
-			h, err := p.jrnl.High(ctx, found.ID)
-			if err != nil {
-				return found, "", err
-			}
-			if reason, detail = "", ""; h != nil {
-				reason, detail = h.Reason, h.Detail
-			}
-		}
-		found, remark = *d, strings.TrimSuffix(string(reason)+": "+detail, ": ")
-	default:
-		return found, "", none
-	}
-	if found.Gone {
-		return found, "", none
-	}
-	return found, remark, nil
-}
-
-// open opens and scans the file of a row.
-func (p *Pipeline) open(in journal.Instance) (*dcm.Object, io.Closer, error) {
-	f, err := p.store.Open(in.File)
-	if err != nil {
-		return nil, nil, err
-	}
-	o, err := scan(f, in.Offset+in.Size)
-	if o == nil {
-		f.Close()
-		return nil, nil, fmt.Errorf("read header of spool file %s: %w", in.File, err)
-	}
-	return o, f, nil
-}
-
-// QueueHealth is the length of a queue and the age of its oldest image.
-type QueueHealth struct {
-	Waiting int64         `json:"waiting"`
-	Age     time.Duration `json:"ageNs"`
-}
-
-// Health is the state of spool, journal and queues.
-type Health struct {
-	OK       bool                   `json:"ok"`       // images can be received
-	Problems []string               `json:"problems"` // why not, or what needs a person
-	DiskUsed float64                `json:"diskUsed"` // fraction
-	Denoise  QueueHealth            `json:"denoise"`
-	High     QueueHealth            `json:"high"`
-	HighNow  *HighStep              `json:"highNow,omitempty"`
-	NoHigh   string                 `json:"noHigh,omitempty"` // why the full method cannot run; empty if it can
-	Forward  map[string]QueueHealth `json:"forward"`          // by destination
-	Breakers map[string]string      `json:"breakers"`         // by destination
-}
-
-// Check writes to the spool and the journal and looks at disk and queues. It
-// takes a few milliseconds.
-func (p *Pipeline) Check() Health {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	h := Health{OK: true, Problems: []string{}, Forward: map[string]QueueHealth{}, Breakers: map[string]string{}}
-	bad := func(err error) {
-		if err != nil {
-			h.OK = false
-			h.Problems = append(h.Problems, err.Error())
-		}
-	}
-	cfg := p.cfg.Load()
-	var err error
-	h.DiskUsed, err = p.store.Used()
-	bad(err)
-	bad(p.store.Probe())
-	bad(p.jrnl.Writable())
-	if err == nil && h.DiskUsed > cfg.DiskWarn {
-		h.Problems = append(h.Problems, fmt.Sprintf("disk is %.0f %% full, images are refused above %.0f %%", 100*h.DiskUsed, 100*cfg.DiskRefuse))
-	}
-	depths, err := p.jrnl.Depths(ctx)
-	bad(err)
-	now := p.clock.Now()
-	queue := func(d journal.Depth) QueueHealth {
-		q := QueueHealth{Waiting: d.Count}
-		if d.Count > 0 {
-			q.Age = now.Sub(d.Oldest)
-		}
-		return q
-	}
-	h.Denoise, h.High, h.HighNow = queue(depths.Fast), queue(depths.High), p.highNow(0)
-	_, h.NoHigh = p.HighPossible("")
-	for name, d := range depths.Forward {
-		h.Forward[name] = queue(d)
-	}
-	for name, q := range h.Forward {
-		if !slices.ContainsFunc(cfg.Destinations, func(d Destination) bool { return d.Name == name }) {
-			h.Problems = append(h.Problems, fmt.Sprintf("%d images wait for destination %s, which is not configured", q.Waiting, name))
-		}
-	}
-	for _, d := range cfg.Destinations {
-		if s := p.breakerState(d.Name); s != "" {
-			h.Breakers[d.Name] = s
-			switch s {
-			case breakerClosed:
-			case breakerLoop:
-				h.Problems = append(h.Problems, fmt.Sprintf("destination %s leads back to this daemon and gets nothing: correct its address", d.Name))
-			default:
-				h.Problems = append(h.Problems, fmt.Sprintf("destination %s does not take images", d.Name))
-			}
-		}
-	}
-	return h
 }

@@ -19,15 +19,19 @@ type Delivery struct {
 }
 
 func (t *tx) deliver(instance, series, ord int64, dest string) error {
-	_, err := t.exec(`INSERT INTO delivery(instance,dest,series,ord,state) VALUES(?,?,?,?,'queued') ON CONFLICT DO NOTHING`, instance, dest, series, ord)
+	_, err := t.exec(`INSERT INTO delivery(instance,dest,series,ord,state) VALUES(?,?,?,?,'queued') ON CONFLICT DO
+		NOTHING`, instance, dest, series, ord)
 	return err
 }
 
 // Which deliveries to list, and in which order.
 const (
-	oldest   = `INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures<2 AND (d.next_at<=? OR d.next_at>?) ORDER BY d.ord LIMIT ?`
-	newest   = `INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures<2 AND (d.next_at<=? OR d.next_at>?) ORDER BY d.ord DESC LIMIT ?`
-	suspects = `INDEXED BY delivery_suspect JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND d.failures>=2 AND (d.next_at<=? OR d.next_at>?) ORDER BY d.next_at LIMIT ?`
+	oldest = `INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND
+		d.failures<2 AND (d.next_at<=? OR d.next_at>?) ORDER BY d.ord LIMIT ?`
+	newest = `INDEXED BY delivery_queue JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND
+		d.failures<2 AND (d.next_at<=? OR d.next_at>?) ORDER BY d.ord DESC LIMIT ?`
+	suspects = `INDEXED BY delivery_suspect JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' AND
+		d.failures>=2 AND (d.next_at<=? OR d.next_at>?) ORDER BY d.next_at LIMIT ?`
 )
 
 // NextDeliveries lists what may be sent to dest now, oldest first, without suspects.
@@ -46,7 +50,8 @@ func (j *Journal) NextSuspects(ctx context.Context, dest string, now time.Time, 
 }
 
 func (j *Journal) deliveries(ctx context.Context, which, dest string, now time.Time, n int) ([]Delivery, error) {
-	return list(ctx, j, "read forward queue", `SELECT d.attempts,d.failures,`+instanceColumns+` FROM delivery d `+which, append(append([]any{dest}, due(now)...), n),
+	return list(ctx, j, "read forward queue", `SELECT d.attempts,d.failures,`+instanceColumns+` FROM delivery d `+which,
+		append(append([]any{dest}, due(now)...), n),
 		func(scan func(...any) error) (Delivery, error) {
 			d := Delivery{Dest: dest}
 			err := d.Instance.read(scan, &d.Attempts, &d.Failures)
@@ -57,9 +62,11 @@ func (j *Journal) deliveries(ctx context.Context, which, dest string, now time.T
 // NextDue is when the earliest queued delivery of dest may be sent, of the
 // suspects or of the others; ok is false when none is queued.
 func (j *Journal) NextDue(ctx context.Context, dest string, suspects bool) (at time.Time, ok bool, err error) {
-	query := `SELECT min(next_at) FROM delivery INDEXED BY delivery_queue WHERE dest=? AND state='queued' AND failures<2`
+	query := `SELECT min(next_at) FROM delivery INDEXED BY delivery_queue WHERE dest=? AND state='queued' AND
+		failures<2`
 	if suspects {
-		query = `SELECT min(next_at) FROM delivery INDEXED BY delivery_suspect WHERE dest=? AND state='queued' AND failures>=2`
+		query = `SELECT min(next_at) FROM delivery INDEXED BY delivery_suspect WHERE dest=? AND state='queued' AND
+			failures>=2`
 	}
 	var n sql.NullInt64
 	if err := j.db.QueryRowContext(ctx, query, dest).Scan(&n); err != nil {
@@ -71,8 +78,10 @@ func (j *Journal) NextDue(ctx context.Context, dest string, suspects bool) (at t
 // Syntaxes lists the pairs of SOP class and transfer syntax queued for dest,
 // those of the oldest instances first, looking at no more than 4096 of them.
 func (j *Journal) Syntaxes(ctx context.Context, dest string, limit int) ([][2]string, error) {
-	return list(ctx, j, "read forward queue", `SELECT class, syntax FROM (SELECT i.class, i.syntax, d.ord FROM delivery d INDEXED BY delivery_queue
-		JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' ORDER BY d.ord LIMIT 4096) GROUP BY class, syntax ORDER BY min(ord) LIMIT ?`, []any{dest, limit},
+	return list(ctx, j, "read forward queue", `SELECT class, syntax FROM (SELECT i.class, i.syntax, d.ord FROM delivery
+		d INDEXED BY delivery_queue
+		JOIN instance i ON i.id=d.instance WHERE d.dest=? AND d.state='queued' ORDER BY d.ord LIMIT 4096) GROUP BY
+		class, syntax ORDER BY min(ord) LIMIT ?`, []any{dest, limit},
 		func(scan func(...any) error) (p [2]string, err error) {
 			err = scan(&p[0], &p[1])
 			return p, err
@@ -81,9 +90,11 @@ func (j *Journal) Syntaxes(ctx context.Context, dest string, limit int) ([][2]st
 
 // EndDelivery records the final state of a delivery. status is the DICOM
 // status, -1 for none.
-func (j *Journal) EndDelivery(instance int64, dest string, s state.Delivery, status int, detail string, at time.Time) error {
+func (j *Journal) EndDelivery(instance int64, dest string, s state.Delivery, status int, detail string,
+	at time.Time) error {
 	return j.change("record delivery", func(t *tx) error {
-		_, err := t.exec(`UPDATE delivery SET state=?, status=?, detail=?, attempts=attempts+1, done_at=? WHERE instance=? AND dest=?`,
+		_, err := t.exec(`UPDATE delivery SET state=?, status=?, detail=?, attempts=attempts+1, done_at=? WHERE
+			instance=? AND dest=?`,
 			s, status, clip(detail), nanos(at), instance, dest)
 		return err
 	})
@@ -94,7 +105,8 @@ func (j *Journal) EndDelivery(instance int64, dest string, s state.Delivery, sta
 // new one has yet to be sent.
 func (j *Journal) DamagedDelivery(instance int64, dest, file, detail string, at time.Time) error {
 	return j.change("record damaged file", func(t *tx) error {
-		_, err := t.exec(`UPDATE delivery SET state='damaged', status=-1, detail=?, attempts=attempts+1, done_at=? WHERE instance=?3 AND dest=?4
+		_, err := t.exec(`UPDATE delivery SET state='damaged', status=-1, detail=?, attempts=attempts+1, done_at=? WHERE
+			instance=?3 AND dest=?4
 			AND EXISTS (SELECT 1 FROM instance WHERE id=?3 AND file=?5)`, clip(detail), nanos(at), instance, dest, file)
 		return err
 	})
@@ -102,9 +114,11 @@ func (j *Journal) DamagedDelivery(instance int64, dest, file, detail string, at 
 
 // RetryDelivery counts an attempt and says when the next may start; failures
 // becomes Delivery.Failures.
-func (j *Journal) RetryDelivery(instance int64, dest string, status int, detail string, failures int64, next time.Time) error {
+func (j *Journal) RetryDelivery(instance int64, dest string, status int, detail string, failures int64,
+	next time.Time) error {
 	return j.change("record failed delivery", func(t *tx) error {
-		_, err := t.exec(`UPDATE delivery SET status=?, detail=?, attempts=attempts+1, failures=?, next_at=? WHERE instance=? AND dest=? AND state='queued'`,
+		_, err := t.exec(`UPDATE delivery SET status=?, detail=?, attempts=attempts+1, failures=?, next_at=? WHERE
+			instance=? AND dest=? AND state='queued'`,
 			status, clip(detail), failures, nanos(next), instance, dest)
 		return err
 	})
@@ -138,7 +152,8 @@ type DeliveryCount struct {
 
 // DeliveryCounts counts the deliveries of a series.
 func (j *Journal) DeliveryCounts(ctx context.Context, series int64) ([]DeliveryCount, error) {
-	return list(ctx, j, "count deliveries", `SELECT dest, state, count(*), sum(state='stored' AND status>0), max(detail) FROM delivery WHERE series=? GROUP BY dest, state ORDER BY dest, state`,
+	return list(ctx, j, "count deliveries", `SELECT dest, state, count(*), sum(state='stored' AND status>0), max(detail)
+		FROM delivery WHERE series=? GROUP BY dest, state ORDER BY dest, state`,
 		[]any{series}, func(scan func(...any) error) (c DeliveryCount, err error) {
 			err = scan(&c.Dest, &c.State, &c.Count, &c.Warnings, &c.Detail)
 			return c, err
@@ -158,7 +173,8 @@ type DeliveryRow struct {
 
 // SeriesDeliveries lists the deliveries of a series, at most n.
 func (j *Journal) SeriesDeliveries(ctx context.Context, series int64, n int) ([]DeliveryRow, error) {
-	return list(ctx, j, "read deliveries", `SELECT instance, dest, state, attempts, status, detail, done_at FROM delivery WHERE series=? ORDER BY ord, dest LIMIT ?`,
+	return list(ctx, j, "read deliveries", `SELECT instance, dest, state, attempts, status, detail, done_at FROM
+		delivery WHERE series=? ORDER BY ord, dest LIMIT ?`,
 		[]any{series, n}, func(scan func(...any) error) (d DeliveryRow, err error) {
 			var at int64
 			err = scan(&d.Instance, &d.Dest, &d.State, &d.Attempts, &d.Status, &d.Detail, &at)

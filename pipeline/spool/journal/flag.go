@@ -45,7 +45,8 @@ func (j *Journal) SetFlag(f spool.Flag, start Start) (Flagged, error) {
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		if _, err := t.exec(`INSERT INTO flag(key,quality,why,who,at) VALUES(?,?,?,?,?) ON CONFLICT(key) DO UPDATE SET quality=excluded.quality, why=excluded.why, who=excluded.who, at=excluded.at`,
+		if _, err := t.exec(`INSERT INTO flag(key,quality,why,who,at) VALUES(?,?,?,?,?) ON CONFLICT(key) DO UPDATE SET
+			quality=excluded.quality, why=excluded.why, who=excluded.who, at=excluded.at`,
 			f.Key, f.Quality, f.Why, f.By, at); err != nil {
 			return err
 		}
@@ -53,16 +54,20 @@ func (j *Journal) SetFlag(f spool.Flag, start Start) (Flagged, error) {
 			return nil
 		}
 		const mine = `series=? AND kind='original' AND variant=0 AND gone=0`
-		if _, err := t.exec(`UPDATE series SET quality=?, channel='flag', rule='' WHERE id=?`, f.Quality, out.Series); err != nil {
+		if _, err := t.exec(`UPDATE series SET quality=?, channel='flag', rule='' WHERE id=?`, f.Quality,
+			out.Series); err != nil {
 			return err
 		}
-		if _, err := t.exec(`UPDATE instance SET quality=?, channel='flag', rule='' WHERE `+mine, f.Quality, out.Series); err != nil {
+		if _, err := t.exec(`UPDATE instance SET quality=?, channel='flag', rule='' WHERE `+mine, f.Quality,
+			out.Series); err != nil {
 			return err
 		}
 		if f.Quality == state.Off {
-			_, err = t.exec(`UPDATE instance SET stage='passed', reason='off', detail='' WHERE stage='queued' AND `+mine, out.Series)
+			_, err = t.exec(`UPDATE instance SET stage='passed', reason='off', detail='' WHERE stage='queued' AND
+				`+mine, out.Series)
 		} else {
-			_, err = t.exec(`UPDATE instance SET stage='queued', reason='', detail='', attempts=0, next_at=0 WHERE stage='passed' AND reason='off' AND `+mine, out.Series)
+			_, err = t.exec(`UPDATE instance SET stage='queued', reason='', detail='', attempts=0, next_at=0 WHERE
+				stage='passed' AND reason='off' AND `+mine, out.Series)
 		}
 		if err != nil {
 			return err
@@ -75,7 +80,8 @@ func (j *Journal) SetFlag(f spool.Flag, start Start) (Flagged, error) {
 		if err != nil {
 			return err
 		}
-		err = t.row(`SELECT count(*), coalesce(sum(gone<>0),0), (SELECT count(*) FROM high WHERE series=?1) FROM instance WHERE series=?1 AND kind='original' AND variant=0`,
+		err = t.row(`SELECT count(*), coalesce(sum(gone<>0),0), (SELECT count(*) FROM high WHERE series=?1) FROM
+			instance WHERE series=?1 AND kind='original' AND variant=0`,
 			[]any{out.Series}, &out.Originals, &out.Gone, &out.High)
 		if err == nil && f.Quality == state.High && out.High == 0 && out.Gone > 0 && out.Gone == out.Originals {
 			return ErrPurged
@@ -96,7 +102,8 @@ func (j *Journal) Flag(ctx context.Context, key string) (*spool.Flag, error) {
 
 // FlagsAhead counts the flags of other series than key that are not here.
 func (j *Journal) FlagsAhead(ctx context.Context, key string) (n int64, err error) {
-	if err := j.db.QueryRowContext(ctx, `SELECT count(*) FROM flag f WHERE f.key<>? AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=f.key)`, key).Scan(&n); err != nil {
+	if err := j.db.QueryRowContext(ctx, `SELECT count(*) FROM flag f WHERE f.key<>? AND NOT EXISTS (SELECT 1 FROM series
+		s WHERE s.key=f.key)`, key).Scan(&n); err != nil {
 		return 0, journalErr("count flags", err)
 	}
 	return n, nil
@@ -105,16 +112,18 @@ func (j *Journal) FlagsAhead(ctx context.Context, key string) (n int64, err erro
 // StaleFlags lists up to n flags set before the given time for series that are
 // not here, or not here any more.
 func (j *Journal) StaleFlags(ctx context.Context, before time.Time, n int) ([]spool.Flag, error) {
-	return j.flags(ctx, `f WHERE at<? AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=f.key) ORDER BY at LIMIT ?`, nanos(before), n)
+	return j.flags(ctx, `f WHERE at<? AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=f.key) ORDER BY at LIMIT ?`,
+		nanos(before), n)
 }
 
 func (j *Journal) flags(ctx context.Context, where string, args ...any) ([]spool.Flag, error) {
-	return list(ctx, j, "read flags", `SELECT key, quality, why, who, at FROM flag `+where, args, func(scan func(...any) error) (f spool.Flag, err error) {
-		var at int64
-		err = scan(&f.Key, &f.Quality, &f.Why, &f.By, &at)
-		f.At = fromNanos(at)
-		return f, err
-	})
+	return list(ctx, j, "read flags", `SELECT key, quality, why, who, at FROM flag `+where, args,
+		func(scan func(...any) error) (f spool.Flag, err error) {
+			var at int64
+			err = scan(&f.Key, &f.Quality, &f.Why, &f.By, &at)
+			f.At = fromNanos(at)
+			return f, err
+		})
 }
 
 // DropFlag forgets a flag unless its series has come or it was set anew. It
@@ -122,7 +131,8 @@ func (j *Journal) flags(ctx context.Context, where string, args ...any) ([]spool
 func (j *Journal) DropFlag(f spool.Flag) (bool, error) {
 	var gone bool
 	err := j.change("forget flag", func(t *tx) error {
-		r, err := t.exec(`DELETE FROM flag WHERE key=?1 AND at=?2 AND NOT EXISTS (SELECT 1 FROM series s WHERE s.key=?1)`, f.Key, nanos(f.At))
+		r, err := t.exec(`DELETE FROM flag WHERE key=?1 AND at=?2 AND NOT EXISTS (SELECT 1 FROM series s WHERE
+			s.key=?1)`, f.Key, nanos(f.At))
 		if err != nil {
 			return err
 		}

@@ -2,8 +2,6 @@ package journal
 
 import (
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"time"
 
@@ -35,8 +33,10 @@ var denoisable = `i.kind='original' AND i.variant=0 AND i.gone=0 AND (i.stage IN
 // startHigh gives the images that fulfil where a place in the high lane. One
 // that failed there starts again, others keep their state.
 func (t *tx) startHigh(s Start, at int64, where string, args ...any) error {
-	_, err := t.exec(`INSERT INTO high(original,series,stage,reason,detail,since) SELECT i.id,i.series,?,?,?,? FROM instance i WHERE `+where+` AND `+denoisable+`
-		ON CONFLICT(original) DO UPDATE SET stage=excluded.stage, reason=excluded.reason, detail=excluded.detail, fill=0, attempts=0, next_at=0, since=excluded.since WHERE high.stage='failed'`,
+	_, err := t.exec(`INSERT INTO high(original,series,stage,reason,detail,since) SELECT i.id,i.series,?,?,?,? FROM
+		instance i WHERE `+where+` AND `+denoisable+`
+		ON CONFLICT(original) DO UPDATE SET stage=excluded.stage, reason=excluded.reason, detail=excluded.detail,
+		fill=0, attempts=0, next_at=0, since=excluded.since WHERE high.stage='failed'`,
 		append([]any{s.stage(), s.Reason, clip(s.Detail), at}, args...)...)
 	return err
 }
@@ -92,47 +92,6 @@ func (t *tx) highModalities() (list []string, err error) {
 	return list, rows.Err()
 }
 
-// HighSlice is an image that waits for the high pass.
-type HighSlice struct {
-	Instance Instance
-	Attempts int64
-	// Fill: it failed for Reason, and its derived object is to be a copy.
-	Fill   bool
-	Reason state.Reason
-	Detail string
-}
-
-// highReady: images whose series is complete and which the fast lane has
-// finished, so that it is known whether there is a fast object.
-const highReady = `FROM high h JOIN series s ON s.id=h.series JOIN instance i ON i.id=h.original
-	WHERE h.stage='queued' AND s.state<>'receiving' AND i.stage<>'queued'`
-
-// NextHigh is the image that the high lane takes next; nil when there is none.
-// One series is finished before the next begins, the first complete one first.
-func (j *Journal) NextHigh(ctx context.Context, now time.Time) (*HighSlice, error) {
-	var h HighSlice
-	row := j.db.QueryRowContext(ctx, `SELECT h.attempts, h.fill, h.reason, h.detail, `+instanceColumns+` `+highReady+` AND (h.next_at<=? OR h.next_at>?)
-		ORDER BY s.complete_at, h.series, h.fill, i.number, i.id LIMIT 1`, due(now)...)
-	err := h.Instance.read(row.Scan, &h.Attempts, &h.Fill, &h.Reason, &h.Detail)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, journalErr("read high lane", err)
-	}
-	return &h, nil
-}
-
-// NextHighRetry is when the earliest image that failed may be tried again; zero
-// when none waits for that.
-func (j *Journal) NextHighRetry(ctx context.Context) (time.Time, error) {
-	var at sql.NullInt64
-	if err := j.db.QueryRowContext(ctx, `SELECT min(h.next_at) `+highReady+` AND h.next_at>0`).Scan(&at); err != nil {
-		return time.Time{}, journalErr("read high lane", err)
-	}
-	return fromNanos(at.Int64), nil
-}
-
 // High reads the place of an original in the high lane; nil when it has none.
 func (j *Journal) High(ctx context.Context, original int64) (*HighRow, error) {
 	l, err := j.highRows(ctx, `WHERE original=?`, original)
@@ -142,29 +101,14 @@ func (j *Journal) High(ctx context.Context, original int64) (*HighRow, error) {
 	return &l[0], nil
 }
 
-// AddHigh records a derived object of the high lane and queues its deliveries,
-// all at once; fill says that it is a copy. ErrNotWanted: nobody waits for it any
-// more, nothing was recorded.
-func (j *Journal) AddHigh(original int64, d Instance, fill bool, dests []string, at time.Time) error {
-	return j.change("record derived object", func(t *tx) error {
-		var n int
-		if err := t.row(`SELECT count(*) FROM high WHERE original=? AND stage='queued'`, []any{original}, &n); err != nil {
-			return err
-		}
-		if n == 0 {
-			return ErrNotWanted
-		}
-		return t.addHigh(original, d, fill, dests, at)
-	})
-}
-
 func (t *tx) addHigh(original int64, d Instance, fill bool, dests []string, at time.Time) error {
 	id, series, err := t.insertDerived(original, d, at)
 	if err != nil {
 		return err
 	}
 	if _, err := t.exec(`INSERT INTO high(original,series,stage,reason,detail,fill,since) VALUES(?,?,'denoised',?,?,?,?)
-		ON CONFLICT(original) DO UPDATE SET stage='denoised', reason=excluded.reason, detail=excluded.detail, fill=excluded.fill`,
+		ON CONFLICT(original) DO UPDATE SET stage='denoised', reason=excluded.reason, detail=excluded.detail,
+		fill=excluded.fill`,
 		original, series, d.Reason, clip(d.Detail), fill, nanos(at)); err != nil {
 		return err
 	}
@@ -176,50 +120,28 @@ func (t *tx) addHigh(original int64, d Instance, fill bool, dests []string, at t
 	return t.settleHigh(series)
 }
 
-// EndHigh ends an image in the high lane without a derived object. fill says
-// that a copy may stand in for it. file is the one that was looked at, as for
-// EndSlice.
-func (j *Journal) EndHigh(original int64, file string, reason state.Reason, detail string, fill bool) error {
-	return j.change("record result of high pass", func(t *tx) error {
-		if _, err := t.exec(`UPDATE high SET stage='failed', reason=?, detail=?, fill=? WHERE original=?4 AND stage='queued'
-			AND EXISTS (SELECT 1 FROM instance WHERE id=?4 AND file=?5)`, reason, clip(detail), fill, original, file); err != nil {
-			return err
-		}
-		var series int64
-		if err := t.row(`SELECT series FROM instance WHERE id=?`, []any{original}, &series); err != nil {
-			return err
-		}
-		return t.settleHigh(series)
-	})
-}
-
 // settleHigh looks at a series after one of its images: when the method has
 // worked for some and no other waits, those that failed become copies, so that
 // the derived series has no holes; when it has failed for StopHighAfter and
 // worked for none, the others are not tried.
 func (t *tx) settleHigh(series int64) error {
 	var queued, good, failed, stopped int64
-	if err := t.row(`SELECT coalesce(sum(stage='queued'),0), coalesce(sum(stage='denoised' AND fill=0),0), coalesce(sum(stage='failed' AND fill=1),0),
-		coalesce(sum(stage='failed' AND reason='stopped'),0) FROM high WHERE series=?`, []any{series}, &queued, &good, &failed, &stopped); err != nil {
+	if err := t.row(`SELECT coalesce(sum(stage='queued'),0), coalesce(sum(stage='denoised' AND fill=0),0),
+		coalesce(sum(stage='failed' AND fill=1),0),
+		coalesce(sum(stage='failed' AND reason='stopped'),0) FROM high WHERE
+		series=?`, []any{series}, &queued, &good, &failed, &stopped); err != nil {
 		return err
 	}
 	var err error
 	switch {
 	case queued == 0 && good > 0 && failed > 0 && stopped == 0:
-		_, err = t.exec(`UPDATE high SET stage='queued', attempts=0, next_at=0 WHERE series=? AND stage='failed' AND fill=1`, series)
+		_, err = t.exec(`UPDATE high SET stage='queued', attempts=0, next_at=0 WHERE series=? AND stage='failed' AND
+			fill=1`, series)
 	case queued > 0 && good == 0 && failed >= StopHighAfter:
 		_, err = t.exec(`UPDATE high SET stage='failed', reason='stopped', detail=? WHERE series=? AND stage='queued'`,
 			fmt.Sprintf("not tried: %d images of the series failed and none succeeded", failed), series)
 	}
 	return err
-}
-
-// RetryHigh counts a failed attempt and puts the image back for later.
-func (j *Journal) RetryHigh(original int64, next time.Time, detail string) error {
-	return j.change("record failed attempt of high pass", func(t *tx) error {
-		_, err := t.exec(`UPDATE high SET attempts=attempts+1, next_at=?, detail=? WHERE original=? AND stage='queued'`, nanos(next), clip(detail), original)
-		return err
-	})
 }
 
 // HighCount is how many images of a series are in a stage of the high lane.
@@ -233,7 +155,8 @@ type HighCount struct {
 
 // HighCounts counts the images of a series in the high lane.
 func (j *Journal) HighCounts(ctx context.Context, series int64) ([]HighCount, error) {
-	return list(ctx, j, "count high lane", `SELECT stage, reason, fill, count(*), max(detail) FROM high WHERE series=? GROUP BY stage, reason, fill ORDER BY stage, reason, fill`,
+	return list(ctx, j, "count high lane", `SELECT stage, reason, fill, count(*), max(detail) FROM high WHERE series=?
+		GROUP BY stage, reason, fill ORDER BY stage, reason, fill`,
 		[]any{series}, func(scan func(...any) error) (c HighCount, err error) {
 			err = scan(&c.Stage, &c.Reason, &c.Fill, &c.Count, &c.Detail)
 			return c, err
@@ -256,8 +179,9 @@ func (j *Journal) SeriesHigh(ctx context.Context, series int64, n int) ([]HighRo
 }
 
 func (j *Journal) highRows(ctx context.Context, where string, args ...any) ([]HighRow, error) {
-	return list(ctx, j, "read high lane", `SELECT original, stage, reason, detail, fill, attempts FROM high `+where, args, func(scan func(...any) error) (r HighRow, err error) {
-		err = scan(&r.Original, &r.Stage, &r.Reason, &r.Detail, &r.Fill, &r.Attempts)
-		return r, err
-	})
+	return list(ctx, j, "read high lane", `SELECT original, stage, reason, detail, fill, attempts FROM high `+where,
+		args, func(scan func(...any) error) (r HighRow, err error) {
+			err = scan(&r.Original, &r.Stage, &r.Reason, &r.Detail, &r.Fill, &r.Attempts)
+			return r, err
+		})
 }

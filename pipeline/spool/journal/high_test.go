@@ -51,13 +51,16 @@ func TestHighLane(t *testing.T) {
 		}
 	}
 	expect("only what may be denoised enters", map[string]int64{"queued  false": 2})
-	next := func() *HighSlice {
+	next := func() *Slice {
 		t.Helper()
-		h, err := j.NextHigh(ctx, time.Unix(100, 0))
+		h, err := j.Lane("high").Next(ctx, time.Unix(100, 0), 0, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return h
+		if len(h) == 0 {
+			return nil
+		}
+		return &h[0]
 	}
 	if next() != nil {
 		t.Error("taken before the series is complete")
@@ -73,34 +76,37 @@ func TestHighLane(t *testing.T) {
 		t.Error("taken before the fast lane is through")
 	}
 	for _, id := range ids[:2] {
-		must(j.EndSlice(id, fileOf(t, j, id), state.Passed, "gate-nan", ""))
+		must(j.Lane("fast").End(id, fileOf(t, j, id), Result{Stage: state.Passed, Reason: "gate-nan", Detail: ""}))
 	}
 	h := next()
 	if h == nil || h.Instance.ID != ids[0] || h.Fill {
 		t.Fatalf("%+v", h)
 	}
-	must(j.RetryHigh(ids[0], time.Unix(200, 0), "later"))
+	must(j.Lane("high").Retry(ids[0], time.Unix(200, 0), "later"))
 	if h := next(); h == nil || h.Instance.ID != ids[1] {
 		t.Errorf("%+v", h)
 	}
-	if at, err := j.NextHighRetry(ctx); err != nil || !at.Equal(time.Unix(200, 0)) {
+	if at, err := j.Lane("high").NextRetry(ctx); err != nil || !at.Equal(time.Unix(200, 0)) {
 		t.Errorf("%v %v", at, err)
 	}
-	must(j.EndHigh(ids[0], "another file", "error", "", true))
+	must(j.Lane("high").End(ids[0], "another file", Result{state.Failed, "error", "", true}))
 	expect("a verdict over a replaced file changes nothing", map[string]int64{"queued  false": 2})
-	must(j.EndHigh(ids[0], fileOf(t, j, ids[0]), "error", "", true))
+	must(j.Lane("high").End(ids[0], fileOf(t, j, ids[0]), Result{state.Failed, "error", "", true}))
 	expect("one failed", map[string]int64{"failed error true": 1, "queued  false": 1})
-	d := Instance{SOP: "2.25.1", Class: "1", Syntax: "1", File: "derived/00/a.dcm", Received: time.Unix(9, 0), Quality: "high"}
-	must(j.AddHigh(ids[1], d, false, []string{"late"}, time.Unix(60, 0)))
-	expect("the other worked, so the first becomes a copy", map[string]int64{"denoised  false": 1, "queued error true": 1})
-	if err := j.AddHigh(ids[1], d, false, nil, time.Unix(60, 0)); !errors.Is(err, ErrNotWanted) {
+	d := Instance{SOP: "2.25.1", Class: "1", Syntax: "1", File: "derived/00/a.dcm", Received: time.Unix(9, 0),
+		Quality: "high"}
+	must(j.Lane("high").Add(ids[1], d, false, []string{"late"}, time.Unix(60, 0)))
+	expect("the other worked, so the first becomes a copy", map[string]int64{"denoised  false": 1,
+		"queued error true": 1})
+	if err := j.Lane("high").Add(ids[1], d, false, nil, time.Unix(60, 0)); !errors.Is(err, ErrNotWanted) {
 		t.Errorf("twice: %v", err)
 	}
 	if h := next(); h == nil || h.Instance.ID != ids[0] || !h.Fill || h.Reason != "error" {
 		t.Errorf("%+v", h)
 	}
 	q, err := j.Depths(ctx)
-	if err != nil || q.High.Count != 1 || q.Forward["late"].Count != 1 || !q.Forward["late"].Oldest.Equal(time.Unix(60, 0)) {
+	if err != nil || q.High.Count != 1 || q.Forward["late"].Count != 1 || !q.Forward["late"].Oldest.Equal(time.Unix(60,
+		0)) {
 		t.Errorf("%+v %v", q, err)
 	}
 	// Its derived file lost, the finished one waits again, and only there.
@@ -112,7 +118,8 @@ func TestHighLane(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	expect("called off", map[string]int64{})
-	got, err = j.SetFlag(spool.Flag{Key: "1.2", Quality: "high", At: time.Unix(90, 0)}, Start{Reason: state.ReasonNotPossible, Detail: "no networks"})
+	got, err = j.SetFlag(spool.Flag{Key: "1.2", Quality: "high", At: time.Unix(90, 0)},
+		Start{Reason: state.ReasonNotPossible, Detail: "no networks"})
 	must(err)
 	if got.High != 2 {
 		t.Errorf("%+v", got)
@@ -130,11 +137,11 @@ func TestHighLane(t *testing.T) {
 	must(j.RestartHigh(always(Start{Reason: state.ReasonNotPossible})))
 	expect("and not", map[string]int64{"failed not-possible false": 2})
 	must(j.RestartHigh(always(Start{})))
-	must(j.EndHigh(ids[0], fileOf(t, j, ids[0]), "error", "", true))
+	must(j.Lane("high").End(ids[0], fileOf(t, j, ids[0]), Result{state.Failed, "error", "", true}))
 	d.Reason = "blended"
-	must(j.AddHigh(ids[1], d, false, nil, time.Unix(100, 0)))
+	must(j.Lane("high").Add(ids[1], d, false, nil, time.Unix(100, 0)))
 	d.SOP, d.Reason, d.Detail = "2.25.2", "error", "why"
-	must(j.AddHigh(ids[0], d, true, nil, time.Unix(100, 0)))
+	must(j.Lane("high").Add(ids[0], d, true, nil, time.Unix(100, 0)))
 	expect("a result and a copy", map[string]int64{"denoised blended false": 1, "denoised error true": 1})
 	must(j.Remake(5, ids[1], Start{}, time.Unix(110, 0)))
 	must(j.Remake(6, ids[0], Start{}, time.Unix(110, 0)))
@@ -142,7 +149,7 @@ func TestHighLane(t *testing.T) {
 	must(j.RestartHigh(always(Start{Reason: state.ReasonNotPossible})))
 	expect("no copies without networks", map[string]int64{"failed not-possible false": 2})
 	must(j.RestartHigh(always(Start{})))
-	must(j.AddHigh(ids[0], d, true, nil, time.Unix(120, 0)))
+	must(j.Lane("high").Add(ids[0], d, true, nil, time.Unix(120, 0)))
 	must(j.Remake(6, ids[0], Start{Reason: state.ReasonNotPossible}, time.Unix(130, 0)))
 	expect("lost while there are no networks", map[string]int64{"failed not-possible false": 1, "queued  false": 1})
 }

@@ -87,13 +87,15 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 		if errors.Is(err, sql.ErrNoRows) {
 			err = t.row(`INSERT INTO series(key,study,modality,protocol,number,calling,called,host,state,expected,received,first_at,opened_at,last_at,quality,channel,rule)
 				VALUES(?,?,?,?,?,?,?,?,'receiving',?,0,?,?,?,?,?,?) RETURNING id`,
-				[]any{s.Key, s.Study, s.Modality, s.Protocol, s.Number, s.Calling, s.Called, s.Host, s.Expected, at, at, at, s.Quality, s.Channel, s.Rule}, &out.Series)
+				[]any{s.Key, s.Study, s.Modality, s.Protocol, s.Number, s.Calling, s.Called, s.Host, s.Expected, at, at,
+					at, s.Quality, s.Channel, s.Rule}, &out.Series)
 		}
 		if err != nil {
 			return err
 		}
 		var n int64
-		if err := t.row(`SELECT count(*) FROM instance WHERE series=? AND sop=? AND kind='original'`, []any{out.Series, in.SOP}, &n); err != nil {
+		if err := t.row(`SELECT count(*) FROM instance WHERE series=? AND sop=? AND kind='original'`, []any{out.Series,
+			in.SOP}, &n); err != nil {
 			return err
 		}
 		if n != a.Variants {
@@ -101,7 +103,8 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 		}
 		if err := t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,added,quality,channel,rule,stage,reason,detail,unwanted)
 			VALUES(?,'original',0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING id`,
-			[]any{out.Series, in.SOP, a.Variants, in.Class, in.Syntax, in.File, in.Offset, in.Size, int64(in.CRC), at, in.Number, in.Frames, at,
+			[]any{out.Series, in.SOP, a.Variants, in.Class, in.Syntax, in.File, in.Offset, in.Size, int64(in.CRC), at,
+				in.Number, in.Frames, at,
 				in.Quality, in.Channel, in.Rule, in.Stage, in.Reason, in.Detail, a.Unwanted}, &out.Instance); err != nil {
 			return err
 		}
@@ -140,22 +143,25 @@ const instanceColumns = `i.id,i.series,i.source,i.kind,i.sop,i.class,i.syntax,i.
 // read fills in from a row of instanceColumns, behind the columns before.
 func (i *Instance) read(scan func(...any) error, before ...any) error {
 	var received, gone int64
-	err := scan(append(before, &i.ID, &i.Series, &i.Source, &i.Kind, &i.SOP, &i.Class, &i.Syntax, &i.Variant, &i.File, &i.Offset, &i.Size, &i.CRC, &received, &i.Number, &i.Frames,
+	err := scan(append(before, &i.ID, &i.Series, &i.Source, &i.Kind, &i.SOP, &i.Class, &i.Syntax, &i.Variant, &i.File,
+		&i.Offset, &i.Size, &i.CRC, &received, &i.Number, &i.Frames,
 		&i.Quality, &i.Channel, &i.Rule, &i.Stage, &i.Reason, &i.Detail, &i.Attempts, &i.Sigma, &gone)...)
 	i.Received, i.Gone = fromNanos(received), gone != 0
 	return err
 }
 
 func (j *Journal) instances(ctx context.Context, where string, args ...any) ([]Instance, error) {
-	return list(ctx, j, "read instances", `SELECT `+instanceColumns+` FROM instance i `+where, args, func(scan func(...any) error) (in Instance, err error) {
-		err = in.read(scan)
-		return in, err
-	})
+	return list(ctx, j, "read instances", `SELECT `+instanceColumns+` FROM instance i `+where, args,
+		func(scan func(...any) error) (in Instance, err error) {
+			err = in.read(scan)
+			return in, err
+		})
 }
 
 // Variants lists what is stored under an instance UID in a series, first one first.
 func (j *Journal) Variants(ctx context.Context, seriesKey, sop string) ([]Instance, error) {
-	return j.instances(ctx, `WHERE series=(SELECT id FROM series WHERE key=?) AND sop=? AND kind='original' ORDER BY variant`, seriesKey, sop)
+	return j.instances(ctx, `WHERE series=(SELECT id FROM series WHERE key=?) AND sop=? AND kind='original' ORDER BY
+		variant`, seriesKey, sop)
 }
 
 // Instance reads one row; nil when there is none.
@@ -178,7 +184,8 @@ func (j *Journal) Original(ctx context.Context, series int64, n int) (*Instance,
 	if n < 1 {
 		return nil, nil
 	}
-	l, err := j.instances(ctx, `WHERE series=? AND kind='original' AND variant=0 ORDER BY number, id LIMIT 1 OFFSET ?`, series, n-1)
+	l, err := j.instances(ctx, `WHERE series=? AND kind='original' AND variant=0 ORDER BY number, id LIMIT 1 OFFSET ?`,
+		series, n-1)
 	if err != nil || len(l) == 0 {
 		return nil, err
 	}
@@ -188,7 +195,8 @@ func (j *Journal) Original(ctx context.Context, series int64, n int) (*Instance,
 // Derived finds what was made of an original in a quality; nil when there is
 // nothing, or its file is gone.
 func (j *Journal) Derived(ctx context.Context, original int64, quality state.Quality) (*Instance, error) {
-	l, err := j.instances(ctx, `WHERE source>0 AND source=? AND quality=? AND gone=0 ORDER BY id DESC LIMIT 1`, original, quality)
+	l, err := j.instances(ctx, `WHERE source>0 AND source=? AND quality=? AND gone=0 ORDER BY id DESC LIMIT 1`,
+		original, quality)
 	if err != nil || len(l) == 0 {
 		return nil, err
 	}
@@ -204,7 +212,8 @@ type StageCount struct {
 
 // StageCounts counts the originals of a series.
 func (j *Journal) StageCounts(ctx context.Context, series int64) ([]StageCount, error) {
-	return list(ctx, j, "count instances", `SELECT stage, reason, count(*) FROM instance WHERE series=? AND kind='original' GROUP BY stage, reason ORDER BY stage, reason`,
+	return list(ctx, j, "count instances", `SELECT stage, reason, count(*) FROM instance WHERE series=? AND
+		kind='original' GROUP BY stage, reason ORDER BY stage, reason`,
 		[]any{series}, func(scan func(...any) error) (c StageCount, err error) {
 			err = scan(&c.Stage, &c.Reason, &c.Count)
 			return c, err
@@ -219,7 +228,8 @@ func (j *Journal) Replace(id int64, with Instance, dests []string, start Start) 
 		var series int64
 		var key string
 		var lost bool
-		if err := t.row(`SELECT i.series, s.key, i.stage='lost' OR i.stage='failed' AND i.reason='damaged' FROM instance i JOIN series s ON s.id=i.series WHERE i.id=?`, []any{id}, &series, &key, &lost); err != nil {
+		if err := t.row(`SELECT i.series, s.key, i.stage='lost' OR i.stage='failed' AND i.reason='damaged' FROM instance
+			i JOIN series s ON s.id=i.series WHERE i.id=?`, []any{id}, &series, &key, &lost); err != nil {
 			return err
 		}
 		if lost {
@@ -230,7 +240,8 @@ func (j *Journal) Replace(id int64, with Instance, dests []string, start Start) 
 			if flagged {
 				decide(f, &with)
 			}
-			if _, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=?, attempts=0, next_at=0 WHERE id=?`, with.Stage, with.Reason, with.Detail, id); err != nil {
+			if _, err := t.exec(`UPDATE instance SET stage=?, reason=?, detail=?, attempts=0, next_at=0 WHERE id=?`,
+				with.Stage, with.Reason, with.Detail, id); err != nil {
 				return err
 			}
 			for _, d := range dests {
@@ -244,10 +255,12 @@ func (j *Journal) Replace(id int64, with Instance, dests []string, start Start) 
 			return err
 		}
 		// It has a place in the high lane only if it was asked for.
-		if err := t.startHigh(start, nanos(with.Received), `i.id=? AND EXISTS (SELECT 1 FROM high h WHERE h.original=i.id AND h.reason IN ('lost','damaged'))`, id); err != nil {
+		if err := t.startHigh(start, nanos(with.Received), `i.id=? AND EXISTS (SELECT 1 FROM high h WHERE
+			h.original=i.id AND h.reason IN ('lost','damaged'))`, id); err != nil {
 			return err
 		}
-		_, err := t.exec(`UPDATE delivery SET state='queued', detail='', next_at=0 WHERE instance=? AND state='damaged'`, id)
+		_, err := t.exec(`UPDATE delivery SET state='queued', detail='', next_at=0 WHERE instance=? AND
+			state='damaged'`, id)
 		return err
 	})
 }
@@ -259,12 +272,16 @@ func (j *Journal) Forget(id int64) (bool, error) {
 	err := j.change("forget instance", func(t *tx) error {
 		gone = false
 		var n int
-		if err := t.row(`SELECT count(*) FROM instance i WHERE i.id=?1 AND (i.stage IN ('denoised','failed') OR i.attempts>0
-			OR EXISTS (SELECT 1 FROM delivery d WHERE d.instance=?1 AND (d.state<>'queued' OR d.attempts>0)))`, []any{id}, &n); err != nil || n > 0 {
+		if err := t.row(`SELECT count(*) FROM instance i WHERE i.id=?1 AND (i.stage IN ('denoised','failed') OR
+			i.attempts>0
+			OR EXISTS (SELECT 1 FROM delivery d WHERE d.instance=?1 AND (d.state<>'queued' OR
+			d.attempts>0)))`, []any{id}, &n); err != nil || n > 0 {
 			return err
 		}
 		gone = true
-		for _, q := range []string{`UPDATE series SET received=received-1 WHERE id=(SELECT series FROM instance WHERE id=?)`, `DELETE FROM high WHERE original=?`, `DELETE FROM delivery WHERE instance=?`, `DELETE FROM instance WHERE id=?`} {
+		for _, q := range []string{`UPDATE series SET received=received-1 WHERE id=(SELECT series FROM instance WHERE
+			id=?)`, `DELETE FROM high WHERE original=?`, `DELETE FROM delivery WHERE instance=?`,
+			`DELETE FROM instance WHERE id=?`} {
 			if _, err := t.exec(q, id); err != nil {
 				return err
 			}
@@ -276,16 +293,19 @@ func (j *Journal) Forget(id int64) (bool, error) {
 
 // Raise notes a higher quality asked for by sending the same image again. What a
 // person asked for the series stands.
-func (j *Journal) Raise(id int64, quality state.Quality, channel state.Channel, rule string, start Start, at time.Time) error {
+func (j *Journal) Raise(id int64, quality state.Quality, channel state.Channel, rule string, start Start,
+	at time.Time) error {
 	return j.change("raise quality", func(t *tx) error {
 		var key string
-		if err := t.row(`SELECT s.key FROM series s JOIN instance i ON i.series=s.id WHERE i.id=?`, []any{id}, &key); err != nil {
+		if err := t.row(`SELECT s.key FROM series s JOIN instance i ON i.series=s.id WHERE i.id=?`, []any{id},
+			&key); err != nil {
 			return err
 		}
 		if _, flagged, err := t.flag(key); err != nil || flagged {
 			return err
 		}
-		_, err := t.exec(`UPDATE series SET quality=?2, channel=?3, rule=?4 WHERE id=(SELECT series FROM instance WHERE id=?1) AND `+
+		_, err := t.exec(`UPDATE series SET quality=?2, channel=?3, rule=?4 WHERE id=(SELECT series FROM instance WHERE
+			id=?1) AND `+
 			fmt.Sprintf(rank, "?2")+`>`+fmt.Sprintf(rank, "quality"), id, quality, channel, rule)
 		if err != nil {
 			return err
@@ -293,7 +313,8 @@ func (j *Journal) Raise(id int64, quality state.Quality, channel state.Channel, 
 		r, err := t.exec(`UPDATE instance SET quality=?2, channel=?3, rule=?4,
 			stage=CASE WHEN stage='passed' AND reason='off' THEN 'queued' ELSE stage END,
 			reason=CASE WHEN stage='passed' AND reason='off' THEN '' ELSE reason END
-			WHERE id=?1 AND gone=0 AND `+fmt.Sprintf(rank, "?2")+`>`+fmt.Sprintf(rank, "quality"), id, quality, channel, rule)
+			WHERE id=?1 AND gone=0 AND
+			`+fmt.Sprintf(rank, "?2")+`>`+fmt.Sprintf(rank, "quality"), id, quality, channel, rule)
 		if err != nil {
 			return err
 		}
@@ -307,7 +328,8 @@ func (j *Journal) Raise(id int64, quality state.Quality, channel state.Channel, 
 // Bytes is the sum of the data sets whose files are kept.
 func (j *Journal) Bytes(ctx context.Context) (int64, error) {
 	var n int64
-	if err := j.db.QueryRowContext(ctx, `SELECT coalesce(sum(size),0) FROM instance WHERE gone=0`).Scan(&n); err != nil {
+	if err := j.db.QueryRowContext(ctx, `SELECT coalesce(sum(size),0) FROM instance WHERE
+		gone=0`).Scan(&n); err != nil {
 		return 0, journalErr("add up spool", err)
 	}
 	return n, nil

@@ -112,11 +112,13 @@ func Open(ctx context.Context, path string, hook func(step string), onCommit fun
 	}
 	switch {
 	case found == 0 && tables == 0:
-		if _, err := wdb.ExecContext(ctx, fmt.Sprintf("BEGIN;%s;PRAGMA user_version=%d;COMMIT", schema, SchemaVersion)); err != nil {
+		if _, err := wdb.ExecContext(ctx, fmt.Sprintf("BEGIN;%s;PRAGMA user_version=%d;COMMIT", schema,
+			SchemaVersion)); err != nil {
 			return nil, 0, journalErr("make journal", err)
 		}
 	case found > SchemaVersion:
-		return nil, 0, fmt.Errorf("open journal %q: it has version %d, this program writes %d: %w", path, found, SchemaVersion, ErrNewer)
+		return nil, 0, fmt.Errorf("open journal %q: it has version %d, this program writes %d: %w", path, found,
+			SchemaVersion, ErrNewer)
 	case found < oldestVersion:
 		return nil, 0, fmt.Errorf("journal has version %d, which never was: %w", found, ErrDamaged)
 	case found < SchemaVersion:
@@ -133,7 +135,8 @@ func Open(ctx context.Context, path string, hook func(step string), onCommit fun
 		db.Close()
 		return nil, 0, journalErr("open journal", err)
 	}
-	j = &Journal{db: db, wdb: wdb, hook: hook, onTx: onCommit, queue: make(chan *change, maxBatch), stop: make(chan struct{}), ended: make(chan struct{})}
+	j = &Journal{db: db, wdb: wdb, hook: hook, onTx: onCommit, queue: make(chan *change, maxBatch),
+		stop: make(chan struct{}), ended: make(chan struct{})}
 	go j.write(&tx{conn: conn, stmts: map[string]*sql.Stmt{}})
 	return j, found, nil
 }
@@ -283,7 +286,8 @@ func (j *Journal) transaction(t *tx, batch []*change) (err error) {
 			err = fmt.Errorf("panic in a journal change: %v", p)
 		}
 		if err != nil && open {
-			if _, rerr := t.conn.ExecContext(context.Background(), "ROLLBACK"); rerr != nil && !strings.Contains(rerr.Error(), "no transaction") {
+			if _, rerr := t.conn.ExecContext(context.Background(), "ROLLBACK"); rerr != nil &&
+				!strings.Contains(rerr.Error(), "no transaction") {
 				err = errors.Join(err, rerr)
 			}
 		}
@@ -322,7 +326,8 @@ func fromNanos(n int64) time.Time {
 }
 
 // list reads rows of a query with read, which is given the Scan of each.
-func list[T any](ctx context.Context, j *Journal, what, query string, args []any, read func(scan func(...any) error) (T, error)) ([]T, error) {
+func list[T any](ctx context.Context, j *Journal, what, query string, args []any, read func(scan func(...any) error) (T,
+	error)) ([]T, error) {
 	rows, err := j.db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, journalErr(what, err)

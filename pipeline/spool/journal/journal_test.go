@@ -32,7 +32,8 @@ func openJournal(t testing.TB, path string) *Journal {
 }
 
 func arrival(series string, n int) Arrival {
-	return Arrival{Series: Series{Key: series, Quality: "fast"}, Instance: Instance{SOP: fmt.Sprintf("%s.%d", series, n), File: fmt.Sprintf("%s-%d", series, n), Stage: state.Queued, Quality: "fast",
+	return Arrival{Series: Series{Key: series, Quality: "fast"}, Instance: Instance{SOP: fmt.Sprintf("%s.%d", series,
+		n), File: fmt.Sprintf("%s-%d", series, n), Stage: state.Queued, Quality: "fast",
 		Received: time.Unix(int64(n), 0)}, Dests: []string{"pacs"}}
 }
 
@@ -110,7 +111,8 @@ func TestJournalKeeps(t *testing.T) {
 	}
 	defer j.Close()
 	list, err := j.NextDeliveries(context.Background(), "pacs", time.Now(), 10)
-	if err != nil || len(list) != 1 || list[0].Instance.SOP != "1.2.1" || !list[0].Instance.Received.Equal(time.Unix(1, 0)) {
+	if err != nil || len(list) != 1 || list[0].Instance.SOP != "1.2.1" || !list[0].Instance.Received.Equal(time.Unix(1,
+		0)) {
 		t.Errorf("%+v, %v", list, err)
 	}
 }
@@ -134,7 +136,8 @@ func TestOriginal(t *testing.T) {
 	if _, err := j.AddOriginal(other); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.AddDerived(ids[0], Instance{SOP: "2.25.1", Class: "1", Syntax: "1", File: "derived/00/a.dcm", Received: time.Unix(9, 0), Quality: "fast", Number: 2}, nil); err != nil {
+	if err := j.Lane("fast").Add(ids[0], Instance{SOP: "2.25.1", Class: "1", Syntax: "1", File: "derived/00/a.dcm",
+		Received: time.Unix(9, 0), Quality: "fast", Number: 2}, false, nil, time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := j.AddOriginal(arrival("1.3", 9)); err != nil {
@@ -160,7 +163,7 @@ func TestTold(t *testing.T) {
 		}
 		d := Instance{SOP: fmt.Sprintf("2.25.%d", n), Class: "1", Syntax: "1", File: fmt.Sprintf("derived/00/%d.dcm",
 			n), Quality: "fast", Told: told}
-		if err := j.AddDerived(a.Instance, d, nil); err != nil {
+		if err := j.Lane("fast").Add(a.Instance, d, false, nil, time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 		made, err := j.Derived(t.Context(), a.Instance, "fast")
@@ -186,10 +189,10 @@ func TestTold(t *testing.T) {
 	}
 	d := Instance{SOP: "2.25.2", Class: "1", Syntax: "1", File: "derived/00/2.dcm", Quality: "fast",
 		Told: evidence.Sums{5, 5}}
-	if err := j.AddDerived(original, d, nil); err != nil {
+	if err := j.Lane("fast").Add(original, d, false, nil, time.Time{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.AddDerived(original, d, nil); !errors.Is(err, ErrNotWanted) {
+	if err := j.Lane("fast").Add(original, d, false, nil, time.Time{}); !errors.Is(err, ErrNotWanted) {
 		t.Errorf("recorded twice: %v", err)
 	}
 	is(one, want)
@@ -284,7 +287,8 @@ func TestVerdictOverAReplacedFile(t *testing.T) {
 		if err := j.DamagedDelivery(added.Instance, "pacs", file, "rotten", time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if err := j.EndSlice(added.Instance, file, state.Failed, "damaged", ""); err != nil {
+		if err := j.Lane("fast").End(added.Instance, file, Result{Stage: state.Failed, Reason: "damaged",
+			Detail: ""}); err != nil {
 			t.Fatal(err)
 		}
 		d, err := j.SeriesDeliveries(ctx, added.Series, 10)
@@ -318,11 +322,12 @@ func TestClockThatWasAhead(t *testing.T) {
 		next     time.Time
 		failures int64
 		want     int
-	}{{now.Add(20 * time.Minute), 1, 0}, {now.AddDate(1, 0, 0), 1, 1}, {now.Add(20 * time.Minute), 2, 0}, {now.AddDate(1, 0, 0), 2, 1}} {
+	}{{now.Add(20 * time.Minute), 1, 0}, {now.AddDate(1, 0, 0), 1, 1}, {now.Add(20 * time.Minute), 2,
+		0}, {now.AddDate(1, 0, 0), 2, 1}} {
 		if err := j.RetryDelivery(added.Instance, "pacs", -1, "", c.failures, c.next); err != nil {
 			t.Fatal(err)
 		}
-		if err := j.RetrySlice(added.Instance, c.next, ""); err != nil {
+		if err := j.Lane("fast").Retry(added.Instance, c.next, ""); err != nil {
 			t.Fatal(err)
 		}
 		ask := j.NextDeliveries
@@ -333,7 +338,7 @@ func TestClockThatWasAhead(t *testing.T) {
 		if err != nil || len(d) != c.want {
 			t.Errorf("%v: %d deliveries, %v", c, len(d), err)
 		}
-		s, err := j.NextSlices(ctx, 0, now, 10)
+		s, err := j.Lane("fast").Next(ctx, now, 0, 10)
 		if err != nil || len(s) != c.want {
 			t.Errorf("%v: %d slices, %v", c, len(s), err)
 		}
@@ -348,10 +353,12 @@ func TestQueriesUseIndexes(t *testing.T) {
 		t.Fatal(err)
 	}
 	const deliveries = `SELECT d.attempts FROM delivery d `
-	for _, q := range []string{deliveries + oldest, deliveries + newest, deliveries + suspects, `SELECT id FROM instance i WHERE file=?`,
+	for _, q := range []string{deliveries + oldest, deliveries + newest, deliveries + suspects, `SELECT id FROM instance
+		i WHERE file=?`,
 		`SELECT 1 FROM instance i INDEXED BY instance_kept WHERE i.id>? AND ` + settled,
 		`SELECT id FROM instance i WHERE source>0 AND source=? AND quality=? AND gone=0 ORDER BY id DESC LIMIT 1`,
-		`SELECT id FROM instance i WHERE series=? AND kind='original' AND variant=0 ORDER BY number, id LIMIT 1 OFFSET ?`} {
+		`SELECT id FROM instance i WHERE series=? AND kind='original' AND variant=0 ORDER BY number, id LIMIT 1 OFFSET
+			?`} {
 		args := make([]any, strings.Count(q, "?"))
 		rows, err := j.db.Query("EXPLAIN QUERY PLAN "+q, args...)
 		if err != nil {
@@ -372,7 +379,8 @@ func TestQueriesUseIndexes(t *testing.T) {
 	// The high lane's queue is read whole, for it is short, but never its history.
 	var a, b, c int
 	var plan string
-	if err := j.db.QueryRow("EXPLAIN QUERY PLAN SELECT h.original "+highReady).Scan(&a, &b, &c, &plan); err != nil || !strings.Contains(plan, "high_queue") {
+	if err := j.db.QueryRow("EXPLAIN QUERY PLAN SELECT h.original "+highLane.free).Scan(&a, &b, &c,
+		&plan); err != nil || !strings.Contains(plan, "high_queue") {
 		t.Errorf("%s %v", plan, err)
 	}
 	if err := j.IndexFiles(false); err != nil {

@@ -48,7 +48,8 @@ var ladder = map[int]func(context.Context, *sql.Tx) error{
 				at INTEGER NOT NULL) STRICT, WITHOUT ROWID`,
 			`CREATE TABLE high (original INTEGER PRIMARY KEY REFERENCES instance(id), series INTEGER NOT NULL,
 				stage TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, fill INTEGER NOT NULL DEFAULT 0,
-				attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0, since INTEGER NOT NULL) STRICT`,
+				attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0, since INTEGER NOT NULL)
+				STRICT`,
 			`CREATE INDEX high_series ON high(series)`,
 			`CREATE INDEX high_queue ON high(series, original) WHERE stage='queued'`,
 			`INSERT INTO high(original,series,stage,reason,detail,since) SELECT id,series,'queued','','',received
@@ -93,7 +94,8 @@ func migrate(ctx context.Context, db *sql.DB, path string, version int, hook fun
 		if err := climb(ctx, db, version); err != nil {
 			what := fmt.Sprintf("migrate journal from version %d to %d", version, version+1)
 			var se *sqlite.Error
-			if errors.As(err, &se) && (se.Code()&0xff == sqlite3.SQLITE_ERROR || se.Code()&0xff == sqlite3.SQLITE_CONSTRAINT) {
+			if errors.As(err, &se) && (se.Code()&0xff == sqlite3.SQLITE_ERROR ||
+				se.Code()&0xff == sqlite3.SQLITE_CONSTRAINT) {
 				return fmt.Errorf("%s: %w: %w", what, ErrDamaged, err)
 			}
 			return journalErr(what, err)

@@ -28,7 +28,8 @@ func older(t *testing.T, path string, version int, extra string) {
 	}
 	instance := func(id int, kind, quality, stage string, source int) string {
 		return fmt.Sprintf(`INSERT INTO instance(id,series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,
-			frames,quality,channel,rule,stage,reason,detail%s) VALUES(%d,1,'%s',%d,'1.2.%d',0,'1','1','f%d',9,9,9,5000000000,%d,1,
+			frames,quality,channel,rule,stage,reason,detail%s)
+			VALUES(%d,1,'%s',%d,'1.2.%d',0,'1','1','f%d',9,9,9,5000000000,%d,1,
 			'%s','default','','%s','',''%s);`, added, id, kind, source, id, id, id, quality, stage, values)
 	}
 	db, err := sql.Open("sqlite", path)
@@ -38,10 +39,12 @@ func older(t *testing.T, path string, version int, extra string) {
 	defer db.Close()
 	for _, q := range []string{string(text), extra, fmt.Sprintf("PRAGMA user_version=%d", version),
 		`INSERT INTO series(id,key,study,modality,protocol,number,calling,called,host,state,expected,received,first_at,opened_at,
-			last_at,quality,channel,rule) VALUES(1,'1.2','1','MR','t2',4,'MR1','DENOISE','h','complete',0,2,5,5,5,'high','rule','x')`,
+			last_at,quality,channel,rule)
+			VALUES(1,'1.2','1','MR','t2',4,'MR1','DENOISE','h','complete',0,2,5,5,5,'high','rule','x')`,
 		instance(1, "original", "fast", "denoised", 0), instance(2, "original", "high", "queued", 0),
 		instance(3, "derived", "fast", "made", 1),
-		`INSERT INTO delivery(instance,dest,series,ord,state,attempts,status,done_at) VALUES(1,'pacs',1,2,'stored',1,0,7),
+		`INSERT INTO delivery(instance,dest,series,ord,state,attempts,status,done_at)
+			VALUES(1,'pacs',1,2,'stored',1,0,7),
 			(3,'pacs',1,3,'stored',1,0,7),(2,'pacs',1,4,'queued',0,-1,0)`} {
 		if _, err := db.Exec(q); err != nil {
 			t.Fatalf("%s: %v", q, err)
@@ -109,7 +112,8 @@ func TestMigrate(t *testing.T) {
 				t.Errorf("to be sent: %+v, %v", due, err)
 			}
 			all, err := j.SeriesDeliveries(t.Context(), 1, 10)
-			if err != nil || len(all) != 3 || all[0].State != state.DeliveryStored || all[1].State != state.DeliveryStored {
+			if err != nil || len(all) != 3 || all[0].State != state.DeliveryStored ||
+				all[1].State != state.DeliveryStored {
 				t.Errorf("deliveries: %+v, %v", all, err)
 			}
 			if q, err := j.Depths(t.Context()); err != nil || c.version < 3 && q.High.Count != 1 ||
@@ -117,7 +121,8 @@ func TestMigrate(t *testing.T) {
 				t.Errorf("queues: %+v, %v", q, err)
 			}
 			// It serves as any other.
-			if err := j.AddDerived(2, Instance{SOP: "2.25.1", File: "d", Quality: "fast"}, []string{"pacs"}); err != nil {
+			if err := j.Lane("fast").Add(2, Instance{SOP: "2.25.1", File: "d", Quality: "fast"}, false,
+				[]string{"pacs"}, time.Time{}); err != nil {
 				t.Error(err)
 			}
 			if _, found, err := again(t, j, path); err != nil || found != SchemaVersion {

@@ -17,7 +17,8 @@ import (
 const settled = `i.kind='original' AND i.gone=0 AND i.stage IN ('denoised','passed','failed')
 	AND NOT EXISTS (SELECT 1 FROM high h INDEXED BY high_queue WHERE h.series=i.series AND h.stage='queued')
 	AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id AND d.state<>'stored')
-	AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source>0 AND e.source=i.id AND d.state<>'stored')
+	AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source>0 AND e.source=i.id AND
+	d.state<>'stored')
 	AND (EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id)
 	  OR EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source>0 AND e.source=i.id)
 	  OR i.stage='passed' AND i.unwanted=1)`
@@ -27,7 +28,8 @@ const settled = `i.kind='original' AND i.gone=0 AND i.stage IN ('denoised','pass
 func (j *Journal) Purgeable(ctx context.Context, after int64, before time.Time, n int) ([]Instance, error) {
 	return j.instances(ctx, `INDEXED BY instance_kept WHERE i.id>? AND i.received<? AND `+settled+`
 		AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.instance=i.id AND d.done_at>=?)
-		AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source>0 AND e.source=i.id AND d.done_at>=?)
+		AND NOT EXISTS (SELECT 1 FROM instance e JOIN delivery d ON d.instance=e.id WHERE e.source>0 AND e.source=i.id
+		AND d.done_at>=?)
 		ORDER BY i.id LIMIT ?`, after, nanos(before), nanos(before), nanos(before), n)
 }
 
@@ -73,7 +75,8 @@ func (j *Journal) Compact(before time.Time, n int) (int64, error) {
 	err := j.change("compact journal", func(t *tx) error {
 		done = 0
 		s, err := t.stmt(`SELECT s.id FROM series s WHERE s.last_at<?1 AND s.state<>'receiving'
-			AND NOT EXISTS (SELECT 1 FROM instance i WHERE i.series=s.id AND (i.gone=0 OR i.gone>=?1)) ORDER BY s.last_at LIMIT ?2`)
+			AND NOT EXISTS (SELECT 1 FROM instance i WHERE i.series=s.id AND (i.gone=0 OR i.gone>=?1)) ORDER BY
+			s.last_at LIMIT ?2`)
 		if err != nil {
 			return err
 		}
@@ -95,7 +98,8 @@ func (j *Journal) Compact(before time.Time, n int) (int64, error) {
 			return err
 		}
 		for _, id := range ids {
-			for _, q := range []string{`DELETE FROM delivery WHERE series=?`, `DELETE FROM high WHERE series=?`, `DELETE FROM instance WHERE series=?`, `DELETE FROM series WHERE id=?`} {
+			for _, q := range []string{`DELETE FROM delivery WHERE series=?`, `DELETE FROM high WHERE series=?`, `DELETE
+				FROM instance WHERE series=?`, `DELETE FROM series WHERE id=?`} {
 				if _, err := t.exec(q, id); err != nil {
 					return err
 				}

@@ -23,7 +23,8 @@ func (j *Journal) IndexFiles(on bool) error {
 // Indexed tells whether IndexFiles is on: a recovery has begun and not ended.
 func (j *Journal) Indexed(ctx context.Context) (bool, error) {
 	var n int
-	if err := j.db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE type='index' AND name='instance_file'`).Scan(&n); err != nil {
+	if err := j.db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE type='index' AND
+		name='instance_file'`).Scan(&n); err != nil {
 		return false, journalErr("read journal schema", err)
 	}
 	return n > 0, nil
@@ -65,10 +66,12 @@ func (j *Journal) Lose(id int64, detail string) error {
 		if _, err := t.exec(`UPDATE instance SET stage='lost', detail=? WHERE id=?`, detail, id); err != nil {
 			return err
 		}
-		if _, err := t.exec(`UPDATE high SET stage='failed', reason='lost', detail=?, fill=0 WHERE original=? AND stage='queued'`, detail, id); err != nil {
+		if _, err := t.exec(`UPDATE high SET stage='failed', reason='lost', detail=?, fill=0 WHERE original=? AND
+			stage='queued'`, detail, id); err != nil {
 			return err
 		}
-		if _, err := t.exec(`UPDATE delivery SET state='damaged', detail=? WHERE instance=? AND state='queued'`, detail, id); err != nil {
+		if _, err := t.exec(`UPDATE delivery SET state='damaged', detail=? WHERE instance=? AND state='queued'`, detail,
+			id); err != nil {
 			return err
 		}
 		var series int64
@@ -85,15 +88,18 @@ func (j *Journal) Lose(id int64, detail string) error {
 // that has one.
 func (j *Journal) Remake(derived, original int64, start Start, at time.Time) error {
 	return j.change("queue slice again", func(t *tx) error {
-		again, args := `UPDATE instance SET stage='queued', reason='', detail='', attempts=0, next_at=0 WHERE id=? AND stage='denoised'`, []any{original}
+		again, args := `UPDATE instance SET stage='queued', reason='', detail='', attempts=0, next_at=0 WHERE id=? AND
+			stage='denoised'`, []any{original}
 		var quality state.Quality
 		if err := t.row(`SELECT quality FROM instance WHERE id=?`, []any{derived}, &quality); err != nil {
 			return err
 		}
 		if quality == state.High {
-			again = `UPDATE high SET stage='queued', reason=CASE WHEN fill=1 THEN reason ELSE '' END, detail=CASE WHEN fill=1 THEN detail ELSE '' END, attempts=0, next_at=0 WHERE original=? AND stage='denoised'`
+			again = `UPDATE high SET stage='queued', reason=CASE WHEN fill=1 THEN reason ELSE '' END, detail=CASE WHEN
+				fill=1 THEN detail ELSE '' END, attempts=0, next_at=0 WHERE original=? AND stage='denoised'`
 			if start.Reason != "" {
-				again, args = `UPDATE high SET stage='failed', reason=?, detail=?, fill=0 WHERE original=? AND stage='denoised'`, []any{start.Reason, clip(start.Detail), original}
+				again, args = `UPDATE high SET stage='failed', reason=?, detail=?, fill=0 WHERE original=? AND
+					stage='denoised'`, []any{start.Reason, clip(start.Detail), original}
 			}
 		}
 		if _, err := t.exec(again, args...); err != nil {
@@ -108,20 +114,19 @@ func (j *Journal) Remake(derived, original int64, start Start, at time.Time) err
 }
 
 // Adopt records a derived object that was found finished and that the journal does
-// not know, as AddDerived and AddHigh do, whatever its original waits for by now; fill
-// is as in AddHigh. ErrExists: the journal knows another file of this object.
+// not know, as Lane.Add does, whatever its original waits for by now. ErrExists: the journal knows another file of this
+// object.
 func (j *Journal) Adopt(original int64, d Instance, fill bool, dests []string, at time.Time) error {
 	return j.change("take up derived object", func(t *tx) error {
 		var n int
-		if err := t.row(`SELECT count(*) FROM instance i JOIN instance o ON o.series=i.series WHERE o.id=? AND i.sop=? AND i.kind='derived' AND i.gone=0`, []any{original, d.SOP}, &n); err != nil {
+		if err := t.row(`SELECT count(*) FROM instance i JOIN instance o ON o.series=i.series WHERE o.id=? AND i.sop=?
+			AND i.kind='derived' AND i.gone=0`, []any{original, d.SOP}, &n); err != nil {
 			return err
 		}
 		switch {
 		case n > 0:
 			return ErrExists
-		case d.Quality == state.High:
-			return t.addHigh(original, d, fill, dests, at)
 		}
-		return t.addDerived(original, d, dests)
+		return j.Lane(d.Quality).add(t, original, d, fill, dests, at)
 	})
 }

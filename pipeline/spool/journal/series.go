@@ -37,13 +37,15 @@ const seriesColumns = `s.id,s.key,s.study,s.modality,s.protocol,s.number,s.calli
 	s.first_at,s.opened_at,s.last_at,s.complete_at,s.quality,s.channel,s.rule`
 
 func (j *Journal) series(ctx context.Context, where string, args ...any) ([]Series, error) {
-	return list(ctx, j, "read series", `SELECT `+seriesColumns+` FROM series s `+where, args, func(scan func(...any) error) (s Series, err error) {
-		var at [4]int64
-		err = scan(&s.ID, &s.Key, &s.Study, &s.Modality, &s.Protocol, &s.Number, &s.Calling, &s.Called, &s.Host, &s.State, &s.CompleteBy, &s.Expected, &s.Received, &s.Reopened,
-			&at[0], &at[1], &at[2], &at[3], &s.Quality, &s.Channel, &s.Rule)
-		s.FirstAt, s.OpenedAt, s.LastAt, s.CompleteAt = fromNanos(at[0]), fromNanos(at[1]), fromNanos(at[2]), fromNanos(at[3])
-		return s, err
-	})
+	return list(ctx, j, "read series", `SELECT `+seriesColumns+` FROM series s `+where, args,
+		func(scan func(...any) error) (s Series, err error) {
+			var at [4]int64
+			err = scan(&s.ID, &s.Key, &s.Study, &s.Modality, &s.Protocol, &s.Number, &s.Calling, &s.Called, &s.Host,
+				&s.State, &s.CompleteBy, &s.Expected, &s.Received, &s.Reopened,
+				&at[0], &at[1], &at[2], &at[3], &s.Quality, &s.Channel, &s.Rule)
+			s.FirstAt, s.OpenedAt, s.LastAt, s.CompleteAt = fromNanos(at[0]), fromNanos(at[1]), fromNanos(at[2]), fromNanos(at[3])
+			return s, err
+		})
 }
 
 // OpenSeries lists the series that are being received.

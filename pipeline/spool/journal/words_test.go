@@ -38,10 +38,12 @@ func TestWordsInSQL(t *testing.T) {
 		return out
 	}
 	known := map[string][]string{
-		"stage": words(state.Queued, state.Denoised, state.Passed, state.Failed, state.Conflict, state.Made, state.Lost),
+		"stage": words(state.Queued, state.Denoised, state.Passed, state.Failed, state.Conflict, state.Made,
+			state.Lost),
 		"state": words(state.DeliveryQueued, state.DeliveryStored, state.DeliveryRefused, state.DeliveryDamaged,
 			state.SeriesReceiving, state.SeriesComplete, state.SeriesIncomplete),
-		"reason": words(state.Reason(""), state.ReasonOff, state.ReasonDamaged, state.ReasonLost, state.ReasonNotPossible,
+		"reason": words(state.Reason(""), state.ReasonOff, state.ReasonDamaged, state.ReasonLost,
+			state.ReasonNotPossible,
 			state.ReasonStopped, state.ReasonSize, state.ReasonNotNumber, state.ReasonRange, state.ReasonConstant),
 		"quality": words(state.Off, state.Fast, state.High),
 		"channel": words(state.ChannelFlag, state.ChannelAE, state.ChannelRule, state.ChannelDefault),
