@@ -565,8 +565,8 @@ func inspectIdentity(o *dcm.Object) Verdict {
 			return no(Inconsistent, "%v missing or not a UID", t)
 		}
 	}
-	for _, t := range []dcm.Tag{dcm.ContributingEquipmentSequence, dcm.DerivationCodeSequence} {
-		if e := o.Find(t); e.OK() && e.Length() > 0 && (!e.IsSequence() || e.VR() != dcm.SQ) {
+	for _, t := range extended {
+		if e := o.Find(t); e.OK() && e.Length() > 0 && !e.TakesItems() {
 			return no(Inconsistent, "%v is not a sequence", t)
 		}
 	}

@@ -408,7 +408,13 @@ func (s *splice) contributingEquipment(now time.Time) {
 	s.append(dcm.ContributingEquipmentSequence, item)
 }
 
-// append adds items to a top-level sequence, behind those that are there.
+// extended lists the top-level sequences that append adds items to. Inspect lets no image
+// through in which one of them cannot take any.
+var extended = []dcm.Tag{
+	dcm.ReferencedSeriesSequence, dcm.ReferencedImageSequence, dcm.DerivationCodeSequence, dcm.ContributingEquipmentSequence,
+}
+
+// append adds items to a sequence of extended, behind those that are there.
 func (s *splice) append(t dcm.Tag, items ...[]dcm.Node) {
 	e := s.o.Find(t)
 	if !e.OK() || e.Length() == 0 {

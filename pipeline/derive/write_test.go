@@ -922,6 +922,43 @@ func TestRelated(t *testing.T) {
 	}
 }
 
+// Whatever sequence Write adds items to, it may have arrived as UN (PS3.5 6.2.2); one that
+// cannot be read keeps the image untouched, with a reason, and never fails in the writer.
+func TestSequencesAsUnknown(t *testing.T) {
+	item := []dcm.Node{dcm.Text(dcm.ReferencedSOPClassUID, dcm.UI, "1.2"), dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, "1.2.9")}
+	for _, tag := range []dcm.Tag{dcm.ReferencedSeriesSequence, dcm.ReferencedImageSequence, dcm.SourceImageSequence,
+		dcm.DerivationCodeSequence, dcm.ContributingEquipmentSequence} {
+		implicit := dcm.Encoding{Implicit: true}.Append(nil, dcm.Sequence(tag, item))
+		for name, c := range map[string]struct {
+			d    *dcmtest.DataSet
+			form dcmtest.Form
+			want derive.Reason
+		}{
+			"defined":   {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN, Value: implicit[8:]}), dcmtest.Form{}, ""},
+			"undefined": {mr().Set(dcm.Sequence(tag, item)), dcmtest.Form{Unknown: true}, ""},
+			"opaque":    {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN, Value: []byte("no items")}), dcmtest.Form{}, derive.Inconsistent},
+			"empty":     {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN}), dcmtest.Form{}, ""},
+		} {
+			if tag == dcm.SourceImageSequence && name == "opaque" {
+				c.want = "" // it is replaced, not added to
+			}
+			o := mustScan(t, c.d, c.form)
+			if v := derive.Inspect(o); v.Reason != c.want {
+				t.Errorf("%v %s: %v, want %q", tag, name, v, c.want)
+			}
+			if c.want != "" {
+				continue
+			}
+			p := params()
+			p.Related = &derive.Related{SOPClassUID: "1.2.840.10008.5.1.4.1.1.4", SOPInstanceUID: "2.25.7", SeriesInstanceUID: "2.25.8"}
+			got, _, _ := write(t, o, p, smooth(o)) // and verifies
+			if n := len(slices.Collect(got.Find(tag).Children())); n < 1 {
+				t.Errorf("%v %s: no items", tag, name)
+			}
+		}
+	}
+}
+
 // A remark is asked for after the pixels are made, stands before the note that
 // nothing changed, and may be anything.
 func TestRemark(t *testing.T) {
