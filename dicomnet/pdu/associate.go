@@ -307,9 +307,9 @@ func (d decoder) uid(n int) string {
 }
 
 // title reads a 16-byte AE title; leading and trailing spaces do not count
-// (PS3.8 table 9-11).
+// (PS3.8 table 9-11), nor do NULs that fill it up, which some peers send.
 func (d decoder) title() string {
-	return strings.Trim(string(d.ReadBytes(maxAETitle)), "\x00 ")
+	return strings.TrimLeft(strings.TrimRight(string(d.ReadBytes(maxAETitle)), "\x00 "), " ")
 }
 
 func (d decoder) fixed() (version uint16, called, calling string) {
