@@ -411,7 +411,7 @@ func (f *lane) send(ctx context.Context, d spool.Delivery) bool {
 		f.p.met.forward(f.d.Name, "no-context")
 		f.p.log.Error("destination accepts no presentation context for an image: refused for good", zap.String("destination", f.d.Name),
 			zap.String("instance", in.SOP), zap.String("sop_class", c.SOPClassUID), zap.String("transfer_syntax", c.TransferSyntaxUID))
-		return f.end(ctx, d, spool.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %s in %s", c.SOPClassUID, c.TransferSyntaxUID))
+		return f.end(ctx, d, spool.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %+q in %+q", c.SOPClassUID, c.TransferSyntaxUID))
 	}
 	file, err := f.p.store.Open(in.File)
 	if errors.Is(err, fs.ErrNotExist) {
