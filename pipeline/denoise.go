@@ -334,6 +334,9 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	fr.ahead = derive.NewAhead(fr.count, cap(w.tokens), func(i int) (*Denoised, error) { return fr.frame(ctx, i) })
 	defer fr.ahead.Wait()
 	par := params(cfg, by, in, w.quality)
+	if par.FirstUIDs, err = p.firstUIDs(ctx, in, par); err != nil {
+		return row, by, err
+	}
 	par.Related, par.Remark = w.related, fr.checked.Remark
 	if w.fill != "" {
 		par.Copy = "the method failed (" + w.fill + ")"

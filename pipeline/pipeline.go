@@ -39,6 +39,7 @@ type Pipeline struct {
 	fast    traffic    // slices of the fast lane in hand
 	high    highLane   // what the high lane is doing
 	adapted adapted    // what its networks are adapted to
+	names   names      // of derived series
 	flagMu  sync.Mutex // flags are set one at a time, so that file and row agree
 
 	running atomic.Bool

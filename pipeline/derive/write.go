@@ -49,6 +49,11 @@ type Params struct {
 	Product  string  // name in descriptions, empty for "denoised"
 	Version  string  // of the product
 
+	// FirstUIDs names objects as versions did in which study and series had no part in the UIDs.
+	// It is for a derived series that has such objects, so that what is made again or added has
+	// the name and the series of what archives have.
+	FirstUIDs bool
+
 	// Now becomes the content and creation time. It should be kept in the journal,
 	// so that a retry writes the same bytes.
 	Now time.Time
@@ -372,12 +377,12 @@ func (s *splice) seriesDescription() {
 func (s *splice) concatenation() {
 	for t, kind := range concatenationUIDs {
 		if u := s.o.String(t); u != "" {
-			s.text(t, dcm.UI, hashUID(kind, u, s.p))
+			s.text(t, dcm.UI, s.p.uid(kind, s.o, u))
 		}
 	}
 }
 
-// concatenationUIDs says what the UIDs of a concatenation identify, for hashUID.
+// concatenationUIDs says what the UIDs of a concatenation identify, for Params.uid.
 var concatenationUIDs = map[dcm.Tag]string{
 	dcm.ConcatenationUID: "concatenation", dcm.SOPInstanceUIDOfConcatenationSource: "instance",
 }

@@ -541,6 +541,42 @@ func TestPixelProperty(t *testing.T) {
 	})
 }
 
+// One SOP Instance UID in two series, or one series in two studies, makes two objects in two
+// derived series, parts of concatenations included.
+func TestUIDsTellSeriesApart(t *testing.T) {
+	part := func(study, series string) *dcm.Object {
+		return mustScan(t, enhanced(magnitude).Text(dcm.StudyInstanceUID, dcm.UI, study).Text(dcm.SeriesInstanceUID, dcm.UI, series).
+			Text(dcm.ConcatenationUID, dcm.UI, "1.2.3").Text(dcm.SOPInstanceUIDOfConcatenationSource, dcm.UI, "1.2.4"), dcmtest.Form{})
+	}
+	seen := map[string]string{}
+	for _, c := range [][2]string{{"1.1", "1.1.1"}, {"1.1", "1.1.2"}, {"1.2", "1.1.1"}, {"1.1.1", "1.1"}} {
+		o := part(c[0], c[1])
+		got, _, _ := write(t, o, params(), smooth(o))
+		for _, tag := range []dcm.Tag{dcm.SOPInstanceUID, dcm.SeriesInstanceUID, dcm.ConcatenationUID, dcm.SOPInstanceUIDOfConcatenationSource} {
+			if was := seen[got.String(tag)]; was != "" {
+				t.Errorf("%v of series %q is also %s", tag, c, was)
+			}
+			seen[got.String(tag)] = fmt.Sprintf("%v of series %q", tag, c)
+		}
+	}
+}
+
+// The names of earlier versions stay what they were.
+func TestFirstUIDs(t *testing.T) {
+	o := mustScan(t, mr().Text(dcm.SOPInstanceUID, dcm.UI, "1.2.3").Text(dcm.SeriesInstanceUID, dcm.UI, "1.2"), dcmtest.Form{})
+	p := derive.Params{Model: derive.ModelInfo{Name: "student1", Version: "1", Hash: "ab"}, Strength: 1, Quality: "fast", Now: time.Unix(1e9, 0)}
+	now, _ := derive.UIDs(o, p)
+	p.FirstUIDs = true
+	got, info, _ := write(t, o, p, smooth(o))
+	if info.SOPInstanceUID != "2.25.321989222824977876220083253166385297345" || info.SeriesInstanceUID != "2.25.193994743693211786349087351172583536996" ||
+		got.String(dcm.SOPInstanceUID) != info.SOPInstanceUID {
+		t.Errorf("%q in %q", info.SOPInstanceUID, info.SeriesInstanceUID)
+	}
+	if derive.FirstSOPInstanceUID("1.2.3", p) != info.SOPInstanceUID || now == info.SOPInstanceUID {
+		t.Error("the first UID and the present one")
+	}
+}
+
 func TestUIDs(t *testing.T) {
 	a, b := mustScan(t, dcmtest.MR(32, 32, 0), dcmtest.Form{}), mustScan(t, dcmtest.MR(32, 32, 1), dcmtest.Form{})
 	p := params()
