@@ -103,6 +103,7 @@ func (p *Pipeline) adaptFrames(ctx context.Context, series int64) (frames []*der
 			p.log.Warn("image not adapted to", zap.String("instance", in.SOP), zap.Error(err))
 			continue
 		}
+		derive.Inspect(o, p.cfg.Load().Admit...)
 		count := derive.Frames(o)
 		for k := 0; k < count && len(frames) < mostAdaptFrames; k += max(1, (count*images+mostAdaptFrames-1)/mostAdaptFrames) {
 			f, err := derive.ReadFrame(o, k)

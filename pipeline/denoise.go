@@ -180,7 +180,8 @@ func (p *Pipeline) slice(ctx context.Context, in spool.Instance, tokens chan str
 	reason, stage := reasonError, spool.StageFailed
 	if errors.As(err, &perm) {
 		reason = perm.Reason
-		if gated(reason) {
+		var refused *derive.RefusedError
+		if gated(reason) || errors.As(err, &refused) {
 			stage = spool.StagePassed
 		}
 	}
@@ -313,6 +314,9 @@ func (p *Pipeline) make(ctx context.Context, cfg *config, w work) (row spool.Ins
 	o, err := scan(f, in.Offset+in.Size)
 	if o == nil {
 		return row, by, &PermanentError{Reason: string(reasonUnparseable), Err: err}
+	}
+	if v := derive.Inspect(o, cfg.Admit...); !v.OK() { // by this version, and by what is admitted now
+		return row, by, &PermanentError{Reason: string(v.Reason), Err: &derive.RefusedError{Verdict: v}}
 	}
 	t, err := p.store.Create()
 	if err != nil {

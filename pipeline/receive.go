@@ -460,7 +460,7 @@ func (p *Pipeline) inspect(cfg *config, in Incoming, asked Quality, r io.ReaderA
 		p.log.Warn("rule failed on an object and was skipped", zap.String("instance", in.SOPInstanceUID), zap.Error(ruleErr))
 	}
 	base.series, base.number, base.frames, base.decision = f.series, f.number, f.frames, f.decision
-	f.verdict = derive.Inspect(o)
+	f.verdict = derive.Inspect(o, cfg.Admit...)
 	return f
 }
 

@@ -9,6 +9,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -481,6 +482,11 @@ func TestPixelProperty(t *testing.T) {
 			cells[i] = uint16(rnd.Uint32())
 		}
 		d := dcmtest.MR(16, 16, 0).US(dcm.BitsStored, bits).US(dcm.HighBit, bits-1).US(dcm.PixelRepresentation, signed).Pixels(cells)
+		zero := 0 // the stored value of the smallest real one
+		if signed == 1 {
+			zero = -1 << (bits - 1)
+			d.Text(dcm.RescaleIntercept, dcm.DS, strconv.Itoa(-zero))
+		}
 		padded := rapid.Bool().Draw(rt, "padded")
 		if padded {
 			d.US(dcm.PixelPaddingValue, rapid.Uint16().Draw(rt, "padding"))
@@ -525,6 +531,7 @@ func TestPixelProperty(t *testing.T) {
 			if signed == 1 && cell&(1<<(bits-1)) != 0 {
 				n -= float32(mask) + 1
 			}
+			n -= float32(zero)
 			if f.Skip != nil && f.Skip[i] || v == f.Pixels[i] {
 				if cell != cells[i] {
 					rt.Fatalf("pixel %d: cell %#04x became %#04x", i, cells[i], cell)
