@@ -64,7 +64,8 @@ func namedFirst(rows []spool.Instance, par derive.Params) bool {
 	}
 	for _, r := range rows {
 		source := originals[r.Source]
-		if r.Kind == spool.Derived && r.Quality == par.Quality && source != "" && derive.FirstSOPInstanceUID(source, par) == r.SOP {
+		if r.Kind == spool.Derived && r.Quality == par.Quality && source != "" &&
+			derive.FirstSOPInstanceUID(source, par) == r.SOP {
 			return true
 		}
 	}

@@ -34,7 +34,8 @@ type MismatchError struct {
 }
 
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("%s is %s in the command and %s in the data set", e.Attribute, quoted(e.Command), quoted(e.DataSet))
+	return fmt.Sprintf("%s is %s in the command and %s in the data set", e.Attribute, quoted(e.Command),
+		quoted(e.DataSet))
 }
 
 // quoted shows every byte of a foreign text, of a long one the first 80 and how many there are.

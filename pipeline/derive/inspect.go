@@ -230,7 +230,8 @@ func inspectHistory(o *dcm.Object) Verdict {
 		case t.Group() == 0x0021 && low == 0x76 && strings.HasPrefix(creator, "SIEMENS MR"):
 			// steps of the reconstruction, with parameters
 			for _, w := range e.Strings() {
-				if step, _, _ := strings.Cut(w, ":"); strings.EqualFold(step, "IterativeDenoising") || strings.HasPrefix(step, "DeepResolve") {
+				step, _, _ := strings.Cut(w, ":")
+				if strings.EqualFold(step, "IterativeDenoising") || strings.HasPrefix(step, "DeepResolve") {
 					return no(VendorDenoised, "Siemens %s", clean(step, 32))
 				}
 			}
@@ -280,7 +281,8 @@ func tradeName(o *dcm.Object) string {
 			continue
 		}
 		for _, tag := range []dcm.Tag{dcm.SeriesDescription, dcm.ProtocolName, dcm.ScanOptions, dcm.ImageComments} {
-			for _, w := range strings.FieldsFunc(strings.ToUpper(o.String(tag)), func(r rune) bool { return !unicode.IsLetter(r) }) {
+			text := strings.ToUpper(o.String(tag))
+			for _, w := range strings.FieldsFunc(text, func(r rune) bool { return !unicode.IsLetter(r) }) {
 				if slices.Contains(t.names, w) {
 					return w
 				}
@@ -354,15 +356,15 @@ func namesUs(o *dcm.Object) bool {
 	return false
 }
 
-// imageType judges ImageType or FrameType (PS3.3 C.7.6.1.1.2, C.8.3.1.1.1, C.8.16.1).
-func imageType(values []string) Verdict {
+// imageType judges ImageType or FrameType by its words and by value 1 (PS3.3 C.7.6.1.1.2, C.8.3.1.1.1, C.8.16.1).
+func imageType(values []string, mr bool) Verdict {
 	var derived Verdict
 	for i, w := range values {
 		if i < 2 {
 			continue
 		}
 		t := known.find(w, i+1)
-		if t == nil {
+		if t == nil || t.place == inMR && !mr {
 			continue
 		}
 		switch t.kind {
@@ -413,7 +415,7 @@ func inspectContent(o *dcm.Object) Verdict {
 		switch e.Tag() {
 		case dcm.ImageType:
 			if e.Depth() == 0 {
-				v = imageType(e.Strings())
+				v = imageType(e.Strings(), mr)
 				if v.Reason == Derived && !mr && processedRadiograph(o) {
 					v = Verdict{}
 				}
@@ -421,7 +423,7 @@ func inspectContent(o *dcm.Object) Verdict {
 		case dcm.FrameType:
 			// copies inside private sequences may be empty
 			if types := e.Strings(); len(types) > 0 && types[0] != "" {
-				v = imageType(types)
+				v = imageType(types, mr)
 			}
 		case dcm.ComplexImageComponent:
 			if c := e.String(); c != "" && c != "MAGNITUDE" {
@@ -489,7 +491,8 @@ func processedRadiograph(o *dcm.Object) bool {
 // any other means a measured quantity.
 func unit(where, s string) Verdict {
 	switch strings.ToUpper(s) {
-	case "", "US", "UNSPECIFIED", "NORMALIZED", "NONE", "1", "NO UNITS", "ARB", "ARBITRARY", "AU", "A.U.", "[ARB'U]", "{ARB}", "{COUNTS}":
+	case "", "US", "UNSPECIFIED", "NORMALIZED", "NONE", "1", "NO UNITS", "ARB", "ARBITRARY", "AU", "A.U.", "[ARB'U]",
+		"{ARB}", "{COUNTS}":
 		return Verdict{}
 	case "RAD", "MRAD", "DEG", "DEGREE", "DEGREES", "CM/S", "MM/S", "M/S":
 		return no(Phase, "%s %s", where, clean(s, 16))
@@ -525,7 +528,7 @@ func inspectPrivate(o *dcm.Object) Verdict {
 				return no(Map, "GE pulse sequence %s", clean(w, 16))
 			}
 		case siemensTypes(e, creator):
-			if v := imageType(e.Strings()); !v.OK() && v.Reason != Derived {
+			if v := imageType(e.Strings(), true); !v.OK() && v.Reason != Derived {
 				return v
 			}
 		}

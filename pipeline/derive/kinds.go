@@ -23,12 +23,21 @@ const (
 	isProcessed kind = "processing"
 )
 
+// place says where a word counts.
+type place string
+
+const (
+	anywhere place = ""
+	third    place = "as value 3 only"
+	inMR     place = "in MR only" // radiographs may mean something else by it
+)
+
 // term is a row of the table of kinds: words, from value 3 of ImageType or FrameType on, of one
 // vendor and one meaning. In a word # stands for a number and * for anything.
 type term struct {
 	vendor string
 	kind   kind
-	third  bool // as value 3 only
+	place  place
 	words  []string
 	source string // what says so: a clause, a conformance statement, or images that show it
 }
@@ -38,68 +47,83 @@ const (
 	ps3Complex = "PS3.3 C.8.13.3.1.1"
 	ps3Flavor  = "PS3.3 C.8.16.1.3, C.8.13.1.1.1"
 	ps3Derived = "PS3.3 C.8.16.1.4, C.8.13.1.1.1"
-	siemens    = "DICOM Conformance Statements of MAGNETOM systems (syngo MR); public images of B17 to XA60"
+	siemens    = "public images of MAGNETOM systems, to syngo MR XA60"
 	philips    = "Intera R7, R8 and R9 DICOM Conformance Statement, table 3-28; public images to R11"
-	ge         = "HDxt, HDi and Signa Vibrant DICOM Conformance Statement (DOC0878555); public images to MR30"
+	ge         = "public images of GE systems, to MR30"
 )
 
 // terms is the table of kinds; docs/derived-objects.md shows it. A word that is not here is of no
 // known kind, and its image stays untouched unless the word is admitted.
 var terms = []term{
-	{"DICOM", isMagnitude, false, []string{"MAGNITUDE"}, ps3Complex},
-	{"DICOM", isAcquired, true, []string{"OTHER"}, ps3Classic},
-	{"DICOM", isAcquired, true, []string{"ANGIO", "ANGIO_TIME", "ASL", "CARDIAC", "CARDIAC_GATED", "CARDRESP_GATED", "CINE",
-		"DIFFUSION", "DIXON", "DYNAMIC", "FLOW_ENCODED", "FLUID_ATTENUATED", "FLUOROSCOPY", "FMRI", "LOCALIZER", "MOTION",
-		"MULTIECHO", "NON_PARALLEL", "PARALLEL", "PERFUSION", "POST_CONTRAST", "PRE_CONTRAST", "PROTON_DENSITY", "REALTIME",
-		"RESP_GATED", "REST", "STATIC", "STIR", "STRESS", "T1", "T2", "T2_STAR", "TAGGING", "TOF", "VOLUME", "WHOLE_BODY"}, ps3Flavor},
-	{"DICOM", isAcquired, false, []string{"MIXED"}, ps3Flavor},
-	{"DICOM", isProcessed, false, []string{"NONE"}, ps3Derived},
-	{"DICOM", kind(Phase), false, []string{"PHASE", "REAL", "IMAGINARY", "COMPLEX"}, ps3Complex},
-	{"DICOM", kind(Phase), false, []string{"PHASE MAP", "PHASE SUBTRACT", "VELOCITY MAP", "VELOCITY"}, ps3Classic},
-	{"DICOM", kind(Map), false, []string{"* MAP", "*_MAP", "IMAGE ADDITION", "MODULUS SUBTRACT"}, ps3Classic},
-	{"DICOM", kind(Map), false, []string{"ADDITION", "ADC", "DIFFUSION_ANISO", "DIFFUSION_ATTNTD", "DIVISION", "MASKED", "MEAN",
-		"MEDIAN", "METABOLITE_MAPS", "MTT", "MULTIPLICATION", "PERFUSION_ASL", "QUANTITY", "RANGE", "RCBF", "RCBV", "RMS",
-		"STD_DEVIATION", "SUBTRACTION", "TEMPERATURE", "TTP", "T_TEST", "Z_SCORE", "FAT_FRACTION", "WATER_FRACTION"}, ps3Derived},
-	{"DICOM", kind(Derived), false, []string{"FILTERED"}, ps3Derived},
-	{"DICOM", kind(Projection), false, []string{"MPR", "PROJECTION IMAGE", "CURVED MPR", "CURVED_MPR", "MAX_IP", "MIN_IP", "AVERAGE_IP",
-		"MAXIMUM", "MINIMUM", "VOLUME_RENDER", "SURFACE_RENDER", "RESAMPLED", "STITCHED"}, ps3Classic + ", " + ps3Derived},
-
-	{"Siemens", isMagnitude, false, []string{"M"}, siemens},
-	{"Siemens", isAcquired, false, []string{"IN_PHASE", "OPP_PHASE", "OUT_PHASE", "OPPOSED_PHASE", "WATER", "FAT", "INV#", "TE#", "IR"}, siemens},
-	{"Siemens", isProcessed, false, []string{"ND", "NORM", "DIS2D", "DIS3D", "FIL", "FM", "FM#_#", "SH", "SH#_#", "MFSPLIT", "MB",
-		"RETRO", "MOCO", "MOCO_ADV", "MSUM"}, siemens},
-	{"Siemens", kind(Phase), false, []string{"P", "R", "I", "IMAG", "PSIR", "PHASE_CONTRAST", "PHASE DIFF", "PHASEDIFF",
-		"FIELD MAP PHASE", "VEL"}, siemens},
-	{"Siemens", kind(Map), false, []string{"EADC", "FA", "COLFA", "TRACE", "TRACEW", "TENSOR", "TENSOR_B0", "TENSORB0", "CALC_BVAL",
-		"CALC_BVALUE", "EXP_ADC", "ADD", "SUB", "STDDEV", "STDDEV_*", "TTEST", "T-TEST", "RELCBF", "CBF", "RELCBV", "CBV", "RELMTT",
-		"TMAX", "PBP", "GBP", "UNI", "T2*", "R2*", "SNR", "GFACTOR", "FIELDMAP", "MAP"}, siemens},
-	{"Siemens", kind(Mosaic), false, []string{"MOSAIC*"}, siemens},
-	{"Siemens", kind(Projection), false, []string{"MIP", "MIP_*", "MINIP", "MNIP", "MIN IP", "MAX IP", "CPR", "CPR_STAR", "CSA MIP*",
-		"CSA MPR*", "CSA MANIPULATED", "CSA RESAMPLED", "CSAPARALLEL", "PROJECTION", "VRT", "SSD", "3D RENDER", "VOLUME RENDER"}, siemens},
-	{"Siemens", kind(Capture), false, []string{"POSDISP", "CSA REPORT", "SCREENSAVE", "SCREEN SAVE", "SCREEN_SAVE", "SECONDARY CAPTURE",
-		"GRAPH"}, siemens},
-
-	{"Philips", isMagnitude, false, []string{"M_SE", "M_FFE", "M_IR", "M_PCA", "M_TSE", "M_UNSPECIFIED"}, philips},
-	{"Philips", isProcessed, false, []string{"SE", "FFE", "PCA", "UNSPECIFIED"}, philips},
-	{"Philips", isAcquired, false, []string{"W", "F", "IP", "OP"}, philips},
-	{"Philips", kind(Phase), false, []string{"P_*", "R_*", "I_*", "CR", "CR_*", "CORRECTED_REAL", "PHASE CONTRAST", "PHASE_MAP", "VELOCITY_MAP"}, philips},
-	{"Philips", kind(Map), false, []string{"B0", "B1", "M_B0", "M_B1", "*_UNSPECI*", "FF", "FATFRAC", "PDFF", "QSM", "RHO", "T0", "T2_STAR_*", "R2_STAR", "R2STAR", "STD_DEV", "DELAY", "MAXENH",
-		"RELENH", "MAXRELENH", "WASHIN", "WASHOUT", "BREVENH", "AREACURV", "MRE", "STIFFNESS", "ELASTOGRAM", "WAVE", "CONFIDENCE"}, philips},
-	{"Philips", kind(Derived), false, []string{"DERIVED"}, philips},
-
-	{"GE", isAcquired, true, []string{"EPI"}, ge},
-	{"GE", kind(Map), false, []string{"AVERAGE", "EXPONENTIAL ADC", "ISOTROPIC", "MD", "FAT FRACTION", "WATER FRACTION", "KTRANS", "KEP",
-		"VE", "VP", "IAUC", "SUBTRACT"}, ge},
-	{"GE", kind(Projection), false, []string{"PJN", "COLLAPSE", "REFORMATTED"}, ge},
-	{"GE", kind(Capture), false, []string{"SSAVE", "VXTL STATE"}, ge},
-
-	{"Canon, Toshiba", isAcquired, true, []string{"GDC"}, "public images of Vantage Galan, V6.0 and V6.1 (gradient distortion corrected)"},
-	{"United Imaging", isProcessed, false, []string{"UCA", "IF"}, "public images of uMR 790"},
-	{"United Imaging", kind(Mosaic), false, []string{"VFRAME", "TILED"}, "private tags of uMR, (0065,xx50) and (0065,xx51)"},
-	{"Hitachi, Fujifilm", isAcquired, true, []string{"OTHER"}, "AIRIS Vento V3.5 DICOM Conformance Statement; public images"},
-	{"Bruker", isMagnitude, false, []string{"MAGNITUDE_IMAGE"}, "ParaVision, RECO_image_type"},
-	{"Bruker", isAcquired, true, []string{"NON_PARALLEL"}, "public images of ParaVision"},
-	{"Bruker", kind(Phase), false, []string{"PHASE_IMAGE", "REAL_IMAGE", "IMAGINARY_IMAGE", "COMPLEX_IMAGE"}, "ParaVision, RECO_image_type"},
+	{"DICOM", isMagnitude, anywhere, []string{"MAGNITUDE"}, ps3Complex},
+	{"DICOM", isAcquired, third, []string{"OTHER"}, ps3Classic},
+	{"DICOM", isAcquired, third, []string{"ANGIO", "ANGIO_TIME", "ASL", "CARDIAC", "CARDIAC_GATED",
+		"CARDRESP_GATED", "CINE", "DIFFUSION", "DIXON", "DYNAMIC", "FLOW_ENCODED", "FLUID_ATTENUATED",
+		"FLUOROSCOPY", "FMRI", "LOCALIZER", "MOTION", "MULTIECHO", "NON_PARALLEL", "PARALLEL", "PERFUSION",
+		"POST_CONTRAST", "PRE_CONTRAST", "PROTON_DENSITY", "REALTIME", "RESP_GATED", "REST", "STATIC", "STIR",
+		"STRESS", "T1", "T2", "T2_STAR", "TAGGING", "TOF", "VOLUME", "WHOLE_BODY"}, ps3Flavor},
+	{"DICOM", isAcquired, anywhere, []string{"MIXED"}, ps3Flavor},
+	{"DICOM", isProcessed, anywhere, []string{"NONE"}, ps3Derived},
+	{"DICOM", kind(Phase), anywhere, []string{"PHASE", "REAL", "IMAGINARY", "COMPLEX"}, ps3Complex},
+	{"DICOM", kind(Phase), anywhere, []string{"PHASE MAP", "VELOCITY MAP", "VELOCITY"}, ps3Classic},
+	{"DICOM", kind(Phase), inMR, []string{"PHASE SUBTRACT"}, ps3Classic},
+	{"DICOM", kind(Map), anywhere, []string{"* MAP", "*_MAP"}, ps3Classic},
+	{"DICOM", kind(Map), inMR, []string{"IMAGE ADDITION", "MODULUS SUBTRACT"}, ps3Classic},
+	{"DICOM", kind(Map), anywhere, []string{"ADDITION", "ADC", "DIVISION", "MASKED", "MEAN", "MTT",
+		"MULTIPLICATION", "QUANTITY", "RCBF", "RCBV", "STD_DEVIATION", "SUBTRACTION", "TTP", "T_TEST",
+		"Z_SCORE", "FAT_FRACTION", "WATER_FRACTION"}, ps3Derived},
+	{"DICOM", kind(Map), inMR, []string{"DIFFUSION_ANISO", "DIFFUSION_ATTNTD", "MEDIAN", "METABOLITE_MAPS",
+		"PERFUSION_ASL", "RANGE", "RMS", "TEMPERATURE"}, ps3Derived},
+	{"DICOM", kind(Derived), inMR, []string{"FILTERED"}, ps3Derived},
+	{"DICOM", kind(Projection), anywhere, []string{"MPR", "PROJECTION IMAGE", "CURVED MPR", "CURVED_MPR",
+		"MAX_IP", "MIN_IP", "AVERAGE_IP", "MAXIMUM", "MINIMUM", "VOLUME_RENDER", "SURFACE_RENDER", "RESAMPLED",
+		"STITCHED"}, ps3Classic + "; " + ps3Derived},
+	{"Siemens", isMagnitude, anywhere, []string{"M"}, siemens},
+	{"Siemens", isAcquired, anywhere, []string{"IN_PHASE", "OPP_PHASE", "OUT_PHASE", "OPPOSED_PHASE", "WATER",
+		"FAT", "INV#", "TE#", "IR"}, siemens},
+	{"Siemens", isProcessed, anywhere, []string{"ND", "NORM", "DIS2D", "DIS3D", "FIL", "FM", "FM#_#", "SH",
+		"SH#_#", "MFSPLIT", "MB", "RETRO", "MOCO", "MOCO_ADV", "MSUM"}, siemens},
+	{"Siemens", kind(Phase), anywhere, []string{"P", "R", "I", "IMAG", "PSIR", "PHASE_CONTRAST", "PHASE DIFF",
+		"PHASEDIFF", "FIELD MAP PHASE", "VEL"}, siemens},
+	{"Siemens", kind(Map), anywhere, []string{"EADC", "FA", "COLFA", "TRACE", "TRACEW", "TENSOR", "TENSOR_B0",
+		"TENSORB0", "EXP_ADC", "ADD", "SUB", "STDDEV", "TTEST", "T-TEST", "RELCBF", "CBF", "RELCBV", "CBV",
+		"RELMTT", "TMAX", "PBP", "GBP", "T2*", "R2*", "SNR", "GFACTOR", "FIELDMAP", "MAP"}, siemens},
+	{"Siemens", kind(Map), inMR, []string{"CALC_BVAL", "CALC_BVALUE", "STDDEV_*", "UNI"}, siemens},
+	{"Siemens", kind(Mosaic), anywhere, []string{"MOSAIC*"}, siemens},
+	{"Siemens", kind(Projection), anywhere, []string{"MIP", "MINIP", "MNIP", "MIN IP", "MAX IP", "CPR",
+		"CSA MPR", "PROJECTION", "VRT", "SSD", "3D RENDER", "VOLUME RENDER"}, siemens},
+	{"Siemens", kind(Projection), inMR, []string{"MIP_*", "CPR_STAR", "CSA *", "CSAPARALLEL"}, siemens},
+	{"Siemens", kind(Capture), anywhere, []string{"POSDISP", "CSA REPORT", "SCREENSAVE", "SCREEN SAVE",
+		"SCREEN_SAVE", "SECONDARY CAPTURE", "GRAPH"}, siemens},
+	{"Philips", isMagnitude, anywhere, []string{"M_SE", "M_FFE", "M_IR", "M_PCA", "M_TSE", "M_UNSPECIFIED"}, philips},
+	{"Philips", isProcessed, anywhere, []string{"SE", "FFE", "PCA", "UNSPECIFIED"}, philips},
+	{"Philips", isAcquired, anywhere, []string{"W", "F", "IP", "OP"}, philips},
+	{"Philips", kind(Phase), anywhere, []string{"P_*", "R_*", "I_*", "PHASE CONTRAST", "PHASE_MAP",
+		"VELOCITY_MAP"}, philips},
+	{"Philips", kind(Phase), inMR, []string{"CR", "CR_*", "CORRECTED_REAL"}, philips},
+	{"Philips", kind(Map), anywhere, []string{"*_UNSPECI*", "FF", "FATFRAC", "PDFF", "QSM", "R2_STAR",
+		"R2STAR", "STIFFNESS", "ELASTOGRAM", "WAVE", "CONFIDENCE"}, philips},
+	{"Philips", kind(Map), inMR, []string{"B0", "B1", "M_B0", "M_B1", "RHO", "T0", "T2_STAR_*", "STD_DEV",
+		"DELAY", "MAXENH", "RELENH", "MAXRELENH", "WASHIN", "WASHOUT", "BREVENH", "AREACURV", "MRE"}, philips},
+	{"Philips", kind(Derived), anywhere, []string{"DERIVED"}, philips},
+	{"GE", isAcquired, third, []string{"EPI"}, ge},
+	{"GE", kind(Map), anywhere, []string{"EXPONENTIAL ADC", "ISOTROPIC", "MD", "FAT FRACTION",
+		"WATER FRACTION", "KTRANS", "KEP", "VE", "VP", "IAUC", "SUBTRACT"}, ge},
+	{"GE", kind(Map), inMR, []string{"AVERAGE"}, ge},
+	{"GE", kind(Projection), anywhere, []string{"REFORMATTED"}, ge},
+	{"GE", kind(Projection), inMR, []string{"PJN", "COLLAPSE"}, ge},
+	{"GE", kind(Capture), inMR, []string{"SSAVE", "VXTL STATE"}, ge},
+	{"Canon, Toshiba", isAcquired, third, []string{"GDC"},
+		"public images of Vantage Galan to V6.1"},
+	{"United Imaging", isProcessed, anywhere, []string{"UCA", "IF"}, "public images of uMR systems"},
+	{"United Imaging", kind(Mosaic), anywhere, []string{"VFRAME", "TILED"},
+		"private tags of uMR, (0065,xx50) and (0065,xx51)"},
+	{"Hitachi, Fujifilm", isAcquired, third, []string{"OTHER"},
+		"public images of Hitachi systems"},
+	{"Bruker", isMagnitude, anywhere, []string{"MAGNITUDE_IMAGE"}, "ParaVision, RECO_image_type"},
+	{"Bruker", isAcquired, third, []string{"NON_PARALLEL"}, "public images of ParaVision"},
+	{"Bruker", kind(Phase), inMR, []string{"PHASE_IMAGE", "REAL_IMAGE", "IMAGINARY_IMAGE", "COMPLEX_IMAGE"},
+		"ParaVision, RECO_image_type"},
 }
 
 // lexicon is the table, by word and by pattern.
@@ -144,7 +168,7 @@ func (x *lexicon) find(word string, n int) *term {
 			}
 		}
 	}
-	if t == nil || t.third && n != 3 {
+	if t == nil || t.place == third && n != 3 {
 		return nil
 	}
 	return t
@@ -153,7 +177,8 @@ func (x *lexicon) find(word string, n int) *term {
 // CheckAdmit says why a word cannot be admitted as a kind of image that is denoised: it
 // is no value of an image type, or is known and keeps its image untouched.
 func CheckAdmit(word string) error {
-	if word == "" || len(word) > 64 || clean(word, 64) != word || strings.Contains(word, "?") || strings.TrimSpace(word) != word {
+	if word == "" || len(word) > 64 || clean(word, 64) != word || strings.Contains(word, "?") ||
+		strings.TrimSpace(word) != word {
 		return fmt.Errorf("%+q is no value of ImageType: 1 to 64 printable characters without backslash", word)
 	}
 	if t := known.find(word, 3); t != nil {
@@ -241,5 +266,6 @@ func inspectKind(o *dcm.Object, l *layout) (Verdict, []string) {
 	case len(s.acquired) == 0:
 		return no(UnknownKind, "no image type says magnitude, and %s", why), nil
 	}
-	return no(UnknownKind, "image type %s does not say magnitude, and %s", strings.Join(s.acquired, ", "), why), s.acquired
+	words := strings.Join(s.acquired, ", ")
+	return no(UnknownKind, "image type %s does not say magnitude, and %s", words, why), s.acquired
 }

@@ -44,7 +44,7 @@ func TestKinds(t *testing.T) {
 			kinds[word] = row.Kind
 			w := example(word)
 			types := []string{`ORIGINAL\PRIMARY\` + w}
-			if !row.Third {
+			if row.Place != "as value 3 only" {
 				types = append(types, `ORIGINAL\PRIMARY\M\ND\`+strings.ToLower(w))
 			}
 			for _, it := range types {
@@ -55,7 +55,7 @@ func TestKinds(t *testing.T) {
 					t.Errorf("frame type %s: %v, want %q", it, v, want)
 				}
 			}
-			if it := `ORIGINAL\PRIMARY\M\` + w; row.Third {
+			if it := `ORIGINAL\PRIMARY\M\` + w; row.Place == "as value 3 only" {
 				if v := inspected(t, mr().Text(dcm.ImageType, dcm.CS, it)); v.Reason != derive.UnknownKind {
 					t.Errorf("%s: %v", it, v)
 				}
@@ -99,6 +99,7 @@ func TestUnknownKinds(t *testing.T) {
 		{"derived is not admitted", mr().Text(dcm.ImageType, dcm.CS, `DERIVED\PRIMARY\SWI`), dcmtest.Form{}, []string{"SWI"}, derive.Derived},
 		{"other reasons go before", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\SWI`).Pixels(make([]uint16, 1023)), dcmtest.Form{}, []string{"SWI"}, derive.Truncated},
 		{"no word at all", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY`), dcmtest.Form{}, nil, ""},
+		{"what MR means by it", cr(`ORIGINAL\PRIMARY\CR`), dcmtest.Form{}, nil, ""},
 		{"radiographs have no kinds", cr(`ORIGINAL\PRIMARY\SWI`), dcmtest.Form{}, nil, ""},
 	} {
 		o := mustScan(t, c.d, c.form)
@@ -273,8 +274,8 @@ func TestKindsAreDocumented(t *testing.T) {
 			words[i] = "`" + words[i] + "`"
 		}
 		taken := row.Kind
-		if row.Third {
-			taken += ", as value 3 only"
+		if row.Place != "" {
+			taken += ", " + row.Place
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", row.Vendor, strings.Join(words, " "), taken, row.Source)
 	}

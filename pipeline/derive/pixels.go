@@ -107,7 +107,8 @@ func (h *histogram) odd() string {
 	}
 	middle := float64(mode-int(h.lowest-h.least)) / float64(span)
 	if span >= modeRange && middle > 0.25 && middle < 0.75 && float64(h.counts[mode]) > modeShare*float64(h.n) {
-		return fmt.Sprintf("%.0f %% of the pixels have one value in the middle of the range", 100*float64(h.counts[mode])/float64(h.n))
+		share := 100 * float64(h.counts[mode]) / float64(h.n)
+		return fmt.Sprintf("%.0f %% of the pixels have one value in the middle of the range", share)
 	}
 	if grid > 1 && values <= gridValues {
 		return fmt.Sprintf("its %d values lie on a grid of %d steps", values, grid)

@@ -31,7 +31,8 @@ func (p *Params) uid(kind string, o *dcm.Object, source string) string {
 	if p.FirstUIDs {
 		return p.hash("denoised derived object 1", kind, source)
 	}
-	return p.hash("denoised derived object 2", kind, source, o.String(dcm.SeriesInstanceUID), o.String(dcm.StudyInstanceUID))
+	series, study := o.String(dcm.SeriesInstanceUID), o.String(dcm.StudyInstanceUID)
+	return p.hash("denoised derived object 2", kind, source, series, study)
 }
 
 // hash makes a UID of what is named and of the parameters.

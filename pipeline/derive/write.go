@@ -416,7 +416,8 @@ func (s *splice) contributingEquipment(now time.Time) {
 // extended lists the top-level sequences that append adds items to. Inspect lets no image
 // through in which one of them cannot take any.
 var extended = []dcm.Tag{
-	dcm.ReferencedSeriesSequence, dcm.ReferencedImageSequence, dcm.DerivationCodeSequence, dcm.ContributingEquipmentSequence,
+	dcm.ReferencedSeriesSequence, dcm.ReferencedImageSequence, dcm.DerivationCodeSequence,
+	dcm.ContributingEquipmentSequence,
 }
 
 // append adds items to a sequence of extended, behind those that are there.
