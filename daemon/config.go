@@ -41,6 +41,7 @@ type DICOMConfig struct {
 	TLS      TLSConfig
 	Limits   Limits
 	Timeouts Timeouts
+	Admit    []string // words of image types that are denoised beside the known magnitudes
 }
 
 // Peer is a scanner that may send.
@@ -240,6 +241,7 @@ func (c *Config) options() pipeline.Options {
 		Quiet: c.Series.Quiet, QuietOpen: c.Series.QuietOpen, MaxSeries: c.Series.Max,
 		AfterForward: c.Retention.AfterForward, DiskWarn: c.Retention.DiskWarn, DiskRefuse: c.Retention.DiskRefuse,
 		MaxObject: c.DICOM.Limits.Object, Workers: c.Denoise.Workers, Strength: c.Denoise.Strength,
+		Admit: c.DICOM.Admit,
 	}
 	for _, d := range c.Destinations {
 		o.Destinations = append(o.Destinations, pipeline.Destination{Name: d.Name, AETitle: d.AETitle, Address: d.Address, Send: d.Send, TLS: d.TLS})

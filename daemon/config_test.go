@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +92,7 @@ dicom:
   tls: {listen: ":2762", cert: /c.pem, key: /k.pem, client_ca: /ca.pem}
   limits: {associations: 5, per_host: 2, object: 512MiB}
   timeouts: {request: 3s, idle: 1m30s, store: 20m}
+  admit: [SWI, "Magnitude_IR"]
 series: {quiet: 500ms, quiet_open: 5s, max: 1h}
 rules:
   - {name: hq, when: 'ProtocolName endsWith "_HQ"', quality: high}
@@ -122,6 +124,9 @@ log: {level: debug}
 	}
 	if c.DICOM.Limits != (Limits{5, 2, 512 << 20}) || c.DICOM.Timeouts != (Timeouts{3 * time.Second, 90 * time.Second, 20 * time.Minute}) {
 		t.Errorf("limits %v, timeouts %v", c.DICOM.Limits, c.DICOM.Timeouts)
+	}
+	if want := []string{"SWI", "Magnitude_IR"}; !slices.Equal(c.DICOM.Admit, want) || !slices.Equal(c.options().Admit, want) {
+		t.Errorf("admit %q, options %q", c.DICOM.Admit, c.options().Admit)
 	}
 	if c.Series != (SeriesConfig{500 * time.Millisecond, 5 * time.Second, time.Hour}) {
 		t.Errorf("series %v", c.Series)

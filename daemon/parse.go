@@ -18,6 +18,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 
 	"github.com/diffdenoise/denoised/pipeline"
+	"github.com/diffdenoise/denoised/pipeline/derive"
 )
 
 // leaf is a value of the file as text, with its place. All values go through
@@ -77,6 +78,7 @@ type file struct {
 			Idle    leaf `yaml:"idle"`
 			Store   leaf `yaml:"store"`
 		} `yaml:"timeouts"`
+		Admit []leaf `yaml:"admit"`
 	} `yaml:"dicom"`
 	Series struct {
 		Quiet     leaf `yaml:"quiet"`
@@ -503,6 +505,16 @@ func (p *configParser) dicom(f *file, c *Config) {
 			peer.Hosts = append(peer.Hosts, prefix.Masked())
 		}
 		c.DICOM.Peers = append(c.DICOM.Peers, peer)
+	}
+	for i, l := range d.Admit {
+		key := fmt.Sprintf("dicom.admit[%d]", i)
+		if !p.item(l, key) {
+			continue
+		}
+		if err := derive.CheckAdmit(l.text); err != nil {
+			p.fail(l.line, key, "write the words that the reason unknown-kind names, as [SWI]", "%v", err)
+		}
+		c.DICOM.Admit = append(c.DICOM.Admit, l.text)
 	}
 	t := &c.DICOM.TLS
 	if d.TLS.Listen.text != "" {

@@ -31,6 +31,7 @@ var settings = []setting{
 	{"dicom.tls.client_ca", false, func(c *Config) any { return c.DICOM.TLS.ClientCA }, nil},
 	{"dicom.limits", true, func(c *Config) any { return c.DICOM.Limits }, func(to, from *Config) { to.DICOM.Limits = from.DICOM.Limits }},
 	{"dicom.timeouts", true, func(c *Config) any { return c.DICOM.Timeouts }, func(to, from *Config) { to.DICOM.Timeouts = from.DICOM.Timeouts }},
+	{"dicom.admit", false, func(c *Config) any { return c.DICOM.Admit }, nil},
 	{"series", false, func(c *Config) any { return c.Series }, nil},
 	{"rules", false, func(c *Config) any { return c.Rules }, nil},
 	{"destinations", false, func(c *Config) any { return c.Destinations }, nil},

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -148,8 +149,10 @@ func (c *serverConn) associate(rq *pdu.AssociateRQ) error {
 	switch {
 	case rq.ApplicationContext != pdu.ApplicationContext:
 		return c.reject(ul.Event{Kind: ul.AssociateReject}, RejectApplicationContext)
-	case rq.CallingAETitle == "":
+	case rq.CallingAETitle == "" || !validTitle(rq.CallingAETitle):
 		return c.reject(ul.Event{Kind: ul.AssociateReject}, RejectCallingAETitle)
+	case !validTitle(rq.CalledAETitle):
+		return c.reject(ul.Event{Kind: ul.AssociateReject}, RejectCalledAETitle)
 	case len(rq.Contexts) == 0:
 		return c.reject(ul.Event{Kind: ul.AssociateReject}, RejectNoReason)
 	}
@@ -181,6 +184,12 @@ func (c *serverConn) associate(rq *pdu.AssociateRQ) error {
 		return err
 	}
 	return nil
+}
+
+// validTitle refuses control characters, which no AE title has (PS3.5 6.2). Characters beyond
+// ASCII are let through, as titles are compared byte by byte.
+func validTitle(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7F })
 }
 
 // refuse answers a request that the handler does not want.

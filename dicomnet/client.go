@@ -126,7 +126,7 @@ func number(contexts []PresentationContext) ([]pdu.ContextRQ, error) {
 			used[next] = true
 		}
 		if len(c.TransferSyntaxes) == 0 {
-			return nil, fmt.Errorf("presentation context for %s offers no transfer syntax", c.AbstractSyntax)
+			return nil, fmt.Errorf("presentation context for %s offers no transfer syntax", uidName(c.AbstractSyntax))
 		}
 		out = append(out, pdu.ContextRQ(c))
 	}
@@ -368,7 +368,7 @@ func (a *Association) Store(ctx context.Context, req *StoreRequest, r io.Reader)
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("C-STORE of %s: %w", req.SOPInstanceUID, err)
+		return 0, fmt.Errorf("C-STORE of %s: %w", uidName(req.SOPInstanceUID), err)
 	}
 	return status, nil
 }

@@ -1,6 +1,8 @@
 package dicomnet
 
 import (
+	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/grailbio/go-dicom/dicomuid"
@@ -124,13 +126,19 @@ func validUID(s string) bool {
 	return true
 }
 
-// uidName returns the dictionary's name of uid, or uid itself, no longer than a
-// UID may be: a peer can send 64 KiB as one, which logs need not repeat.
+// uidName returns the dictionary's name of uid, or uid itself. What has not the form of a
+// UID is quoted, so that every byte of it is seen, and cut: a peer can send 64 KiB as one.
 func uidName(uid string) string {
 	if info, err := dicomuid.Lookup(uid); err == nil && info.Name != "" {
 		return info.Name
 	}
-	return uid[:min(len(uid), maxUID)]
+	if validUID(uid) {
+		return uid
+	}
+	if len(uid) > maxUID {
+		return fmt.Sprintf("%+q… (%d bytes)", uid[:maxUID], len(uid))
+	}
+	return strconv.QuoteToASCII(uid)
 }
 
 // uidNames is for logs: the first few names.

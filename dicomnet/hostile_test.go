@@ -641,19 +641,44 @@ func TestAddressNotAllowed(t *testing.T) {
 	}
 }
 
-// Case 34: AE titles are text like any other, in logs quoted by the encoder.
+// Case 34: AE titles are printable text, in logs quoted by the encoder. A control character
+// inside is refused; a title ends at its first NUL.
 func TestOddAETitles(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	s := start(t, func(srv *dicomnet.Server, _ *Recorder) { srv.Logger = zap.New(core) })
-	for _, title := range []string{"../../etc", "A\nB", "\x1b[31m", "ÄÖÜ", "A/B\\C"} {
+	accepted := []string{"../../etc", "ÄÖÜ", "A/B\\C", "MR1\x00", "MR1\x00\x00 \x00", " MR1",
+		"MR1\x00\xcd\xcdXYZ\x01", "MR1\x00A"}
+	for _, title := range accepted {
+		for _, set := range []func(*pdu.AssociateRQ){
+			func(rq *pdu.AssociateRQ) { rq.CallingAETitle = title }, func(rq *pdu.AssociateRQ) { rq.CalledAETitle = title },
+		} {
+			rq := Request(mr)
+			set(rq)
+			p := s.peer()
+			p.Associate(rq)
+			p.Release()
+		}
+	}
+	for _, title := range []string{"A\nB", "\x1b[31m", "MR1\x7f"} {
 		rq := Request(mr)
 		rq.CallingAETitle = title
 		p := s.peer()
-		p.Associate(rq)
-		p.Release()
+		p.Send(rq)
+		p.ExpectReject(1, 1, 3)
+		rq = Request(mr)
+		rq.CalledAETitle = title
+		p = s.peer()
+		p.Send(rq)
+		p.ExpectReject(1, 1, 7)
 	}
-	if logs.FilterMessage("association accepted").Len() != 5 {
+	lines := logs.FilterMessage("association accepted").All()
+	if len(lines) != 2*len(accepted) {
 		t.Error("not every association was logged")
+	}
+	for _, l := range lines {
+		if c, _ := l.ContextMap()["calling"].(string); strings.ContainsAny(c, "\x00 ") {
+			t.Errorf("calling title %q keeps its padding", c)
+		}
 	}
 	s.storeOne()
 }

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/diffdenoise/denoised/pipeline/derive"
@@ -21,7 +22,7 @@ func fastLane(s *shared) *lane {
 		switch {
 		case perm == nil:
 			return journal.Result{Stage: state.Failed, Reason: state.ReasonError}
-		case perm.Reason.Impossible():
+		case perm.Reason.Impossible(), errors.As(perm, new(*derive.RefusedError)):
 			return journal.Result{Stage: state.Passed, Reason: perm.Reason}
 		}
 		return journal.Result{Stage: state.Failed, Reason: perm.Reason}

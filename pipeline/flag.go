@@ -116,7 +116,7 @@ func (p *Pipeline) Flag(ctx context.Context, seriesUID string, f Flag) (*Flagged
 			return nil, err
 		}
 		if n >= MaxFlagsAhead {
-			return nil, fmt.Errorf("flag series %s: %w", seriesUID, ErrTooManyFlags)
+			return nil, fmt.Errorf("flag series %.80q: %w", seriesUID, ErrTooManyFlags)
 		}
 	}
 	cfg := p.cfg.Load()
@@ -134,7 +134,7 @@ func (p *Pipeline) Flag(ctx context.Context, seriesUID string, f Flag) (*Flagged
 	}
 	got, err := p.jrnl.SetFlag(row, p.highStart(modality))
 	if errors.Is(err, ErrPurged) { // nothing was recorded
-		err = fmt.Errorf("flag series %s: %w", seriesUID, err)
+		err = fmt.Errorf("flag series %.80q: %w", seriesUID, err)
 		if before != nil {
 			return nil, errors.Join(err, p.store.PutFlag(*before))
 		}

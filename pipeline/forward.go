@@ -504,7 +504,7 @@ func (f *courier) send(ctx context.Context, d journal.Delivery) bool {
 		f.p.log.Error("ALARM: destination accepts no presentation context for an image: refused for good",
 			zap.String("destination", f.d.Name), zap.String("instance", in.SOP), zap.String("sop_class", c.SOPClassUID),
 			zap.String("transfer_syntax", c.TransferSyntaxUID))
-		return f.end(ctx, d, state.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %s in %s%s",
+		return f.end(ctx, d, state.DeliveryRefused, -1, fmt.Sprintf("no presentation context accepted for %+q in %+q%s",
 			c.SOPClassUID, c.TransferSyntaxUID, orAs(c)))
 	}
 	file, err := f.p.store.Open(in.File)

@@ -102,6 +102,9 @@ func (p *shared) write(ctx context.Context, cfg *config, w work) (row journal.In
 	if o == nil {
 		return row, by, &PermanentError{Reason: state.ReasonUnparseable, Err: err}
 	}
+	if v := derive.Inspect(o, cfg.Admit...); !v.OK() { // by this version, and by what is admitted now
+		return row, by, &PermanentError{Reason: state.Reason(v.Reason), Err: &derive.RefusedError{Verdict: v}}
+	}
 	t, err := p.store.Create()
 	if err != nil {
 		return row, by, err

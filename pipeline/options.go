@@ -129,6 +129,7 @@ type Options struct {
 	StateDir     string             // folder of spool and journal; required
 	AETitles     map[string]Quality // called AE title -> quality; one that is not here gets Fast
 	Rules        []Rule
+	Admit        []string // words of image types that count as magnitudes, see derive.CheckAdmit
 	Destinations []Destination
 
 	Quiet     time.Duration // a series is complete this long after its last image, association closed; default 20s
@@ -198,6 +199,11 @@ func (o Options) withDefaults() (Options, error) {
 	for ae, q := range o.AETitles {
 		if !q.Valid() {
 			return o, fmt.Errorf("pipeline options: AE title %q has quality %q, need off, fast or high", ae, q)
+		}
+	}
+	for _, word := range o.Admit {
+		if err := derive.CheckAdmit(word); err != nil {
+			return o, fmt.Errorf("pipeline options: admit: %w", err)
 		}
 	}
 	seen := map[string]bool{}

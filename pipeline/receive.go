@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"go.uber.org/zap"
@@ -35,7 +36,16 @@ type MismatchError struct {
 }
 
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("%s is %q in the command and %q in the data set", e.Attribute, e.Command, e.DataSet)
+	return fmt.Sprintf("%s is %s in the command and %s in the data set", e.Attribute, quoted(e.Command),
+		quoted(e.DataSet))
+}
+
+// quoted shows every byte of a foreign text, of a long one the first 80 and how many there are.
+func quoted(s string) string {
+	if len(s) > 80 {
+		return fmt.Sprintf("%+q… (%d bytes)", s[:80], len(s))
+	}
+	return strconv.QuoteToASCII(s)
 }
 
 // Incoming is what is known of an image besides its data set.
@@ -165,13 +175,13 @@ func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked 
 	}()
 	for _, uid := range []string{in.SOPClassUID, in.SOPInstanceUID, in.TransferSyntaxUID} {
 		if !validUID(uid) {
-			return fmt.Errorf("receive: %q: %w", uid, ErrUID)
+			return fmt.Errorf("receive %s: %w", quoted(uid), ErrUID)
 		}
 	}
 	t, err := p.store.Receive(ctx, dcm.FileMeta{SOPClassUID: in.SOPClassUID, SOPInstanceUID: in.SOPInstanceUID,
 		TransferSyntaxUID: in.TransferSyntaxUID, SourceAETitle: in.CallingAETitle}, r)
 	if err != nil {
-		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, err)
+		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
 	defer t.Discard()
 	now := p.clock.Now()
@@ -182,20 +192,20 @@ func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked 
 	go func() { synced <- t.Sync(rec) }()
 	f := p.inspect(cfg, in, asked, t, t.Offset()+t.Size())
 	if err := <-synced; err != nil {
-		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, err)
+		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
 	if f.mismatch != nil {
-		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, f.mismatch)
+		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, f.mismatch)
 	}
 	name := spool.FileName(spool.Original, f.series.Key, in.SOPInstanceUID, p.store.Salt())
 	if err := t.Publish(name); err != nil {
-		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, err)
+		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
 	row := journal.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
 		Received: now, Number: f.number, Frames: f.frames, Quality: f.decision.quality, Channel: f.decision.channel, Rule: f.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, f)
 	if err := p.record(ctx, cfg, in, f, row); err != nil {
-		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, err)
+		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
 	return nil
 }
@@ -422,7 +432,7 @@ func (p *receiver) inspect(cfg *config, in Incoming, asked Quality, r io.ReaderA
 		tag     dcm.Tag
 	}{{"SOPClassUID", in.SOPClassUID, dcm.SOPClassUID}, {"SOPInstanceUID", in.SOPInstanceUID, dcm.SOPInstanceUID}} {
 		if got := o.String(c.tag); got != "" && got != c.command {
-			f.mismatch = &MismatchError{Attribute: c.name, Command: c.command, DataSet: clipped(got)}
+			f.mismatch = &MismatchError{Attribute: c.name, Command: c.command, DataSet: got}
 			return f
 		}
 	}
@@ -449,7 +459,7 @@ func (p *receiver) inspect(cfg *config, in Incoming, asked Quality, r io.ReaderA
 		p.log.Warn("rule failed on an object and was skipped", zap.String("instance", in.SOPInstanceUID), zap.Error(ruleErr))
 	}
 	base.series, base.number, base.frames, base.decision = f.series, f.number, f.frames, f.decision
-	f.verdict = derive.Inspect(o)
+	f.verdict = derive.Inspect(o, cfg.Admit...)
 	return f
 }
 

@@ -307,9 +307,11 @@ func (d decoder) uid(n int) string {
 }
 
 // title reads a 16-byte AE title; leading and trailing spaces do not count
-// (PS3.8 table 9-11).
+// (PS3.8 table 9-11). It ends at its first NUL: some peers copy a C string into the
+// field, and whatever lay in their memory stands behind it.
 func (d decoder) title() string {
-	return strings.Trim(string(d.ReadBytes(maxAETitle)), "\x00 ")
+	title, _, _ := strings.Cut(string(d.ReadBytes(maxAETitle)), "\x00")
+	return strings.Trim(title, " ")
 }
 
 func (d decoder) fixed() (version uint16, called, calling string) {

@@ -82,16 +82,23 @@ func (ed *Editor) Remove(item Element, t Tag) {
 	ed.add(patch{off: at, cut: cut, rank: rank(item), order: t}, parent)
 }
 
-// AppendItems adds items behind the last one of a top-level sequence.
+// TakesItems reports whether AppendItems can add items to e: a top-level sequence, which
+// may have come as UN (PS3.5 6.2.2). One without a value takes none: set it instead.
+func (e Element) TakesItems() bool {
+	return e.OK() && e.IsSequence() && e.Depth() == 0 && e.Tag() != Item
+}
+
+// AppendItems adds items behind the last one of a top-level sequence, in the encoding of
+// those that are there: in one that came as UN that is implicit VR little endian.
 func (ed *Editor) AppendItems(sequence Element, items ...[]Node) {
 	if ed.err != nil {
 		return
 	}
-	r := sequence.raw()
-	if r.flags&flagSequence == 0 || r.vr != SQ || r.depth != 0 {
-		ed.fail("add items to %v: not an editable sequence", r.tag)
+	if !sequence.TakesItems() {
+		ed.fail("add items to %v: not a sequence at the top", sequence.Tag())
 		return
 	}
+	r := sequence.raw()
 	if !ed.claim(-1, r.tag) {
 		return
 	}
@@ -100,6 +107,9 @@ func (ed *Editor) AppendItems(sequence Element, items ...[]Node) {
 		at -= 8
 	}
 	enc := ed.o.enc
+	if r.vr != SQ {
+		enc = Encoding{Implicit: true}
+	}
 	var text []byte
 	for _, nodes := range items {
 		body := enc.Append(nil, nodes...)

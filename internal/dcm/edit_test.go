@@ -158,6 +158,39 @@ func TestSpliceInsideItems(t *testing.T) {
 	}
 }
 
+// A sequence that arrived as UN (PS3.5 6.2.2, CP-246) takes items like any other, in its own encoding.
+func TestSpliceAddsItemsToUnknown(t *testing.T) {
+	item := func(uid string) []dcm.Node { return []dcm.Node{dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, uid)} }
+	implicit := dcm.Encoding{Implicit: true}.Append(nil, dcm.Sequence(dcm.ReferencedImageSequence, item("1.2.1"), item("1.2.2")))
+	defined := sample().Set(dcm.Node{Tag: dcm.ReferencedImageSequence, VR: dcm.UN, Value: implicit[8:]})
+	undefined := sample().Set(dcm.Sequence(dcm.ReferencedImageSequence, item("1.2.1"), item("1.2.2")))
+	for name, file := range map[string][]byte{
+		"defined length": defined.File(dcmtest.Form{}), "undefined length": undefined.File(dcmtest.Form{Unknown: true}),
+	} {
+		got := splice(t, file, func(o *dcm.Object, ed *dcm.Editor) {
+			e := o.Find(dcm.ReferencedImageSequence)
+			if e.VR() != dcm.UN || !e.TakesItems() {
+				t.Errorf("%s: VR %v takes items: %v", name, e.VR(), e.TakesItems())
+			}
+			ed.AppendItems(e, item("1.2.3"), item("1.2.4"))
+		})
+		var uids []string
+		for i := range got.Find(dcm.ReferencedImageSequence).Children() {
+			uids = append(uids, i.Child(dcm.ReferencedSOPInstanceUID).String())
+		}
+		if !slices.Equal(uids, []string{"1.2.1", "1.2.2", "1.2.3", "1.2.4"}) || got.String(dcm.PatientSex) != "O" {
+			t.Errorf("%s: items %q", name, uids)
+		}
+	}
+	opaque, err := sample().Set(dcm.Node{Tag: dcm.ReferencedImageSequence, VR: dcm.UN, Value: []byte("no items")}).Scan(dcmtest.Form{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if opaque.Find(dcm.ReferencedImageSequence).TakesItems() || opaque.Find(dcm.SourceImageSequence).TakesItems() {
+		t.Error("bytes that are no items, or nothing, take items")
+	}
+}
+
 func TestSpliceStreamsPixels(t *testing.T) {
 	file := dcmtest.MR(16, 16, 0).File(dcmtest.Form{})
 	got := splice(t, file, func(o *dcm.Object, ed *dcm.Editor) {

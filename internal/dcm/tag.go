@@ -168,6 +168,7 @@ const (
 	PixelValueTransformationSequence     Tag = 0x00289145
 	RequestedProcedureDescription        Tag = 0x00321060
 	PerformedProcedureStepDescription    Tag = 0x00400254
+	MeasurementUnitsCodeSequence         Tag = 0x004008EA
 	PurposeOfReferenceCodeSequence       Tag = 0x0040A170
 	IconImageSequence                    Tag = 0x00880200
 	MACParametersSequence                Tag = 0x4FFE0001
@@ -308,7 +309,7 @@ var dictionary = func() map[Tag]VR {
 	add(OW, PixelData)
 	add(SQ, ReferencedSeriesSequence, ReferencedImageSequence, ReferencedInstanceSequence, ReferencedSOPSequence, SourceImageSequence, DerivationImageSequence,
 		SourceImageEvidenceSequence, DerivationCodeSequence, MRImageFrameTypeSequence, ContributingEquipmentSequence,
-		PixelValueTransformationSequence,
+		PixelValueTransformationSequence, MeasurementUnitsCodeSequence,
 		PurposeOfReferenceCodeSequence, IconImageSequence, MACParametersSequence, SharedFunctionalGroupsSequence,
 		PerFrameFunctionalGroupsSequence, DigitalSignaturesSequence)
 	return d

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"unicode"
 
 	"github.com/diffdenoise/denoised/internal/dcm"
 )
@@ -38,6 +40,7 @@ const (
 	TooSmall        Reason = "too-small"        // fewer than MinSide pixels a side
 	TooLarge        Reason = "too-large"        // more than MaxPixels pixels in a frame
 	Inconsistent    Reason = "inconsistent"     // attributes contradict each other or are missing
+	UnknownKind     Reason = "unknown-kind"     // not positively a magnitude image, and not admitted
 )
 
 // Limits of the images that are denoised.
@@ -95,8 +98,15 @@ func (l *layout) pixelsPerFrame() int { return l.rows * l.columns }
 func (l *layout) frameBytes() int64   { return int64(l.rows) * int64(l.columns) * int64(l.alloc/8) }
 
 // Inspect decides whether the object may be denoised. When it is not sure that
-// it may, it may not: unsure means untouched.
-func Inspect(o *dcm.Object) Verdict {
+// it may, it may not: unsure means untouched. An MR image must positively be a magnitude.
+//
+// admit lists words of image types that count as magnitudes too, whatever their case, see
+// CheckAdmit. An object that was let through by one stays so for Frames, ReadFrame and Write.
+func Inspect(o *dcm.Object, admit ...string) Verdict {
+	i := inspectOnce(o)
+	if i.verdict.Reason == UnknownKind && i.admissible(admit) {
+		i.admitted.Store(true)
+	}
 	v, _ := inspect(o)
 	return v
 }
@@ -108,25 +118,48 @@ func no(r Reason, format string, args ...any) Verdict {
 // inspection is what Inspect found, kept with the Object: frames are read one by
 // one, and an enhanced object has tens of thousands of elements to look at.
 type inspection struct {
-	verdict Verdict
-	layout  layout
+	verdict  Verdict
+	layout   layout      // also if only the kind is not known
+	kinds    []string    // words that must all be admitted then; none: it cannot be admitted
+	admitted atomic.Bool // they are
+}
+
+// admissible reports whether the words that stand against the image are among admit.
+func (i *inspection) admissible(admit []string) bool {
+	for _, k := range i.kinds {
+		if !slices.ContainsFunc(admit, func(a string) bool { return strings.EqualFold(a, k) }) {
+			return false
+		}
+	}
+	return len(i.kinds) > 0
+}
+
+func inspectOnce(o *dcm.Object) *inspection {
+	return o.Remember(func() any {
+		i := &inspection{}
+		i.verdict, i.layout, i.kinds = inspectAll(o)
+		return i
+	}).(*inspection)
 }
 
 func inspect(o *dcm.Object) (Verdict, layout) {
-	i := o.Remember(func() any {
-		v, l := inspectAll(o)
-		return inspection{v, l}
-	}).(inspection)
-	return i.verdict, i.layout
+	i := inspectOnce(o)
+	switch {
+	case i.admitted.Load():
+		return Verdict{}, i.layout
+	case i.verdict.OK():
+		return i.verdict, i.layout
+	}
+	return i.verdict, layout{}
 }
 
-func inspectAll(o *dcm.Object) (Verdict, layout) {
+func inspectAll(o *dcm.Object) (Verdict, layout, []string) {
 	checks := []func(*dcm.Object) Verdict{
 		inspectFile, inspectClass, inspectHistory, inspectContent, inspectFrameGroups, inspectIdentity,
 	}
 	for _, check := range checks {
 		if v := check(o); !v.OK() {
-			return v, layout{}
+			return v, layout{}, nil
 		}
 	}
 	v, l := pixelLayout(o)
@@ -134,9 +167,10 @@ func inspectAll(o *dcm.Object) (Verdict, layout) {
 		v = inspectRescale(o, &l)
 	}
 	if !v.OK() {
-		return v, layout{}
+		return v, layout{}, nil
 	}
-	return v, l
+	v, kinds := inspectKind(o, &l)
+	return v, l, kinds
 }
 
 // inspectFile: could the file be read to its end, and can it be rebuilt?
@@ -189,20 +223,31 @@ func inspectHistory(o *dcm.Object) Verdict {
 		t := e.Tag()
 		low := t.Element() & 0xFF
 		switch {
-		case t.Group() == 0x0021 && low == 0x75 && strings.HasPrefix(creator, "SIEMENS MR"):
-			// image type text: at the top, or per frame inside (0021,xxFE) in XA objects
+		case siemensTypes(e, creator):
 			if w := siemensDenoised(e.Strings()); w != "" {
 				return no(VendorDenoised, "Siemens %s", w)
+			}
+		case t.Group() == 0x0021 && low == 0x76 && strings.HasPrefix(creator, "SIEMENS MR"):
+			// steps of the reconstruction, with parameters
+			for _, w := range e.Strings() {
+				step, _, _ := strings.Cut(w, ":")
+				if strings.EqualFold(step, "IterativeDenoising") || strings.HasPrefix(step, "DeepResolve") {
+					return no(VendorDenoised, "Siemens %s", clean(step, 32))
+				}
 			}
 		case t.Group() == 0x0043 && low == 0xCA && creator == "GEMS_PARM_01":
 			if w := geDenoised(e); w != "" {
 				return no(VendorDenoised, "GE %s", w)
 			}
-		case t.Group() == 0x2005 && low == 0x10 && strings.EqualFold(creator, "Philips MR Imaging DD 002"):
-			if w := e.String(); strings.Contains(strings.ToUpper(w), "AI") {
+		case t.Group() == 0x2005 && low == 0x10 && philipsMR(creator):
+			// DD 008, in some copies DD 002: the kind of acceleration, CS_SENSE_AI or none
+			if w := e.String(); slices.Contains(strings.Split(strings.ToUpper(w), "_"), "AI") {
 				return no(VendorDenoised, "Philips %s", clean(w, 32))
 			}
 		}
+	}
+	if w := tradeName(o); w != "" {
+		return no(VendorDenoised, "%s in its name", w)
 	}
 	for e := range o.All() {
 		if t := e.Tag(); t == dcm.ImageType || t == dcm.FrameType {
@@ -212,6 +257,52 @@ func inspectHistory(o *dcm.Object) Verdict {
 		}
 	}
 	return Verdict{}
+}
+
+// tradeNames are what makers call their networks that denoise, of whose use no attribute is
+// known to tell. The protocols of the makers have them in their names.
+var tradeNames = []struct {
+	maker string // in Manufacturer
+	names []string
+}{
+	{"CANON", []string{"AICE", "PIQE"}}, {"TOSHIBA", []string{"AICE", "PIQE"}},
+	{"UIH", []string{"DEEPRECON", "UAIFI"}}, {"UNITED IMAGING", []string{"DEEPRECON", "UAIFI"}},
+	{"FUJIFILM", []string{"DLR"}}, {"HITACHI", []string{"DLR"}},
+}
+
+// tradeName finds a word of tradeNames in what the image is called.
+func tradeName(o *dcm.Object) string {
+	if o.String(dcm.Modality) != "MR" {
+		return ""
+	}
+	maker := strings.ToUpper(o.String(dcm.Manufacturer))
+	for _, t := range tradeNames {
+		if !strings.Contains(maker, t.maker) {
+			continue
+		}
+		for _, tag := range []dcm.Tag{dcm.SeriesDescription, dcm.ProtocolName, dcm.ScanOptions, dcm.ImageComments} {
+			text := strings.ToUpper(o.String(tag))
+			for _, w := range strings.FieldsFunc(text, func(r rune) bool { return !unicode.IsLetter(r) }) {
+				if slices.Contains(t.names, w) {
+					return w
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// siemensTypes reports the image type text of Siemens, which repeats ImageType with more words: at the
+// top, or per frame inside (0021,xxFE) in XA objects.
+func siemensTypes(e dcm.Element, creator string) bool {
+	t := e.Tag()
+	return t.Group() == 0x0021 && t.Element()&0xFF == 0x75 && strings.HasPrefix(creator, "SIEMENS MR")
+}
+
+// philipsMR reports the private creators of Philips MR: their number changes with the release.
+func philipsMR(creator string) bool {
+	const prefix = "PHILIPS MR IMAGING DD "
+	return len(creator) > len(prefix) && strings.EqualFold(creator[:len(prefix)], prefix)
 }
 
 // siemensDenoised finds the Deep Resolve marks: gain, boost, sharp.
@@ -265,71 +356,23 @@ func namesUs(o *dcm.Object) bool {
 	return false
 }
 
-// Words of ImageType and FrameType, from value 3 on, with what they mean: the
-// defined terms and the spellings of scanners that are known.
-var imageWords = map[string]Reason{
-	"P": Phase, "R": Phase, "I": Phase, "PHASE": Phase, "REAL": Phase, "IMAGINARY": Phase, "IMAG": Phase,
-	"PHASE MAP": Phase, "PHASE_MAP": Phase, "VELOCITY": Phase, "VELOCITY MAP": Phase, "VELOCITY_MAP": Phase,
-	"COMPLEX": Phase, "PSIR": Phase, "PHASE DIFF": Phase, "PHASEDIFF": Phase, "FIELD MAP PHASE": Phase,
-	"PHASE CONTRAST": Phase, "PHASE_CONTRAST": Phase, "VEL": Phase,
-
-	"ADC": Map, "EADC": Map, "ADC_UNSPECIFIED": Map, "EXP_ADC": Map, "EXPONENTIAL ADC": Map, "FA": Map, "COLFA": Map,
-	"TRACEW": Map, "TRACE": Map, "TENSOR": Map, "TENSOR_B0": Map, "TENSORB0": Map, "ISOTROPIC": Map, "MD": Map,
-	"RCBF": Map, "RELCBF": Map, "CBF": Map, "RCBV": Map, "RELCBV": Map, "CBV": Map, "MTT": Map, "RELMTT": Map,
-	"TTP": Map, "TMAX": Map, "PBP": Map, "GBP": Map, "KTRANS": Map, "KEP": Map, "VE": Map, "VP": Map, "IAUC": Map,
-	"FIELDMAP": Map, "FIELD_MAP": Map, "R2*": Map, "R2_STAR": Map, "R2STAR": Map, "T2*": Map,
-	"FF": Map, "FAT_FRACTION": Map, "FAT FRACTION": Map, "PDFF": Map, "QSM": Map, "STIFFNESS": Map, "ELASTOGRAM": Map,
-	"WATER_FRACTION": Map, "WATER FRACTION": Map, "FATFRAC": Map, "CONFIDENCE": Map, "WAVE": Map, "SUB": Map, "SUBTRACTION": Map, "SUBTRACT": Map, "ADDITION": Map, "ADD": Map,
-	"DIVISION": Map, "MULTIPLICATION": Map, "MASKED": Map, "MEAN": Map, "STD_DEVIATION": Map, "STDDEV": Map,
-	"T_TEST": Map, "TTEST": Map, "T-TEST": Map, "Z_SCORE": Map, "QUANTITY": Map, "MAP": Map, "SNR": Map, "GFACTOR": Map,
-
-	"MOSAIC": Mosaic, "VFRAME": Mosaic, "TILED": Mosaic,
-
-	"PROJECTION IMAGE": Projection, "PROJECTION": Projection, "MPR": Projection, "CPR": Projection, "CURVED_MPR": Projection,
-	"CURVED MPR": Projection, "CSA MPR": Projection, "MIP": Projection, "MAX_IP": Projection, "MIN_IP": Projection,
-	"MINIP": Projection, "MNIP": Projection, "MIN IP": Projection, "MAX IP": Projection, "AVERAGE_IP": Projection,
-	"VOLUME_RENDER": Projection, "VOLUME RENDER": Projection, "SURFACE_RENDER": Projection, "VRT": Projection,
-	"SSD": Projection, "3D RENDER": Projection, "REFORMATTED": Projection, "RESAMPLED": Projection, "MAXIMUM": Projection,
-	"MINIMUM": Projection, "STITCHED": Projection,
-
-	"SCREENSAVE": Capture, "SCREEN SAVE": Capture, "SCREEN_SAVE": Capture, "POSDISP": Capture, "CSA REPORT": Capture,
-	"SECONDARY CAPTURE": Capture, "GRAPH": Capture,
-}
-
-// imageWord classifies one value of an image type.
-func imageWord(w string) Reason {
-	w = strings.ToUpper(w)
-	if r, ok := imageWords[w]; ok {
-		return r
-	}
-	switch {
-	case strings.HasSuffix(w, " MAP") || strings.HasSuffix(w, "_MAP"): // T1 MAP, R2 MAP, B0 MAP, …
-		return Map
-	case strings.Contains(w, "_UNSPECI") && !strings.HasPrefix(w, "M_"):
-		return Map // Philips, cut to 16 characters: T2_STAR_UNSPECI, R2_UNSPECIFIED, …
-	case w == "DERIVED":
-		return Derived // Philips: ORIGINAL\PRIMARY\W\W\DERIVED
-	case strings.HasPrefix(w, "P_") || strings.HasPrefix(w, "R_") || strings.HasPrefix(w, "I_"):
-		return Phase // Philips: P_FFE, R_IR, I_SE; magnitude is M_…
-	case strings.HasPrefix(w, "MOSAIC"):
-		return Mosaic
-	}
-	return ""
-}
-
-// imageType judges ImageType or FrameType (PS3.3 C.7.6.1.1.2, C.8.3.1.1.1, C.8.16.1).
-func imageType(values []string) Verdict {
+// imageType judges ImageType or FrameType by its words and by value 1 (PS3.3 C.7.6.1.1.2, C.8.3.1.1.1, C.8.16.1).
+func imageType(values []string, mr bool) Verdict {
 	var derived Verdict
 	for i, w := range values {
 		if i < 2 {
 			continue
 		}
-		switch r := imageWord(w); r {
-		case "":
-		case Derived: // another value may say what it is
-			derived = no(r, "image type value %d is %s", i+1, clean(w, 16))
+		t := known.find(w, i+1)
+		if t == nil || t.place == inMR && !mr {
+			continue
+		}
+		switch t.kind {
+		case isMagnitude, isAcquired, isProcessed:
+		case kind(Derived): // another value may say what it is
+			derived = no(Derived, "image type value %d is %s", i+1, clean(w, 16))
 		default:
-			return no(r, "image type value %d is %s", i+1, clean(w, 16))
+			return no(Reason(t.kind), "image type value %d is %s", i+1, clean(w, 16))
 		}
 	}
 	if len(values) > 0 && values[0] != "ORIGINAL" {
@@ -372,7 +415,7 @@ func inspectContent(o *dcm.Object) Verdict {
 		switch e.Tag() {
 		case dcm.ImageType:
 			if e.Depth() == 0 {
-				v = imageType(e.Strings())
+				v = imageType(e.Strings(), mr)
 				if v.Reason == Derived && !mr && processedRadiograph(o) {
 					v = Verdict{}
 				}
@@ -380,7 +423,7 @@ func inspectContent(o *dcm.Object) Verdict {
 		case dcm.FrameType:
 			// copies inside private sequences may be empty
 			if types := e.Strings(); len(types) > 0 && types[0] != "" {
-				v = imageType(types)
+				v = imageType(types, mr)
 			}
 		case dcm.ComplexImageComponent:
 			if c := e.String(); c != "" && c != "MAGNITUDE" {
@@ -396,7 +439,13 @@ func inspectContent(o *dcm.Object) Verdict {
 			}
 		case dcm.RescaleType:
 			if mr {
-				v = rescaleType(e.String())
+				v = unit("rescale type", e.String())
+			}
+		case dcm.MeasurementUnitsCodeSequence:
+			for item := range e.Children() { // of a real world value mapping
+				if u := item.Child(dcm.CodeValue).String(); mr && v.OK() {
+					v = unit("real world value mapping in", u)
+				}
 			}
 		}
 		switch {
@@ -438,16 +487,17 @@ func processedRadiograph(o *dcm.Object) bool {
 	return true
 }
 
-// rescaleType: an MR magnitude has no unit (PS3.3 C.11.1.1.2); a unit means a
-// measured quantity.
-func rescaleType(s string) Verdict {
+// unit: an MR magnitude has no unit, or one that means nothing (PS3.3 C.11.1.1.2, C.7.6.16.2.11);
+// any other means a measured quantity.
+func unit(where, s string) Verdict {
 	switch strings.ToUpper(s) {
-	case "", "US", "UNSPECIFIED", "NORMALIZED":
+	case "", "US", "UNSPECIFIED", "NORMALIZED", "NONE", "1", "NO UNITS", "ARB", "ARBITRARY", "AU", "A.U.", "[ARB'U]",
+		"{ARB}", "{COUNTS}":
 		return Verdict{}
 	case "RAD", "MRAD", "DEG", "DEGREE", "DEGREES", "CM/S", "MM/S", "M/S":
-		return no(Phase, "rescale type %s", clean(s, 16))
+		return no(Phase, "%s %s", where, clean(s, 16))
 	}
-	return no(Map, "rescale type %s", clean(s, 16))
+	return no(Map, "%s %s", where, clean(s, 16))
 }
 
 // inspectPrivate reads the vendors' own marks for complex parts and mosaics,
@@ -470,6 +520,16 @@ func inspectPrivate(o *dcm.Object) Verdict {
 			switch w := e.String(); w {
 			case "P", "R", "I":
 				return no(Phase, "Philips image type %s", w)
+			}
+		case t.Group() == 0x0019 && (low == 0x9C || low == 0x9E) && creator == "GEMS_ACQU_01":
+			// name of the pulse sequence: its images are a field map in Hz and a magnitude, of one image type
+			switch w := e.String(); strings.ToUpper(w) {
+			case "B0MAP", "B0RF", "3DB0MAP":
+				return no(Map, "GE pulse sequence %s", clean(w, 16))
+			}
+		case siemensTypes(e, creator):
+			if v := imageType(e.Strings(), true); !v.OK() && v.Reason != Derived {
+				return v
 			}
 		}
 	}
@@ -565,8 +625,8 @@ func inspectIdentity(o *dcm.Object) Verdict {
 			return no(Inconsistent, "%v missing or not a UID", t)
 		}
 	}
-	for _, t := range []dcm.Tag{dcm.ContributingEquipmentSequence, dcm.DerivationCodeSequence} {
-		if e := o.Find(t); e.OK() && e.Length() > 0 && (!e.IsSequence() || e.VR() != dcm.SQ) {
+	for _, t := range extended {
+		if e := o.Find(t); e.OK() && e.Length() > 0 && !e.TakesItems() {
 			return no(Inconsistent, "%v is not a sequence", t)
 		}
 	}

@@ -26,22 +26,14 @@ func (r rescale) limits(lo, hi int32) (least, most float32) {
 	return min(a, b), max(a, b)
 }
 
-const (
-	// farthestZero is how many steps the real zero may be away from the stored one:
-	// float32 then tells real values apart by an eighth of a step.
-	farthestZero = 1 << 21
-	// A frame with more than belowZero of its pixels below 0, or more than farBelow of
-	// them below a twentieth of its largest value, negative, is no magnitude: resampling
-	// takes few pixels below 0, and not far.
-	belowZero = 0.1
-	farBelow  = 0.01
-)
+// farthestZero is how many steps the real zero may be away from the stored one:
+// float32 then tells real values apart by an eighth of a step.
+const farthestZero = 1 << 21
 
 // inspectRescale finds the rescale of every frame: at the top, or in the Pixel Value
 // Transformation of a frame or of all (PS3.3 C.7.6.16.2.9). Only the values of an MR
-// image are rescaled: those of radiographs have no zero that means anything. An
-// intercept may be an offset of the storage or belong to a signed quantity; the pixels
-// tell.
+// image are rescaled: those of radiographs have no zero that means anything. A sign or an
+// intercept may be of the storage or belong to a signed quantity; the pixels tell.
 func inspectRescale(o *dcm.Object, l *layout) Verdict {
 	l.rescales = []rescale{plain}
 	if o.String(dcm.Modality) != "MR" {
@@ -113,7 +105,7 @@ func readRescale(slope, intercept dcm.Element, otherwise rescale) (rescale, Verd
 	return r, Verdict{}
 }
 
-// inspectSign looks for signed quantities among the images with an intercept.
+// inspectSign looks for signed quantities among the images whose values can be below 0.
 func inspectSign(o *dcm.Object, l *layout) Verdict {
 	negative := false
 	for e := range o.All() {
@@ -123,67 +115,26 @@ func inspectSign(o *dcm.Object, l *layout) Verdict {
 		}
 	}
 	c := newCells(o, *l)
-	looked := -1
-	for _, frame := range []int{0, l.frames / 2, l.frames - 1} {
+	for _, frame := range l.lookFrames() {
 		r := l.rescale(frame)
-		least, _ := r.limits(c.min, c.max)
-		if r == plain || least >= 0 || frame == looked {
+		if least, _ := r.limits(c.min, c.max); least >= 0 {
 			continue
 		}
-		looked = frame
-		share, err := l.below(c, frame)
+		h, err := l.histogram(c, frame)
 		if err != nil {
-			return no(Truncated, "frame %d: %v", frame+1, err)
+			return no(Truncated, "%v", err)
 		}
-		if share > 0 {
-			return no(Phase, "an intercept, and %.0f %% of the pixels below 0: a signed quantity", 100*share)
+		if share := h.below(r); share > 0 {
+			return no(Phase, "%.0f %% of the pixels below 0: a signed quantity", 100*share)
 		}
-		negative = false
+		if r != plain {
+			negative = false
+		}
 	}
 	if negative { // in a place that is not known
 		return no(Phase, "negative rescale intercept: a signed quantity")
 	}
 	return Verdict{}
-}
-
-// below is the share of a frame's pixels below 0, or none if that is what a magnitude
-// may have.
-func (l *layout) below(c *cells, frame int) (share float64, err error) {
-	raw, r := make([]byte, l.frameBytes()), l.rescale(frame)
-	if err := l.pixels.ReadAt(raw, int64(frame)*l.frameBytes()); err != nil {
-		return 0, err
-	}
-	var lowest, highest int32 = math.MaxInt32, math.MinInt32
-	counts := map[int32]int{}
-	n := 0
-	for k := range l.pixelsPerFrame() {
-		cell := c.cell(raw, k)
-		v := c.value(cell)
-		if c.padded && c.isPadding(cell, v) {
-			continue
-		}
-		counts[v]++
-		n++
-		lowest, highest = min(lowest, v), max(highest, v)
-	}
-	if n == 0 {
-		return 0, nil
-	}
-	_, most := r.limits(lowest, highest)
-	under, far := 0, 0
-	for v, m := range counts {
-		f := r.real(v)
-		if f < -0.5 {
-			under += m
-		}
-		if f < -0.05*max(most, 0)-0.5 {
-			far += m
-		}
-	}
-	if float64(under) > belowZero*float64(n) || float64(far) > farBelow*float64(n) {
-		return float64(under) / float64(n), nil
-	}
-	return 0, nil
 }
 
 // rescale is that of a frame, from 0.

@@ -11,13 +11,21 @@ import (
 
 // UIDs are the SOP Instance UID and Series Instance UID of the derived object:
 // a hash of the source's UIDs, the model and the parameters, and of nothing
-// else, so that a retry after a crash makes an object of the same name. They have
+// else, so that a retry after a crash makes an object of the same name. Study and
+// series of the source have a part in both: a SOP Instance UID that stands in two
+// series, as scanners and anonymizers give, makes two objects (PS3.5 9). They have
 // the form 2.25.<UUID as a decimal number> (PS3.5 B.2), at most 44 characters.
 func UIDs(o *dcm.Object, p Params) (sopInstance, series string) {
-	return hashUID("instance", o.String(dcm.SOPInstanceUID), p), hashUID("series", o.String(dcm.SeriesInstanceUID), p)
+	return p.uid("instance", o, o.String(dcm.SOPInstanceUID)), p.uid("series", o, o.String(dcm.SeriesInstanceUID))
 }
 
-func hashUID(kind, source string, p Params) string {
+// uid replaces a UID of a kind in the source o.
+func (p *Params) uid(kind string, o *dcm.Object, source string) string {
+	return p.hash("denoised derived object 2", kind, source, o.String(dcm.SeriesInstanceUID), o.String(dcm.StudyInstanceUID))
+}
+
+// hash makes a UID of what is named and of the parameters.
+func (p *Params) hash(named ...string) string {
 	h := sha256.New()
 	field := func(s string) {
 		var n [8]byte
@@ -25,7 +33,7 @@ func hashUID(kind, source string, p Params) string {
 		h.Write(n[:])
 		h.Write([]byte(s))
 	}
-	for _, s := range []string{"denoised derived object 1", kind, source, p.Model.Name, p.Model.Version, p.Model.Hash, p.Model.Method, p.Quality} {
+	for _, s := range append(named, p.Model.Name, p.Model.Version, p.Model.Hash, p.Model.Method, p.Quality) {
 		field(s)
 	}
 	var n [8]byte

@@ -372,12 +372,12 @@ func (s *splice) seriesDescription() {
 func (s *splice) concatenation() {
 	for t, kind := range concatenationUIDs {
 		if u := s.o.String(t); u != "" {
-			s.text(t, dcm.UI, hashUID(kind, u, s.p))
+			s.text(t, dcm.UI, s.p.uid(kind, s.o, u))
 		}
 	}
 }
 
-// concatenationUIDs says what the UIDs of a concatenation identify, for hashUID.
+// concatenationUIDs says what the UIDs of a concatenation identify, for Params.uid.
 var concatenationUIDs = map[dcm.Tag]string{
 	dcm.ConcatenationUID: "concatenation", dcm.SOPInstanceUIDOfConcatenationSource: "instance",
 }
@@ -408,7 +408,14 @@ func (s *splice) contributingEquipment(now time.Time) {
 	s.append(dcm.ContributingEquipmentSequence, item)
 }
 
-// append adds items to a top-level sequence, behind those that are there.
+// extended lists the top-level sequences that append adds items to. Inspect lets no image
+// through in which one of them cannot take any.
+var extended = []dcm.Tag{
+	dcm.ReferencedSeriesSequence, dcm.ReferencedImageSequence, dcm.DerivationCodeSequence,
+	dcm.ContributingEquipmentSequence,
+}
+
+// append adds items to a sequence of extended, behind those that are there.
 func (s *splice) append(t dcm.Tag, items ...[]dcm.Node) {
 	e := s.o.Find(t)
 	if !e.OK() || e.Length() == 0 {

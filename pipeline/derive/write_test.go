@@ -9,6 +9,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -481,6 +482,11 @@ func TestPixelProperty(t *testing.T) {
 			cells[i] = uint16(rnd.Uint32())
 		}
 		d := dcmtest.MR(16, 16, 0).US(dcm.BitsStored, bits).US(dcm.HighBit, bits-1).US(dcm.PixelRepresentation, signed).Pixels(cells)
+		zero := 0 // the stored value of the smallest real one
+		if signed == 1 {
+			zero = -1 << (bits - 1)
+			d.Text(dcm.RescaleIntercept, dcm.DS, strconv.Itoa(-zero))
+		}
 		padded := rapid.Bool().Draw(rt, "padded")
 		if padded {
 			d.US(dcm.PixelPaddingValue, rapid.Uint16().Draw(rt, "padding"))
@@ -525,6 +531,7 @@ func TestPixelProperty(t *testing.T) {
 			if signed == 1 && cell&(1<<(bits-1)) != 0 {
 				n -= float32(mask) + 1
 			}
+			n -= float32(zero)
 			if f.Skip != nil && f.Skip[i] || v == f.Pixels[i] {
 				if cell != cells[i] {
 					rt.Fatalf("pixel %d: cell %#04x became %#04x", i, cells[i], cell)
@@ -539,6 +546,26 @@ func TestPixelProperty(t *testing.T) {
 			}
 		}
 	})
+}
+
+// One SOP Instance UID in two series, or one series in two studies, makes two objects in two
+// derived series, parts of concatenations included.
+func TestUIDsTellSeriesApart(t *testing.T) {
+	part := func(study, series string) *dcm.Object {
+		return mustScan(t, enhanced(magnitude).Text(dcm.StudyInstanceUID, dcm.UI, study).Text(dcm.SeriesInstanceUID, dcm.UI, series).
+			Text(dcm.ConcatenationUID, dcm.UI, "1.2.3").Text(dcm.SOPInstanceUIDOfConcatenationSource, dcm.UI, "1.2.4"), dcmtest.Form{})
+	}
+	seen := map[string]string{}
+	for _, c := range [][2]string{{"1.1", "1.1.1"}, {"1.1", "1.1.2"}, {"1.2", "1.1.1"}, {"1.1.1", "1.1"}} {
+		o := part(c[0], c[1])
+		got, _, _ := write(t, o, params(), smooth(o))
+		for _, tag := range []dcm.Tag{dcm.SOPInstanceUID, dcm.SeriesInstanceUID, dcm.ConcatenationUID, dcm.SOPInstanceUIDOfConcatenationSource} {
+			if was := seen[got.String(tag)]; was != "" {
+				t.Errorf("%v of series %q is also %s", tag, c, was)
+			}
+			seen[got.String(tag)] = fmt.Sprintf("%v of series %q", tag, c)
+		}
+	}
 }
 
 func TestUIDs(t *testing.T) {
@@ -917,6 +944,43 @@ func TestRelated(t *testing.T) {
 				if err := derive.Verify(o, bare); err == nil {
 					t.Error("a lost reference was not noticed")
 				}
+			}
+		}
+	}
+}
+
+// Whatever sequence Write adds items to, it may have arrived as UN (PS3.5 6.2.2); one that
+// cannot be read keeps the image untouched, with a reason, and never fails in the writer.
+func TestSequencesAsUnknown(t *testing.T) {
+	item := []dcm.Node{dcm.Text(dcm.ReferencedSOPClassUID, dcm.UI, "1.2"), dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, "1.2.9")}
+	for _, tag := range []dcm.Tag{dcm.ReferencedSeriesSequence, dcm.ReferencedImageSequence, dcm.SourceImageSequence,
+		dcm.DerivationCodeSequence, dcm.ContributingEquipmentSequence} {
+		implicit := dcm.Encoding{Implicit: true}.Append(nil, dcm.Sequence(tag, item))
+		for name, c := range map[string]struct {
+			d    *dcmtest.DataSet
+			form dcmtest.Form
+			want derive.Reason
+		}{
+			"defined":   {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN, Value: implicit[8:]}), dcmtest.Form{}, ""},
+			"undefined": {mr().Set(dcm.Sequence(tag, item)), dcmtest.Form{Unknown: true}, ""},
+			"opaque":    {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN, Value: []byte("no items")}), dcmtest.Form{}, derive.Inconsistent},
+			"empty":     {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN}), dcmtest.Form{}, ""},
+		} {
+			if tag == dcm.SourceImageSequence && name == "opaque" {
+				c.want = "" // it is replaced, not added to
+			}
+			o := mustScan(t, c.d, c.form)
+			if v := derive.Inspect(o); v.Reason != c.want {
+				t.Errorf("%v %s: %v, want %q", tag, name, v, c.want)
+			}
+			if c.want != "" {
+				continue
+			}
+			p := params()
+			p.Related = &derive.Related{SOPClassUID: "1.2.840.10008.5.1.4.1.1.4", SOPInstanceUID: "2.25.7", SeriesInstanceUID: "2.25.8"}
+			got, _, _ := write(t, o, p, smooth(o)) // and verifies
+			if n := len(slices.Collect(got.Find(tag).Children())); n < 1 {
+				t.Errorf("%v %s: no items", tag, name)
 			}
 		}
 	}
