@@ -1,6 +1,5 @@
-// Package kernels describes the one operation family that every network here
-// is made of, a 3×3 convolution with bias, optional ReLU and optional residual
-// (Conv), and a whole network of them (Net). Package cpu computes them; package
+// Package kernels describes networks, as graphs of convolutions and a few operations that move values
+// (Graph), and what computes and trains them (Backend, GraphBackend). Package cpu computes them; package
 // kernelstest holds any Backend to the same list of tests.
 package kernels
 
@@ -14,7 +13,6 @@ import (
 // can make a backend allocate.
 const (
 	MaxChannels = 1024    // of one layer
-	MaxLayers   = 512     // of one network
 	MaxPixels   = 1 << 26 // of one image, 8192 × 8192
 )
 
@@ -42,33 +40,7 @@ type Conv struct {
 	ReLU    bool      // clamp at zero before the residual is added
 }
 
-// Layer is a Conv within a Net.
-type Layer struct {
-	Conv
-	// Skip, if not 0, adds as residual the output of the layer Skip places
-	// before this one: 1 adds the layer's own input, 2 closes a block of two
-	// convolutions. The channels of the two must agree.
-	Skip int
-}
-
-// Net is a network that predicts noise at half resolution. For an image y and a
-// map sigma of the noise's standard deviation, both [H, W]:
-//
-//  1. y and sigma are extended to even H, W by repeating the last row and column;
-//  2. channel 2*dy+dx of the first layer's input is y[2i+dy, 2j+dx], channel 4
-//     is SigmaScale times the mean of sigma over that 2×2 cell, and the Constants
-//     that follow are the same at every cell;
-//  3. the layers run in order;
-//  4. the output is y[2i+dy, 2j+dx] minus channel 2*dy+dx of the last layer.
-//
-// So the first layer has NetIn + Constants input channels and the last NetOut output
-// channels.
-type Net struct {
-	Constants int // 0 to MaxConstants
-	Layers    []Layer
-}
-
-// Fixed properties of a Net.
+// Fixed properties of the networks that Backend.Load takes.
 const (
 	NetIn      = 5
 	NetOut     = 4
@@ -88,16 +60,27 @@ type Backend interface {
 	// Wrong lengths are a *ShapeError.
 	Conv3x3(dst, src, residual []float32, height, width int, c *Conv) error
 
-	// Load prepares a network. The backend copies what it needs of net.
-	Load(net *Net) (Network, error)
+	// Load prepares a network that predicts noise, see Network, for whole images: its graph is a head,
+	// residual blocks and a tail, or more generally centred 3×3 convolutions each of which reads the one
+	// before, with or without a ReLU, or with the residual of an earlier one. Its only input has NetIn
+	// channels and up to MaxConstants more, its output NetOut. Any other graph is an error. The backend
+	// copies what it needs.
+	Load(g *Graph, params [][]float32) (Network, error)
 }
 
-// Network is a Net on a Backend. Its methods are safe for concurrent use.
+// Network predicts noise at half resolution, on a Backend. Its methods are safe for concurrent use.
+// For an image y and a map sigma of the noise's standard deviation, both [height, width]:
+//
+//  1. y and sigma are extended to an even height and width by repeating the last row and column;
+//  2. channel 2*dy+dx of the graph's input is y[2i+dy, 2j+dx], channel 4 is SigmaScale times the mean
+//     of sigma over that 2×2 cell, and the constants that follow are the same at every cell;
+//  3. the graph runs;
+//  4. the result is y[2i+dy, 2j+dx] minus channel 2*dy+dx of its output.
 type Network interface {
 	// Forward writes y minus the predicted noise to dst. All three slices are
 	// [height, width], row major; dst may be y. Wrong lengths, sizes below 1 and
 	// more than MaxPixels pixels are a *ShapeError. There are as many constants as
-	// the Net says; ones left out at the end are 0.
+	// the graph's input has room for; ones left out at the end are 0.
 	Forward(dst, y, sigma []float32, width, height int, constants ...float32) error
 
 	// Trace is Forward that also returns the output of every layer, as
@@ -136,47 +119,6 @@ func (c *Conv) Check() error {
 		}
 	}
 	return nil
-}
-
-// Check reports the first inconsistency of n.
-func (n *Net) Check() error {
-	if len(n.Layers) < 1 || len(n.Layers) > MaxLayers {
-		return fmt.Errorf("network has %d layers, allowed are 1 to %d", len(n.Layers), MaxLayers)
-	}
-	if n.Constants < 0 || n.Constants > MaxConstants {
-		return &ShapeError{"network", "number of constants", n.Constants, MaxConstants}
-	}
-	in := NetIn + n.Constants
-	for i := range n.Layers {
-		l := &n.Layers[i]
-		if err := l.Check(); err != nil {
-			return fmt.Errorf("layer %d: %w", i, err)
-		}
-		if l.In != in {
-			return fmt.Errorf("layer %d: %w", i, &ShapeError{"network", "number of input channels", l.In, in})
-		}
-		if l.Skip < 0 || l.Skip > i {
-			return fmt.Errorf("layer %d: residual from %d layers before", i, l.Skip)
-		}
-		if l.Skip > 0 && n.Layers[i-l.Skip].Out != l.Out {
-			return fmt.Errorf("layer %d: %w", i, &ShapeError{"network", "channels of the residual", n.Layers[i-l.Skip].Out, l.Out})
-		}
-		in = l.Out
-	}
-	if in != NetOut {
-		return &ShapeError{"network", "number of output channels", in, NetOut}
-	}
-	return nil
-}
-
-// FLOP returns the floating-point operations of one Forward, two per
-// multiply-add, without padding or any other overhead of a backend.
-func (n *Net) FLOP(width, height int) float64 {
-	perPixel := 0.0
-	for i := range n.Layers {
-		perPixel += 18 * float64(n.Layers[i].In) * float64(n.Layers[i].Out)
-	}
-	return perPixel * float64((width+1)/2) * float64((height+1)/2)
 }
 
 // CheckImage reports sizes and lengths that Forward refuses; backends share it.

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"text/tabwriter"
 	"time"
@@ -206,11 +207,14 @@ func runBench(ctx context.Context, model string, isas []string, sizes []int, rou
 			return nil, err
 		}
 		report.Model = m.Name() + " " + m.Version()
-		plain, err := b.Load(benchPlain32())
+		student, _ := m.Student().Graph()
+		plain32, params := benchPlain32()
+		plain, err := b.Load(plain32, params)
 		if err != nil {
 			return nil, err
 		}
-		layer := benchLayer(32, 32, true)
+		conv := benchConv(nil, 32, 32)
+		layer := &kernels.Conv{In: 32, Out: 32, Weights: conv[0], Bias: conv[1], ReLU: true}
 		for _, size := range sizes {
 			half := (size + 1) / 2
 			src, out := benchFloats(half*half*32), make([]float32, half*half*32)
@@ -219,14 +223,14 @@ func runBench(ctx context.Context, model string, isas []string, sizes []int, rou
 				flop float64
 				run  func(dst, y, sigma []float32) error
 			}{
-				{"student", m.Student().Net().FLOP(size, size), func(dst, y, sigma []float32) error {
+				{"student", student.FLOP(half, half), func(dst, y, sigma []float32) error {
 					return m.Student().Forward(dst, y, sigma, net.Told{}, size, size)
 				}},
-				{"plain32", benchPlain32().FLOP(size, size), func(dst, y, sigma []float32) error {
+				{"plain32", plain32.FLOP(half, half), func(dst, y, sigma []float32) error {
 					return plain.Forward(dst, y, sigma, size, size)
 				}},
 				{"layer32", 18 * 32 * 32 * float64(half*half), func(_, _, _ []float32) error {
-					return b.Conv3x3(out, src, nil, half, half, &layer.Conv)
+					return b.Conv3x3(out, src, nil, half, half, layer)
 				}},
 			} {
 				cases = append(cases, &benchCase{
@@ -353,23 +357,25 @@ func (r *benchReport) print(w io.Writer) error {
 }
 
 // benchPlain32 is the reference network of the measurements that chose the kernels.
-func benchPlain32() *kernels.Net {
-	net := &kernels.Net{Layers: []kernels.Layer{benchLayer(kernels.NetIn, 32, false)}}
-	for range 8 {
-		l := benchLayer(32, 32, true)
-		l.Skip = 1
-		net.Layers = append(net.Layers, l)
+func benchPlain32() (*kernels.Graph, [][]float32) {
+	g := new(kernels.Graph)
+	x := g.Conv(kernels.Conv3("head", 32, kernels.Linear), g.Input(kernels.NetIn))
+	params := benchConv(nil, kernels.NetIn, 32)
+	for i := range 8 {
+		x = g.Conv(kernels.Conv3(strconv.Itoa(i), 32, kernels.ReLU), x)
+		params = benchConv(params, 32, 32)
 	}
-	net.Layers = append(net.Layers, benchLayer(32, kernels.NetOut, false))
-	return net
+	g.Conv(kernels.Conv3("tail", kernels.NetOut, kernels.Linear), x)
+	return g, benchConv(params, 32, kernels.NetOut)
 }
 
-func benchLayer(in, out int, relu bool) kernels.Layer {
+// benchConv appends weights and biases of a convolution.
+func benchConv(params [][]float32, in, out int) [][]float32 {
 	weights := benchFloats(9 * in * out)
 	for i := range weights {
 		weights[i] = (weights[i] - 0.5) / float32(math.Sqrt(9*float64(in)))
 	}
-	return kernels.Layer{Conv: kernels.Conv{In: in, Out: out, Weights: weights, Bias: make([]float32, out), ReLU: relu}}
+	return append(params, weights, make([]float32, out))
 }
 
 // benchFloats returns n numbers between 0 and 1, the same at each call.

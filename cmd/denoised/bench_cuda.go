@@ -59,7 +59,7 @@ func (o *gpuBench) run(cmd *cobra.Command, on *backend) error {
 
 // size measures everything at one size.
 func (o *gpuBench) size(ctx context.Context, r *gpuReport, b *cuda.Backend, m *models.Model, c *cuda.Ceilings, size int) error {
-	student, err := b.Load(m.Student().Net())
+	student, err := b.Load(m.Student().Graph())
 	if err != nil {
 		return err
 	}

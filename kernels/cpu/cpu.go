@@ -33,8 +33,8 @@ const (
 	// These round weights and activations to bf16 where they are multiplied, in
 	// networks that Load has made, in Conv3x3 and in training. Sums, biases and
 	// residuals stay float32, as do the weights that training changes and their
-	// gradients. Graphs that Compile has made run in float32 throughout: a Net
-	// predicts noise, which may be off by 0.4 %, but a graph may predict an image.
+	// gradients. Graphs that Compile has made run in float32 throughout: what Load
+	// takes predicts noise, which may be off by 0.4 %, but others may predict an image.
 	AVX512BF16 ISA = "avx512bf16"
 	AMX        ISA = "amx" // matrix registers; Linux only
 

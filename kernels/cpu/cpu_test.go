@@ -56,7 +56,7 @@ func TestStrips(t *testing.T) {
 }
 
 func testStrips(t *testing.T, b *Backend) {
-	loaded, err := b.Load(kernelstest.RandomNet(5, 8, 5))
+	loaded, err := b.Load(kernelstest.RandomNet(5, 8, 5).Graph())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +88,7 @@ func TestAssemblyAgrees(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n, err := b.Load(net)
+		n, err := b.Load(net.Graph())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -240,7 +240,7 @@ func TestAllocations(t *testing.T) {
 		t.Skip("the race detector makes sync.Pool forget at random")
 	}
 	each(t, func(t *testing.T, b *Backend) {
-		n, err := b.Load(kernelstest.RandomNet(5, 8, 2))
+		n, err := b.Load(kernelstest.RandomNet(5, 8, 2).Graph())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -304,7 +304,7 @@ func ExampleSelect() {
 		fmt.Println(err)
 		return
 	}
-	network, err := backend.Load(kernelstest.RandomNet(1, 32, 8))
+	network, err := backend.Load(kernelstest.RandomNet(1, 32, 8).Graph())
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -21,7 +21,7 @@ func BenchmarkForward(b *testing.B) {
 			b.Fatal(err)
 		}
 		net := kernelstest.RandomNet(1, 32, 8)
-		loaded, err := be.Load(net)
+		loaded, err := be.Load(net.Graph())
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/kernels/internal/chain"
 	"github.com/diffdenoise/denoised/kernels/kernelstest"
 )
 
@@ -367,7 +367,7 @@ func testIntsAgree(t *testing.T, s isa) {
 		y, sigma := noise(1, width*height)
 		var results [2][][]float32
 		for k, b := range []*Backend{{s}, {plain}} {
-			n, err := b.Load(net)
+			n, err := b.Load(net.Graph())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -385,7 +385,7 @@ func testIntsAgree(t *testing.T, s isa) {
 
 // outlierError is the error of the predicted noise, relative to a network in float32,
 // over the pixels for which use is true.
-func outlierError(t *testing.T, b *Backend, net *kernels.Net, y, sigma []float32, width, height int, use func(x,
+func outlierError(t *testing.T, b *Backend, net *chain.Net, y, sigma []float32, width, height int, use func(x,
 	y int) bool) float64 {
 	t.Helper()
 	exact, err := New(Go)
@@ -394,7 +394,7 @@ func outlierError(t *testing.T, b *Backend, net *kernels.Net, y, sigma []float32
 	}
 	var out [2][]float32
 	for k, b := range []*Backend{b, exact} {
-		n, err := b.Load(net)
+		n, err := b.Load(net.Graph())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -469,7 +469,7 @@ func TestIntsNaN(t *testing.T) {
 	const width, height = 64, 20
 	net := kernelstest.RandomNet(3, 16, 1)
 	for _, b := range append([]*Backend{intsBackend(16, 16)}, intBackends()...) {
-		n, err := b.Load(net)
+		n, err := b.Load(net.Graph())
 		if err != nil {
 			t.Fatal(err)
 		}

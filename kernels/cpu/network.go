@@ -5,9 +5,10 @@ import (
 	"sync"
 
 	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/kernels/internal/chain"
 )
 
-// network runs a kernels.Net by rolling rows.
+// network runs a chain.Net by rolling rows.
 //
 // Stage 0 is the input at half resolution, stage s the output of layer s-1. At
 // step t every stage s makes its row t-s, in order; so a stage is one row behind
@@ -58,7 +59,7 @@ type stage struct {
 	next        *intConv // what reads this stage as bytes
 	channels    int
 	stride      int // floats per pixel
-	skip        int // as kernels.Layer.Skip
+	skip        int // as chain.Layer.Skip
 	rows        int // alive at a time, of float32
 	rowLen      int // floats, within a scratch
 	ring, saved int // where in a scratch the rows and the carried columns begin
@@ -72,8 +73,9 @@ type stage struct {
 const inputStride = 8
 
 // Load implements kernels.Backend.
-func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
-	if err := net.Check(); err != nil {
+func (b *Backend) Load(g *kernels.Graph, params [][]float32) (kernels.Network, error) {
+	net, err := chain.Of(g, params)
+	if err != nil {
 		return nil, fmt.Errorf("load network: %w", err)
 	}
 	n := &network{bf16: b.isa.bf16, ints: b.isa.ints, wino: b.isa.wino, strip: floatStrip}
@@ -107,7 +109,7 @@ func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
 			next.stride = next.wino.outStride
 		default:
 			above := &net.Layers[i-1]
-			next.ints = packInts(n.ints, &l.Conv, from.stride, above.ReLU && above.Skip == 0)
+			next.ints = packInts(n.ints, &l.Conv, from.stride, above.ReLU)
 			from.next, from.rows, next.stride = next.ints, 1, next.ints.outStride
 		}
 		if p := next.packed; p != nil {
@@ -492,7 +494,7 @@ func (s *scratch) under(i, r, h, at int) (x window) {
 }
 
 // unshuffle makes columns lo to hi of row r of the network's input: steps 1 and
-// 2 of kernels.Net, without the constants.
+// 2 of kernels.Network, without the constants.
 func unshuffle(x, y, sigma []float32, width, height, r, lo, hi int) {
 	row0, row1 := 2*r*width, min(2*r+1, height-1)*width
 	y0, y1 := y[row0:][:width], y[row1:][:width]
@@ -507,7 +509,7 @@ func unshuffle(x, y, sigma []float32, width, height, r, lo, hi int) {
 }
 
 // subtract writes the output for columns lo to hi of row r of the last layer:
-// step 4 of kernels.Net.
+// step 4 of kernels.Network.
 func subtract(dst, y, noise []float32, stride, width, height, r, lo, hi int) {
 	for dy := range min(2, height-2*r) {
 		from := (2*r + dy) * width

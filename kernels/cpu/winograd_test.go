@@ -139,7 +139,7 @@ func TestWinogradAgrees(t *testing.T) {
 		if s.wino == nil {
 			continue
 		}
-		n, err := (&Backend{s}).Load(net)
+		n, err := (&Backend{s}).Load(net.Graph())
 		if err != nil {
 			t.Fatal(err)
 		}

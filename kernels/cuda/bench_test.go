@@ -22,7 +22,7 @@ func BenchmarkForward(b *testing.B) {
 	defer d.Close()
 	for _, shape := range []struct{ channels, blocks int }{{32, 8}, {48, 8}, {64, 8}} {
 		net := kernelstest.RandomNet(1, shape.channels, shape.blocks)
-		n, err := d.Load(net)
+		n, err := d.Load(net.Graph())
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cuda/driver"
+	"github.com/diffdenoise/denoised/kernels/internal/chain"
 	"github.com/diffdenoise/denoised/kernels/kernelstest"
 )
 
@@ -179,9 +180,9 @@ func fill(b *Backend) (taken []driver.Ptr) {
 	return taken
 }
 
-func load(t *testing.T, b *Backend, net *kernels.Net) *network {
+func load(t *testing.T, b *Backend, net *chain.Net) *network {
 	t.Helper()
-	n, err := b.Load(net)
+	n, err := b.Load(net.Graph())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -680,11 +681,11 @@ func TestWeightRange(t *testing.T) {
 	b := open(t, Options{})
 	net := kernelstest.RandomNet(5, 8, 1)
 	net.Layers[1].Weights[7] = 65519 // rounds to 65504
-	if _, err := b.Load(net); err != nil {
+	if _, err := b.Load(net.Graph()); err != nil {
 		t.Error(err)
 	}
 	net.Layers[1].Weights[7] = -65520
-	if _, err := b.Load(net); err == nil {
+	if _, err := b.Load(net.Graph()); err == nil {
 		t.Error("a weight beyond all halves passed")
 	}
 }

@@ -49,7 +49,7 @@ func lost() error {
 		return err
 	}
 	net := kernelstest.RandomNet(1, 8, 1)
-	n, err := b.Load(net)
+	n, err := b.Load(net.Graph())
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func lost() error {
 	pixels := make([]float32, 64)
 	_, later := m.forward(n)
 	_, traced := n.Trace(m.y, m.y, m.sigma, m.width, m.height)
-	_, loaded := b.Load(net)
+	_, loaded := b.Load(net.Graph())
 	_, compiled := b.Compile(g, g.Init(1))
 	conv := &net.Layers[1].Conv
 	for what, err := range map[string]error{

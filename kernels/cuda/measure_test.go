@@ -13,7 +13,7 @@ import (
 func TestMeasure(t *testing.T) {
 	b := open(t, Options{})
 	net := kernelstest.RandomNet(1, 32, 2)
-	n, err := b.Load(net)
+	n, err := b.Load(net.Graph())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,9 +10,10 @@ import (
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cuda/driver"
 	"github.com/diffdenoise/denoised/kernels/cuda/kernel"
+	"github.com/diffdenoise/denoised/kernels/internal/chain"
 )
 
-// network is a kernels.Net on the device.
+// network is a chain.Net on the device.
 type network struct {
 	b         *Backend
 	res       *resident
@@ -24,7 +25,7 @@ type network struct {
 type layer struct {
 	weights
 	slope float32
-	skip  int // as kernels.Layer.Skip
+	skip  int // as chain.Layer.Skip
 	last  int // the last layer that reads what this one gives
 	// block tells that this layer and the next are a residual block, which one kernel computes.
 	block bool
@@ -32,9 +33,10 @@ type layer struct {
 
 // Load implements kernels.Backend. What the network has on the device is released after the garbage
 // collector has found that it is not used any more.
-func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
+func (b *Backend) Load(g *kernels.Graph, params [][]float32) (kernels.Network, error) {
 	const op = "load network"
-	if err := net.Check(); err != nil {
+	net, err := chain.Of(g, params)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	if err := b.usable(); err != nil {
@@ -68,7 +70,6 @@ func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
 		a.block = !n.layers[i-1].block && a.slope == 0 && a.skip == 0 && a.last == i+1 &&
 			c.slope == 1 && c.skip == 2 && a.out == c.out && chunksOf(a.out) <= maxGroups
 	}
-	var err error
 	if n.res, err = b.load(&s); err != nil {
 		return nil, b.explained(op, err)
 	}

@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/kernels/internal/chain"
 )
 
 // Tolerance is what a backend's rounding may cost, as relative errors: the norm of
@@ -109,7 +110,7 @@ func reference(src, residual []float64, height, width int, c *kernels.Conv) []fl
 
 // ReferenceNet is Network.Trace by definition, in float64: the output, and what
 // every layer puts out as [channels, h, w].
-func ReferenceNet(net *kernels.Net, y, sigma []float32, width, height int, constants ...float32) (out []float64, layers [][]float64) {
+func ReferenceNet(net *chain.Net, y, sigma []float32, width, height int, constants ...float32) (out []float64, layers [][]float64) {
 	w, h := (width+1)/2, (height+1)/2
 	at := func(row, col int) int { return min(row, height-1)*width + min(col, width-1) }
 	in := kernels.NetIn + net.Constants
@@ -171,15 +172,15 @@ func RelativeError(got []float32, want []float64) float64 {
 
 // RandomNet makes a network of the student's form: a head, blocks of two
 // convolutions with a skip, a tail.
-func RandomNet(seed uint64, channels, blocks int) *kernels.Net {
+func RandomNet(seed uint64, channels, blocks int) *chain.Net {
 	rng := rand.New(rand.NewPCG(seed, 1))
-	net := &kernels.Net{Layers: []kernels.Layer{{Conv: *randomConv(rng, kernels.NetIn, channels, false)}}}
+	net := &chain.Net{Layers: []chain.Layer{{Conv: *randomConv(rng, kernels.NetIn, channels, false)}}}
 	for range blocks {
 		net.Layers = append(net.Layers,
-			kernels.Layer{Conv: *randomConv(rng, channels, channels, true)},
-			kernels.Layer{Conv: *randomConv(rng, channels, channels, false), Skip: 2})
+			chain.Layer{Conv: *randomConv(rng, channels, channels, true)},
+			chain.Layer{Conv: *randomConv(rng, channels, channels, false), Skip: 2})
 	}
-	net.Layers = append(net.Layers, kernels.Layer{Conv: *randomConv(rng, channels, kernels.NetOut, false)})
+	net.Layers = append(net.Layers, chain.Layer{Conv: *randomConv(rng, channels, kernels.NetOut, false)})
 	return net
 }
 
@@ -323,23 +324,23 @@ func testShapes(t *testing.T, b kernels.Backend) {
 	bad.Weights = bad.Weights[1:]
 	shape("short weights", b.Conv3x3(f(6*8), f(6*4), nil, 2, 3, &bad))
 
-	load := func(what string, change func(*kernels.Net)) {
+	load := func(what string, change func(*chain.Net)) {
 		t.Helper()
 		net := RandomNet(1, 8, 1)
 		change(net)
-		if _, err := b.Load(net); err == nil {
+		if _, err := b.Load(net.Graph()); err == nil {
 			t.Errorf("%s: no error", what)
 		}
 	}
-	load("no layers", func(n *kernels.Net) { n.Layers = nil })
-	load("broken chain", func(n *kernels.Net) { n.Layers = append(n.Layers[:1], n.Layers[3]); n.Layers[0].Out = 7 })
-	load("skip from nowhere", func(n *kernels.Net) { n.Layers[1].Skip = 2 })
-	load("negative skip", func(n *kernels.Net) { n.Layers[1].Skip = -1 })
-	load("skip of other width", func(n *kernels.Net) { n.Layers[3].Skip = 1 })
-	load("weight not finite", func(n *kernels.Net) { n.Layers[0].Weights[5] = float32(math.NaN()) })
-	load("wrong output", func(n *kernels.Net) { n.Layers = n.Layers[:3] })
+	load("no layers", func(n *chain.Net) { n.Layers = nil })
+	load("broken chain", func(n *chain.Net) { n.Layers = append(n.Layers[:1], n.Layers[3]); n.Layers[0].Out = 7 })
+	load("skip from nowhere", func(n *chain.Net) { n.Layers[1].Skip = 2 })
+	load("negative skip", func(n *chain.Net) { n.Layers[1].Skip = -1 })
+	load("skip of other width", func(n *chain.Net) { n.Layers[3].Skip = 1 })
+	load("weight not finite", func(n *chain.Net) { n.Layers[0].Weights[5] = float32(math.NaN()) })
+	load("wrong output", func(n *chain.Net) { n.Layers = n.Layers[:3] })
 
-	network, err := b.Load(RandomNet(1, 8, 1))
+	network, err := b.Load(RandomNet(1, 8, 1).Graph())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -356,10 +357,10 @@ func testForward(t *testing.T, b kernels.Backend, tol Tolerance) {
 	single := RandomNet(9, 8, 0) // layers that add their own input, and a longer skip
 	rng := rand.New(rand.NewPCG(7, 8))
 	for range 4 {
-		single.Layers = slices.Insert(single.Layers, 1, kernels.Layer{Conv: *randomConv(rng, 8, 8, true), Skip: 1})
+		single.Layers = slices.Insert(single.Layers, 1, chain.Layer{Conv: *randomConv(rng, 8, 8, false), Skip: 1})
 	}
 	single.Layers[4].Skip = 4
-	nets := map[string]*kernels.Net{
+	nets := map[string]*chain.Net{
 		"head and tail": RandomNet(1, 6, 0),
 		"student's":     RandomNet(2, 32, 2),
 		"odd channels":  RandomNet(3, 19, 3),
@@ -374,7 +375,7 @@ func testForward(t *testing.T, b kernels.Backend, tol Tolerance) {
 	limit := cmp.Or(tol.Network, tol.Output)
 	for _, name := range slices.Sorted(maps.Keys(nets)) {
 		net := nets[name]
-		network, err := b.Load(net)
+		network, err := b.Load(net.Graph())
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -433,7 +434,7 @@ func testForward(t *testing.T, b kernels.Backend, tol Tolerance) {
 // testConcurrent: several slices of different sizes at once give what they give
 // one by one.
 func testConcurrent(t *testing.T, b kernels.Backend) {
-	network, err := b.Load(RandomNet(4, 16, 2))
+	network, err := b.Load(RandomNet(4, 16, 2).Graph())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,22 +56,16 @@ func (b *Backend) Train(g *kernels.Graph, s *kernels.State, o kernels.TrainOptio
 }
 
 // Load implements kernels.Backend.
-func (b *Backend) Load(net *kernels.Net) (kernels.Network, error) {
-	local, err := b.fallback.Load(net)
+func (b *Backend) Load(g *kernels.Graph, params [][]float32) (kernels.Network, error) {
+	local, err := b.fallback.Load(g, params)
 	if err != nil {
 		return nil, err
 	}
-	n := &remoteNet{held: b.hold(), local: local, net: &kernels.Net{Constants: net.Constants}}
-	for _, l := range net.Layers {
-		l.Weights, l.Bias = slices.Clone(l.Weights), slices.Clone(l.Bias)
-		n.net.Layers = append(n.net.Layers, l)
+	h, graph, err := b.hold(kindLoadNet, g, params)
+	if err != nil {
+		return local, nil
 	}
-	n.flop = net.FLOP(2, 2) // of one pixel of the half resolution
-	n.load = func() *request {
-		h, payload := encodeNet(n.id, n.net)
-		return &request{kind: kindLoadNet, header: h, payload: payload}
-	}
-	return n, nil
+	return &remoteNet{held: h, graph: graph, local: local, flop: graph.FLOP(1, 1)}, nil
 }
 
 // Compile implements kernels.GraphBackend.
@@ -80,23 +74,11 @@ func (b *Backend) Compile(g *kernels.Graph, params [][]float32) (kernels.Program
 	if err != nil {
 		return nil, err
 	}
-	h, err := encodeGraph(0, g)
+	h, graph, err := b.hold(kindLoadGraph, g, params)
 	if err != nil {
 		return local, nil
 	}
-	p := &remoteProgram{held: b.hold(), local: local}
-	h.Network = p.id
-	if p.graph, err = h.decode(); err != nil {
-		return nil, err
-	}
-	var kept [][]float32
-	for _, values := range params {
-		kept = append(kept, slices.Clone(values))
-	}
-	p.load = func() *request {
-		return &request{kind: kindLoadGraph, header: h, payload: kept}
-	}
-	return p, nil
+	return &remoteProgram{held: h, graph: graph, local: local}, nil
 }
 
 // held is a network as far as a worker has it, or will have it when it is asked for first.
@@ -107,9 +89,23 @@ type held struct {
 	at   *atomic.Pointer[session] // where it was last used
 }
 
-// hold gives a network a number. Workers are told when it is not used any more.
-func (b *Backend) hold() *held {
+// hold gives a network a number, and returns the graph that workers are told of. Workers are also told
+// when it is not used any more. The error is that of encodeGraph.
+func (b *Backend) hold(k kind, g *kernels.Graph, params [][]float32) (*held, *kernels.Graph, error) {
 	h := &held{b: b, id: b.last.Add(1), at: new(atomic.Pointer[session])}
+	header, err := encodeGraph(h.id, g)
+	if err != nil {
+		return nil, nil, err
+	}
+	graph, err := header.decode()
+	if err != nil {
+		return nil, nil, err
+	}
+	var kept [][]float32
+	for _, values := range params {
+		kept = append(kept, slices.Clone(values))
+	}
+	h.load = func() *request { return &request{kind: k, header: header, payload: kept} }
 	type told struct {
 		id uint64
 		at *atomic.Pointer[session]
@@ -119,7 +115,7 @@ func (b *Backend) hold() *held {
 			go s.unload(t.id, b.worker.o.patience)
 		}
 	}, told{h.id, h.at})
-	return h
+	return h, graph, nil
 }
 
 // ask has a worker do a request. If that is lost it asks the next one, if there is one soon. done
@@ -186,7 +182,7 @@ func (w *Worker) count(err error, took time.Duration) {
 // remoteNet is a kernels.Network.
 type remoteNet struct {
 	*held
-	net   *kernels.Net
+	graph *kernels.Graph
 	local kernels.Network
 	flop  float64 // of four pixels
 }
@@ -209,11 +205,11 @@ func (n *remoteNet) Trace(dst, y, sigma []float32, width, height int, constants 
 		return nil, err
 	}
 	var layers [][]float32
-	if total := traced(n.net, width, height); total <= maxFloats {
+	if total := traced(n.graph, width, height); total <= maxFloats {
 		done, err := n.ask(n.request(kindTrace, y, sigma, width, height, constants, total), func(result []float32) {
 			at := copy(dst, result)
-			for i := range n.net.Layers {
-				k := n.net.Layers[i].Out * ((width + 1) / 2) * ((height + 1) / 2)
+			for i := range n.graph.Nodes[1:] {
+				k := n.graph.Nodes[1+i].Channels * ((width + 1) / 2) * ((height + 1) / 2)
 				layers = append(layers, slices.Clone(result[at:at+k]))
 				at += k
 			}
@@ -226,8 +222,8 @@ func (n *remoteNet) Trace(dst, y, sigma []float32, width, height int, constants 
 }
 
 func (n *remoteNet) check(op string, dst, y, sigma []float32, width, height int, constants []float32) error {
-	if len(constants) > n.net.Constants {
-		return &kernels.ShapeError{Op: op, What: "number of constants", Got: len(constants), Want: n.net.Constants}
+	if most := constantsOf(n.graph); len(constants) > most {
+		return &kernels.ShapeError{Op: op, What: "number of constants", Got: len(constants), Want: most}
 	}
 	return kernels.CheckImage(op, dst, y, sigma, width, height)
 }

@@ -59,8 +59,8 @@ type counted struct {
 	t testing.TB
 }
 
-func (c counted) Load(net *kernels.Net) (kernels.Network, error) {
-	n, err := c.GraphBackend.Load(net)
+func (c counted) Load(g *kernels.Graph, params [][]float32) (kernels.Network, error) {
+	n, err := c.GraphBackend.Load(g, params)
 	return neverNet{n, c.t}, err
 }
 
@@ -128,11 +128,11 @@ func TestSameBits(t *testing.T) {
 	head := &net.Layers[0].Conv
 	head.In = kernels.NetIn + 2
 	head.Weights = randoms(rng, 9*head.In*head.Out)
-	far, err := b.Load(net)
+	far, err := b.Load(net.Graph())
 	if err != nil {
 		t.Fatal(err)
 	}
-	near, err := local.Load(net)
+	near, err := local.Load(net.Graph())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -335,8 +335,8 @@ type closing struct {
 
 type closingNet struct{ kernels.Network }
 
-func (c *closing) Load(net *kernels.Net) (kernels.Network, error) {
-	n, err := c.GraphBackend.Load(net)
+func (c *closing) Load(g *kernels.Graph, params [][]float32) (kernels.Network, error) {
+	n, err := c.GraphBackend.Load(g, params)
 	held := &closingNet{n}
 	runtime.AddCleanup(held, func(struct{}) { c.closed <- struct{}{} }, struct{}{})
 	return held, err

@@ -32,7 +32,7 @@ func BenchmarkForward(b *testing.B) {
 		name string
 		on   kernels.Backend
 	}{{"here", local}, {"worker", NewBackend(w, local)}} {
-		n, err := c.on.Load(net)
+		n, err := c.on.Load(net.Graph())
 		if err != nil {
 			b.Fatal(err)
 		}

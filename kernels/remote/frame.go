@@ -12,7 +12,7 @@ import (
 )
 
 // protocol is the version of the frames. Both ends must have the same.
-const protocol = 2
+const protocol = 3
 
 // kind is what a frame says.
 type kind uint8
@@ -27,8 +27,8 @@ const (
 
 // Frames of the other end. All but the last are requests.
 const (
-	kindLoadNet   kind = iota + 16 // netHeader, with the weights
-	kindLoadGraph                  // graphHeader, with the parameters
+	kindLoadNet   kind = iota + 16 // graphHeader, with the parameters, for kindForward and kindTrace
+	kindLoadGraph                  // the same, for kindRun and kindPair
 	kindUnload                     // unloadHeader
 	kindForward                    // imageHeader; the image, the noise map, the constants. Result: the image
 	kindTrace                      // the same. Result: the image and the layers

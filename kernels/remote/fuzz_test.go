@@ -9,6 +9,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +51,11 @@ func honest(t testing.TB) [][]byte {
 	for _, s := range in.steps {
 		each = append(append(each, s.State, s.Keep, s.Add), s.Vector...)
 	}
-	header, weights := encodeNet(1, net)
+	plain, weights := net.Graph()
+	header, err := encodeGraph(1, plain)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var list [][]byte
 	for i, r := range []request{
 		{kind: kindLoadNet, header: header, payload: weights},
@@ -168,6 +173,14 @@ func TestDishonest(t *testing.T) {
 		return f
 	}
 	deep := make([]nodeHeader, kernels.MaxNodes+1)
+	wide := func(outs ...int) []nodeHeader { // convolutions one after the other
+		list := []nodeHeader{{Op: kernels.OpInput, Channels: kernels.NetIn}}
+		for i, out := range outs {
+			c := kernels.Conv3(strconv.Itoa(i), out, kernels.Linear)
+			list = append(list, nodeHeader{Op: kernels.OpConv, From: []kernels.Value{kernels.Value(i)}, Conv: &c})
+		}
+		return list
+	}
 	for name, data := range map[string][][]byte{
 		"magic":                  {[]byte("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")},
 		"kind":                   {send(200, nil, 0)},
@@ -184,9 +197,9 @@ func TestDishonest(t *testing.T) {
 		"overflow":               {good[0], send(kindForward, imageHeader{1, 1 << 62, 4}, 0)},
 		"negative":               {good[0], send(kindForward, imageHeader{1, -3, -2}, 12)},
 		"the same number twice":  {good[0], good[0], send(kindForward, imageHeader{9, 3, 2}, 12)},
-		"short weights":          {send(kindLoadNet, netHeader{Network: 1, Layers: []layerHeader{{In: 5, Out: 4}}}, 183)},
-		"many layers":            {send(kindLoadNet, netHeader{Layers: make([]layerHeader, kernels.MaxLayers+1)}, 0)},
-		"many channels":          {send(kindLoadNet, netHeader{Layers: []layerHeader{{In: 1 << 40, Out: 1 << 40}}}, 0)},
+		"short weights":          {send(kindLoadNet, graphHeader{Network: 1, Nodes: wide(4)}, 183)},
+		"many layers":            {send(kindLoadNet, graphHeader{Nodes: deep}, 0)},
+		"many channels":          {send(kindLoadNet, graphHeader{Nodes: wide(1 << 40)}, 0)},
 		"many operations":        {send(kindLoadGraph, graphHeader{Nodes: deep}, 0)},
 		"convolution of nothing": {send(kindLoadGraph, graphHeader{Nodes: []nodeHeader{{Op: kernels.OpConv}}}, 0)},
 		"value from nowhere": {send(kindLoadGraph,
@@ -210,7 +223,7 @@ func TestDishonest(t *testing.T) {
 		"cut header":              {good[0][:30]},
 		"cut payload":             {good[0][:len(good[0])-3]},
 		"an announced gibibyte":   {good[0], announced(kindForward, imageHeader{1, 1 << 13, 1 << 13}, 1<<27)},
-		"announced weights":       {announced(kindLoadNet, netHeader{Layers: []layerHeader{{In: 5, Out: 1024}, {In: 1024, Out: 1024}}}, 5*1024*9+1024+1024*1024*9+1024)},
+		"announced weights":       {announced(kindLoadNet, graphHeader{Nodes: wide(1024, 1024)}, 5*1024*9+1024+1024*1024*9+1024)},
 		"a graph without methods": {send(kindLoadGraph, graphHeader{Nodes: []nodeHeader{{Op: kernels.OpInput, Channels: -1}}}, 0)},
 	} {
 		t.Run(name, func(t *testing.T) {

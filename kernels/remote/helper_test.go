@@ -88,8 +88,8 @@ type faulty struct {
 	conn net.Conn
 }
 
-func (f *faulty) Load(net *kernels.Net) (kernels.Network, error) {
-	n, err := f.GraphBackend.Load(net)
+func (f *faulty) Load(g *kernels.Graph, params [][]float32) (kernels.Network, error) {
+	n, err := f.GraphBackend.Load(g, params)
 	return &faultyNet{n, f}, err
 }
 
@@ -276,11 +276,11 @@ func slicesOf(t testing.TB, local kernels.Network, sizes ...[2]int) []slice {
 func pairOf(t testing.TB, b *Backend) (remote, local kernels.Network) {
 	t.Helper()
 	net := kernelstest.RandomNet(1, 16, 2)
-	remote, err := b.Load(net)
+	remote, err := b.Load(net.Graph())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if local, err = fallback(t).Load(net); err != nil {
+	if local, err = fallback(t).Load(net.Graph()); err != nil {
 		t.Fatal(err)
 	}
 	return remote, local

@@ -73,62 +73,6 @@ type proceed struct {
 	Stop bool `json:"stop,omitempty"`
 }
 
-// netHeader describes a kernels.Net. The payload is weights and biases, layer by layer.
-type netHeader struct {
-	Network   uint64        `json:"network"` // number that the daemon gives it
-	Constants int           `json:"constants"`
-	Layers    []layerHeader `json:"layers"`
-}
-
-type layerHeader struct {
-	In   int  `json:"in"`
-	Out  int  `json:"out"`
-	ReLU bool `json:"relu,omitempty"`
-	Skip int  `json:"skip,omitempty"`
-}
-
-func encodeNet(id uint64, n *kernels.Net) (netHeader, [][]float32) {
-	h := netHeader{Network: id, Constants: n.Constants}
-	var payload [][]float32
-	for i := range n.Layers {
-		l := &n.Layers[i]
-		h.Layers = append(h.Layers, layerHeader{l.In, l.Out, l.ReLU, l.Skip})
-		payload = append(payload, l.Weights, l.Bias)
-	}
-	return h, payload
-}
-
-// floats is the length of the payload, or an error for sizes that no network has.
-func (h *netHeader) floats() (int, error) {
-	if len(h.Layers) > kernels.MaxLayers {
-		return 0, broken("a network of %d layers", len(h.Layers))
-	}
-	n := 0
-	for _, l := range h.Layers {
-		if l.In < 1 || l.In > kernels.MaxChannels || l.Out < 1 || l.Out > kernels.MaxChannels {
-			return 0, broken("a layer from %d to %d channels", l.In, l.Out)
-		}
-		n += 9*l.In*l.Out + l.Out
-	}
-	return n, nil
-}
-
-// decode makes a network that uses the memory of the payload.
-func (h *netHeader) decode(payload []float32) (*kernels.Net, error) {
-	n := &kernels.Net{Constants: h.Constants}
-	take := func(k int) []float32 {
-		part := payload[:k:k]
-		payload = payload[k:]
-		return part
-	}
-	for _, l := range h.Layers {
-		c := kernels.Conv{In: l.In, Out: l.Out, ReLU: l.ReLU}
-		c.Weights, c.Bias = take(9*l.In*l.Out), take(l.Out)
-		n.Layers = append(n.Layers, kernels.Layer{Conv: c, Skip: l.Skip})
-	}
-	return n, n.Check()
-}
-
 // graphHeader describes a kernels.Graph. The payload is its parameters.
 type graphHeader struct {
 	Network uint64       `json:"network"`
@@ -200,6 +144,9 @@ func (h *graphHeader) decode() (*kernels.Graph, error) {
 	return g, g.Err()
 }
 
+// constantsOf returns how many constants the graph of a kernels.Network has room for.
+func constantsOf(g *kernels.Graph) int { return g.Nodes[0].Channels - kernels.NetIn }
+
 // lengths returns the number of values of each parameter.
 func lengths(g *kernels.Graph) (each []int, total int) {
 	for i := range g.Params {
@@ -222,7 +169,7 @@ type unloadHeader struct {
 	Network uint64 `json:"network"`
 }
 
-// imageHeader is a slice for a kernels.Net.
+// imageHeader is a slice for a kernels.Network.
 type imageHeader struct {
 	Network uint64 `json:"network"`
 	Width   int    `json:"width"`

@@ -76,20 +76,19 @@ type server struct {
 	lost     error                   // the device is
 }
 
-// network is something loaded: a Net or a Graph.
+// network is something loaded, as a Network or as a Program.
 type network struct {
-	net     *kernels.Net
-	network kernels.Network
 	graph   *kernels.Graph
+	network kernels.Network
 	program kernels.Program
 }
 
 // loaded returns a network.
-func (s *server) loaded(id uint64, graph bool) (*network, error) {
+func (s *server) loaded(id uint64, program bool) (*network, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.networks[id]
-	if n == nil || (n.graph != nil) != graph {
+	if n == nil || (n.program != nil) != program {
 		return nil, broken("network %d is not loaded, or of the other kind", id)
 	}
 	return n, nil
@@ -134,10 +133,8 @@ func (s *server) read(r *bufio.Reader) error {
 			return err
 		}
 		switch h.kind {
-		case kindLoadNet:
-			err = s.loadNet(r, &h)
-		case kindLoadGraph:
-			err = s.loadGraph(r, &h)
+		case kindLoadNet, kindLoadGraph:
+			err = s.load(r, &h)
 		case kindUnload:
 			err = s.unload(r, &h)
 		case kindForward, kindTrace:
@@ -178,33 +175,7 @@ func (s *server) add(id uint64, n *network) error {
 	return nil
 }
 
-func (s *server) loadNet(r io.Reader, h *head) error {
-	var header netHeader
-	if err := h.readHeader(r, &header); err != nil {
-		return err
-	}
-	n, err := header.floats()
-	if err != nil {
-		return err
-	}
-	var weights buffer // the network may keep them
-	if err := expect(r, h, &weights, n); err != nil {
-		return err
-	}
-	return s.start(h.id, func() ([][]float32, error) {
-		net, err := header.decode(weights.floats)
-		if err != nil {
-			return nil, err
-		}
-		network := &network{net: net}
-		if network.network, err = s.backend.Load(net); err != nil {
-			return nil, err
-		}
-		return nil, s.add(header.Network, network)
-	}, func() {})
-}
-
-func (s *server) loadGraph(r io.Reader, h *head) error {
+func (s *server) load(r io.Reader, h *head) error {
 	var header graphHeader
 	if err := h.readHeader(r, &header); err != nil {
 		return err
@@ -225,7 +196,12 @@ func (s *server) loadGraph(r io.Reader, h *head) error {
 		}
 		network := &network{graph: g}
 		var err error
-		if network.program, err = s.backend.Compile(g, p); err != nil {
+		if h.kind == kindLoadNet {
+			network.network, err = s.backend.Load(g, p)
+		} else {
+			network.program, err = s.backend.Compile(g, p)
+		}
+		if err != nil {
 			return nil, err
 		}
 		return nil, s.add(header.Network, network)
@@ -268,11 +244,11 @@ func (s *server) forward(r io.Reader, h *head) error {
 	}
 	pixels := width * height
 	constants := h.floats - 2*pixels
-	if constants < 0 || constants > n.net.Constants {
+	if constants < 0 || constants > constantsOf(n.graph) {
 		return broken("an image of %d×%d in %d floats", width, height, h.floats)
 	}
 	trace := h.kind == kindTrace
-	if trace && traced(n.net, width, height) > maxFloats {
+	if trace && traced(n.graph, width, height) > maxFloats {
 		return broken("a trace of %d×%d", width, height)
 	}
 	in, out := buffers.Get().(*buffer), buffers.Get().(*buffer)
@@ -297,10 +273,10 @@ func (s *server) forward(r io.Reader, h *head) error {
 }
 
 // traced is the length of what Trace gives: the output and every layer.
-func traced(n *kernels.Net, width, height int) int {
+func traced(g *kernels.Graph, width, height int) int {
 	channels := 0
-	for i := range n.Layers {
-		channels += n.Layers[i].Out
+	for i := range g.Nodes[1:] {
+		channels += g.Nodes[1+i].Channels
 	}
 	return width*height + channels*((width+1)/2)*((height+1)/2)
 }

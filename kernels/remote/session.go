@@ -235,7 +235,7 @@ type request struct {
 // String names the request for errors.
 func (r *request) String() string {
 	switch h := r.header.(type) {
-	case netHeader, graphHeader:
+	case graphHeader:
 		return "a network"
 	case imageHeader:
 		return fmt.Sprintf("a slice of %d×%d", h.Width, h.Height)

@@ -29,23 +29,26 @@ func DecodeGraph(f *safetensors.File) (*kernels.Graph, [][]float32, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	params, err := parameters(f, g)
+	return g, params, err
+}
+
+// parameters returns those of a graph, of a file that holds nothing else.
+func parameters(f *safetensors.File, g *kernels.Graph) ([][]float32, error) {
 	params := make([][]float32, len(g.Params))
 	for i := range g.Params {
 		p := &g.Params[i]
 		t, ok := f.Tensors[p.Name]
 		if !ok || !shaped(t, p.Shape...) {
-			return nil, nil, fmt.Errorf("weights %q have shape %v, want %v", p.Name, t.Shape, p.Shape)
+			return nil, fmt.Errorf("weights %q have shape %v, want %v", p.Name, t.Shape, p.Shape)
 		}
 		params[i] = t.Data
 	}
 	if len(f.Tensors) != len(params) {
-		return nil, nil, fmt.Errorf("weights hold %d tensors, of which the network %.60q uses %d", len(f.Tensors),
+		return nil, fmt.Errorf("weights hold %d tensors, of which the network %.60q uses %d", len(f.Tensors),
 			f.Metadata["format"], len(params))
 	}
-	if err := g.CheckParams(params); err != nil {
-		return nil, nil, err
-	}
-	return g, params, nil
+	return params, g.CheckParams(params)
 }
 
 // graphOf returns the graph of an architecture that a weights file names.

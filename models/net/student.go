@@ -22,16 +22,12 @@ import (
 // extended by repeating the last row or column and cropped again.
 // A Student never changes and is safe for concurrent use.
 type Student struct {
-	head   kernels.Conv
-	blocks []studentBlock
-	tail   kernels.Conv
-
+	graph     *kernels.Graph
+	params    [][]float32
+	blocks    int
 	constants int // of the head: how much of Told it is told
 	network   kernels.Network
 }
-
-// studentBlock is h + b(relu(a(h))).
-type studentBlock struct{ a, b kernels.Conv }
 
 // StudentFormat is the metadata "format" of the weights files of a Student.
 const StudentFormat = "denoised-student-v3"
@@ -47,68 +43,41 @@ const maxBlocks = 128
 // [out, in, 3, 3] and .bias [out], and nothing else; the number of channels
 // and of blocks is whatever it holds.
 func NewStudent(f *safetensors.File, backend kernels.Backend) (*Student, error) {
-	s := new(Student)
+	s, err := studentOf(f)
+	if err != nil {
+		return nil, err
+	}
+	s.network, err = backend.Load(s.graph, s.params)
+	return s, err
+}
+
+// studentOf is NewStudent without a backend.
+func studentOf(f *safetensors.File) (*Student, error) {
 	told, ok := studentFormats[f.Metadata["format"]]
 	if !ok {
 		return nil, fmt.Errorf("weights are of format %.40q, want %q or an earlier one", f.Metadata["format"],
 			StudentFormat)
 	}
-	s.constants = told
-	used := 0
-	load := func(c *kernels.Conv, name string, in, out int) error {
-		w, b := f.Tensors[name+".weight"], f.Tensors[name+".bias"]
-		if !shaped(w, out, in, 3, 3) || !shaped(b, out) {
-			return fmt.Errorf("weights %q have shapes %v and %v, want [%d %d 3 3] and [%d]", name, w.Shape, b.Shape, out, in, out)
-		}
-		*c = kernels.Conv{In: in, Out: out, Weights: w.Data, Bias: b.Data}
-		used += 2
-		return nil
-	}
-
 	bias := f.Tensors["head.bias"]
 	if len(bias.Shape) != 1 || bias.Shape[0] < 1 || bias.Shape[0] > kernels.MaxChannels {
-		return nil, fmt.Errorf("weights \"head.bias\" have shape %v, want one dimension of 1 to %d", bias.Shape, kernels.MaxChannels)
+		return nil, fmt.Errorf("weights \"head.bias\" have shape %v, want one dimension of 1 to %d", bias.Shape,
+			kernels.MaxChannels)
 	}
-	channels := bias.Shape[0]
-	if err := load(&s.head, "head", kernels.NetIn+s.constants, channels); err != nil {
-		return nil, err
-	}
-	for i := range maxBlocks {
-		name := "blocks." + strconv.Itoa(i)
-		if _, ok := f.Tensors[name+".a.weight"]; !ok {
+	s := &Student{constants: told}
+	for s.blocks < maxBlocks {
+		if _, ok := f.Tensors["blocks."+strconv.Itoa(s.blocks)+".a.weight"]; !ok {
 			break
 		}
-		var blk studentBlock
-		if err := load(&blk.a, name+".a", channels, channels); err != nil {
-			return nil, err
-		}
-		if err := load(&blk.b, name+".b", channels, channels); err != nil {
-			return nil, err
-		}
-		blk.a.ReLU = true
-		s.blocks = append(s.blocks, blk)
+		s.blocks++
 	}
-	if err := load(&s.tail, "tail", channels, kernels.NetOut); err != nil {
-		return nil, err
-	}
-	if used != len(f.Tensors) {
-		return nil, fmt.Errorf("weights hold %d tensors, of which a network of %d blocks uses %d", len(f.Tensors), len(s.blocks), used)
-	}
-
+	s.graph = StudentConfig{Channels: bias.Shape[0], Blocks: s.blocks}.graph(told)
 	var err error
-	s.network, err = backend.Load(s.Net())
+	s.params, err = parameters(f, s.graph)
 	return s, err
 }
 
-// Net describes the network to a backend.
-func (s *Student) Net() *kernels.Net {
-	net := &kernels.Net{Constants: s.constants, Layers: []kernels.Layer{{Conv: s.head}}}
-	for _, blk := range s.blocks {
-		net.Layers = append(net.Layers, kernels.Layer{Conv: blk.a}, kernels.Layer{Conv: blk.b, Skip: 2})
-	}
-	net.Layers = append(net.Layers, kernels.Layer{Conv: s.tail})
-	return net
-}
+// Graph returns the network as backends take it, by kernels.Backend.Load. It may not be changed.
+func (s *Student) Graph() (*kernels.Graph, [][]float32) { return s.graph, s.params }
 
 // Forward denoises one slice on one core. dst, y and sigma are [height, width],
 // row major; dst may be y. The scale of y is that of training: 1 is the 99.9th
@@ -137,10 +106,9 @@ func (s *Student) Activations(y, sigma []float32, width, height int) (map[string
 
 // Parameters returns the number of weights and biases.
 func (s *Student) Parameters() int {
-	net := s.Net()
 	n := 0
-	for i := range net.Layers {
-		n += len(net.Layers[i].Weights) + len(net.Layers[i].Bias)
+	for _, p := range s.params {
+		n += len(p)
 	}
 	return n
 }
@@ -160,12 +128,15 @@ func shaped(t safetensors.Tensor, want ...int) bool {
 // StudentConfig is the size of a Student.
 type StudentConfig struct{ Channels, Blocks int }
 
-// Graph returns the network of a Student for training, at half resolution: input 0
-// is what the head sees [H/2, W/2, StudentIn], the output is the noise [H/2, W/2, 4], both
+// Graph returns the network of a Student at half resolution: input 0 is what the head
+// sees [H/2, W/2, StudentIn], the output is the noise [H/2, W/2, 4], both
 // pixel-unshuffled. The names of its parameters are those of a weights file.
-func (c StudentConfig) Graph() *kernels.Graph {
+func (c StudentConfig) Graph() *kernels.Graph { return c.graph(len(Told{})) }
+
+// graph is Graph for a head that is told so many constants.
+func (c StudentConfig) graph(told int) *kernels.Graph {
 	g := new(kernels.Graph)
-	h := g.Conv(kernels.Conv3("head", c.Channels, kernels.Linear), g.Input(StudentIn))
+	h := g.Conv(kernels.Conv3("head", c.Channels, kernels.Linear), g.Input(kernels.NetIn+told))
 	for i := range c.Blocks {
 		name := "blocks." + strconv.Itoa(i)
 		a := g.Conv(kernels.Conv3(name+".a", c.Channels, kernels.ReLU), h)
@@ -195,20 +166,9 @@ func StudentGraph(f *safetensors.File) (*kernels.Graph, [][]float32, error) {
 	if got := f.Metadata["format"]; got != StudentFormat {
 		return nil, nil, fmt.Errorf("weights are of format %.40q, want %q", got, StudentFormat)
 	}
-	c := StudentConfig{Channels: len(f.Tensors["head.bias"].Data)}
-	for c.Blocks < maxBlocks && f.Tensors["blocks."+strconv.Itoa(c.Blocks)+".a.bias"].Data != nil {
-		c.Blocks++
+	s, err := studentOf(f)
+	if err != nil {
+		return nil, nil, err
 	}
-	if c.Channels < 1 || c.Channels > kernels.MaxChannels {
-		return nil, nil, fmt.Errorf("weights \"head.bias\" have %d values, want 1 to %d", c.Channels, kernels.MaxChannels)
-	}
-	g := c.Graph()
-	params := make([][]float32, len(g.Params))
-	for i := range g.Params {
-		params[i] = f.Tensors[g.Params[i].Name].Data
-	}
-	if len(f.Tensors) != len(params) {
-		return nil, nil, fmt.Errorf("weights hold %d tensors, of which a student uses %d", len(f.Tensors), len(params))
-	}
-	return g, params, g.CheckParams(params)
+	return s.graph, s.params, nil
 }

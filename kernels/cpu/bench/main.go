@@ -25,6 +25,7 @@ import (
 
 	"github.com/diffdenoise/denoised/kernels"
 	"github.com/diffdenoise/denoised/kernels/cpu"
+	"github.com/diffdenoise/denoised/kernels/internal/chain"
 	"github.com/diffdenoise/denoised/kernels/kernelstest"
 )
 
@@ -127,12 +128,12 @@ func (b *bench) image() (y, sigma []float32) {
 	return y, sigma
 }
 
-func (b *bench) compare(net *kernels.Net, y, sigma []float32) (string, error) {
+func (b *bench) compare(net *chain.Net, y, sigma []float32) (string, error) {
 	exact, err := cpu.New(cpu.Go)
 	if err != nil {
 		return "", err
 	}
-	loaded, err := exact.Load(net)
+	loaded, err := exact.Load(net.Graph())
 	if err != nil {
 		return "", err
 	}
@@ -189,7 +190,7 @@ func (b *bench) compare(net *kernels.Net, y, sigma []float32) (string, error) {
 }
 
 // ours are the instruction sets of this machine.
-func (b *bench) ours(net *kernels.Net, y, sigma []float32) (list []*candidate, err error) {
+func (b *bench) ours(net *chain.Net, y, sigma []float32) (list []*candidate, err error) {
 	for _, name := range cpu.ISAs() {
 		if name == cpu.Go {
 			continue
@@ -198,7 +199,7 @@ func (b *bench) ours(net *kernels.Net, y, sigma []float32) (list []*candidate, e
 		if err != nil {
 			return nil, err
 		}
-		n, err := backend.Load(net)
+		n, err := backend.Load(net.Graph())
 		if err != nil {
 			return nil, err
 		}
@@ -223,7 +224,7 @@ func (b *bench) ours(net *kernels.Net, y, sigma []float32) (list []*candidate, e
 }
 
 // peers are ONNX Runtime and PyTorch.
-func (b *bench) peers(net *kernels.Net, extents []extent) (list []*candidate, err error) {
+func (b *bench) peers(net *chain.Net, extents []extent) (list []*candidate, err error) {
 	type layer struct {
 		In   int  `json:"in"`
 		Out  int  `json:"out"`

@@ -8,6 +8,7 @@ import (
 	"math"
 
 	"github.com/diffdenoise/denoised/kernels"
+	"github.com/diffdenoise/denoised/kernels/internal/chain"
 )
 
 // message is a protobuf message in the making (protobuf.dev/programming-guides/encoding).
@@ -145,7 +146,7 @@ func (g *model) quantized(x string, e extent) (string, float32) {
 // sigma, output out. With extents, of the input of each layer and of the output of the
 // last one, every convolution is of bytes: QuantizeLinear and DequantizeLinear around
 // it, weights by output channel, as static quantization makes it.
-func onnx(net *kernels.Net, size int64, extents []extent) []byte {
+func onnx(net *chain.Net, size int64, extents []extent) []byte {
 	g := new(model)
 	g.graph.text(2, "network")
 	g.value(11, "y", 1, 1, size, size)
