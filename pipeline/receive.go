@@ -79,21 +79,26 @@ func (p *Pipeline) Receive(ctx context.Context, in Incoming, r io.Reader) error 
 // Import takes a Part-10 file, as from a hot folder. nil is the same promise as
 // that of Receive: the file may be removed.
 func (p *Pipeline) Import(ctx context.Context, path string, q Quality) error {
-	if !q.valid() {
-		return fmt.Errorf("import: quality %q, need off, fast or high", q)
-	}
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
 	defer f.Close()
+	return p.ImportFile(ctx, f, q)
+}
+
+// ImportFile is Import of a file that the caller has opened, and closes.
+func (p *Pipeline) ImportFile(ctx context.Context, f *os.File, q Quality) error {
+	if !q.valid() {
+		return fmt.Errorf("import: quality %q, need off, fast or high", q)
+	}
 	st, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
 	in, off, err := fileMeta(f, st.Size())
 	if err != nil {
-		return fmt.Errorf("import %s: %w", path, err)
+		return fmt.Errorf("import %s: %w", f.Name(), err)
 	}
 	in.RemoteHost = "import"
 	return p.receive(ctx, p.cfg.Load(), in, q, io.NewSectionReader(f, off, st.Size()-off))
