@@ -41,6 +41,7 @@ type Pipeline struct {
 	adapted adapted    // what its networks are adapted to
 	flagMu  sync.Mutex // flags are set one at a time, so that file and row agree
 
+	refused atomic.Int64 // images in a row that could not be stored, for no fault of the sender
 	running atomic.Bool
 	closed  sync.Once
 	stuck   sync.WaitGroup // abandoned denoiser calls

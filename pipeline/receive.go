@@ -149,15 +149,20 @@ func validUID(s string) bool {
 
 func (p *Pipeline) receive(ctx context.Context, cfg *config, in Incoming, asked Quality, r io.Reader) (err error) {
 	start := time.Now()
+	own := false // an error is not of the sender's making
 	defer func() {
 		if err != nil {
 			p.met.receiveFailed(err)
+			if own && ctx.Err() == nil {
+				p.refused.Add(1)
+			}
 			// The peer goes on sending; what it sends must be read to keep the association.
 			if ctx.Err() == nil {
 				_, _ = io.Copy(io.Discard, r)
 			}
 			return
 		}
+		p.refused.Store(0)
 		p.met.receiveSeconds.Observe(time.Since(start).Seconds())
 	}()
 	for _, uid := range []string{in.SOPClassUID, in.SOPInstanceUID, in.TransferSyntaxUID} {
@@ -179,6 +184,7 @@ func (p *Pipeline) receive(ctx context.Context, cfg *config, in Incoming, asked 
 	go func() { synced <- t.Sync(rec) }()
 	f := p.inspect(cfg, in, asked, t, t.Offset()+t.Size())
 	if err := <-synced; err != nil {
+		own = true
 		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, err)
 	}
 	if f.mismatch != nil {
@@ -186,12 +192,14 @@ func (p *Pipeline) receive(ctx context.Context, cfg *config, in Incoming, asked 
 	}
 	name := spool.FileName(spool.Original, f.series.Key, in.SOPInstanceUID, p.store.Salt())
 	if err := t.Publish(name); err != nil {
+		own = true
 		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, err)
 	}
 	row := spool.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
 		Received: now, Number: f.number, Frames: f.frames, Quality: string(f.decision.quality), Channel: f.decision.channel, Rule: f.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, f)
 	if err := p.record(ctx, cfg, in, f, row); err != nil {
+		own = true
 		return fmt.Errorf("receive %s: %w", in.SOPInstanceUID, err)
 	}
 	return nil
