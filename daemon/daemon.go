@@ -272,7 +272,7 @@ func (d *Daemon) start(ctx context.Context, started func(string, func(context.Co
 	started("pipeline", d.background("pipeline", func(ctx context.Context) error { return d.pipe.Run(ctx) }))
 	d.startDICOM(cfg, started)
 
-	d.hot = newHotFolders(d.pipe.Import, func() bool { return d.pipe.Check().OK }, d.log.Named("watch"), d.settle)
+	d.hot = newHotFolders(d.pipe.ImportFile, func() bool { return d.pipe.Check().OK }, d.log.Named("watch"), d.settle)
 	d.hot.configure(cfg.Watch)
 	started("watch", d.background("watch", d.hot.run))
 	if cfg.Path != "" {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -34,8 +35,12 @@ const hotSweep = 10 * time.Second
 // nothing: copying programs set it as they like, some before the last byte, and
 // the clock of a file server may be another. Names that start with a dot or end in .tmp, .part or .partial
 // are left alone: writers who rename at the end are never misunderstood.
+//
+// Others can write to these folders. Everything below one goes through an os.Root,
+// so that no link leads out of it; links and special files are not taken, and
+// nothing that is there is replaced.
 type hotFolders struct {
-	imp    func(ctx context.Context, path string, q pipeline.Quality) error
+	imp    func(ctx context.Context, f *os.File, q pipeline.Quality) error
 	sound  func() bool // spool and journal work: a failed import is the file's fault
 	log    *zap.Logger
 	settle time.Duration
@@ -45,7 +50,7 @@ type hotFolders struct {
 	folders []WatchFolder
 }
 
-func newHotFolders(imp func(context.Context, string, pipeline.Quality) error, sound func() bool, log *zap.Logger, settle time.Duration) *hotFolders {
+func newHotFolders(imp func(context.Context, *os.File, pipeline.Quality) error, sound func() bool, log *zap.Logger, settle time.Duration) *hotFolders {
 	return &hotFolders{imp: imp, sound: sound, log: log, settle: settle, wake: make(chan struct{}, 1)}
 }
 
@@ -146,7 +151,7 @@ const maxInHand = 10000
 // look again.
 func (h *hotFolders) sweep(ctx context.Context, f WatchFolder, seen map[string]*candidate, here, missing map[string]bool) (next time.Time) {
 	next = time.Now().Add(hotSweep)
-	entries, err := os.ReadDir(f.Dir)
+	root, entries, err := openFolder(f.Dir)
 	if err != nil {
 		if !missing[f.Dir] {
 			missing[f.Dir] = true
@@ -158,6 +163,7 @@ func (h *hotFolders) sweep(ctx context.Context, f WatchFolder, seen map[string]*
 		delete(missing, f.Dir)
 		h.log.Info("hot folder is there again", zap.String("dir", f.Dir))
 	}
+	defer root.Close()
 	imported := 0
 	for _, e := range entries {
 		if ctx.Err() != nil {
@@ -167,9 +173,9 @@ func (h *hotFolders) sweep(ctx context.Context, f WatchFolder, seen map[string]*
 		if !e.Type().IsRegular() || temporary(e.Name()) {
 			continue
 		}
-		info, err := e.Info()
-		if err != nil {
-			continue // gone meanwhile
+		info, err := root.Lstat(e.Name())
+		if err != nil || !info.Mode().IsRegular() {
+			continue // gone or turned meanwhile
 		}
 		path := filepath.Join(f.Dir, e.Name())
 		now := time.Now()
@@ -192,7 +198,7 @@ func (h *hotFolders) sweep(ctx context.Context, f WatchFolder, seen map[string]*
 			}
 			continue
 		}
-		switch done, err := h.take(ctx, path, f.Quality, info); {
+		switch done, err := h.take(ctx, root, e.Name(), f.Quality, info); {
 		case done:
 			delete(seen, path)
 			if err == nil {
@@ -224,23 +230,39 @@ func temporary(name string) bool {
 	return false
 }
 
+// openFolder opens a hot folder and lists it.
+func openFolder(dir string) (*os.Root, []fs.DirEntry, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	entries, err := fs.ReadDir(root.FS(), ".")
+	if err != nil {
+		root.Close()
+		return nil, nil, err
+	}
+	return root, entries, nil
+}
+
+// errChanged: what was imported must be what is removed.
+var errChanged = errors.New("it was changed during the import")
+
 // take imports one file and removes it. done: the file is not in the folder any
 // more, imported or, with an error, rejected. Else the error is a passing reason.
-func (h *hotFolders) take(ctx context.Context, path string, q pipeline.Quality, info fs.FileInfo) (done bool, err error) {
-	err = h.imp(ctx, path, q)
+func (h *hotFolders) take(ctx context.Context, root *os.Root, name string, q pipeline.Quality, info fs.FileInfo) (done bool, err error) {
+	err = h.importFile(ctx, root, name, q, info)
 	var system *fs.PathError // not readable, share gone, too many open files: nothing is wrong with the content
 	switch {
 	case err == nil:
-	case errors.Is(err, pipeline.ErrNoSpace), ctx.Err() != nil, errors.As(err, &system), !h.sound():
+	case errors.Is(err, pipeline.ErrNoSpace), ctx.Err() != nil, errors.As(err, &system), errors.Is(err, errChanged), !h.sound():
 		return false, err
 	default:
-		if rerr := h.reject(path, err); rerr != nil {
+		if rerr := h.reject(root, name, info, err); rerr != nil {
 			return false, errors.Join(err, rerr)
 		}
 		return true, err
 	}
-	// What was imported must be what is removed.
-	now, err := os.Lstat(path)
+	now, err := root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil
 	}
@@ -248,41 +270,97 @@ func (h *hotFolders) take(ctx context.Context, path string, q pipeline.Quality, 
 		return false, err
 	}
 	if !os.SameFile(info, now) || now.Size() != info.Size() || !now.ModTime().Equal(info.ModTime()) {
-		return false, errors.New("it was changed during the import")
+		return false, errChanged
 	}
-	if err := os.Remove(path); err != nil {
+	if err := root.Remove(name); err != nil {
 		return false, fmt.Errorf("imported, but not removed: %w", err)
 	}
 	return true, nil
 }
 
-// reject moves a file aside, with the reason in a file beside it.
-func (h *hotFolders) reject(path string, why error) error {
-	dir := filepath.Join(filepath.Dir(path), rejectedFolder)
-	if err := os.Mkdir(dir, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
+// importFile opens the file that info is of, without waiting should a pipe or a
+// device have taken its name, and imports it.
+func (h *hotFolders) importFile(ctx context.Context, root *os.Root, name string, q pipeline.Quality, info fs.FileInfo) error {
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	now, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(info, now) {
+		return errChanged
+	}
+	return h.imp(ctx, f, q)
+}
+
+// reject moves a file aside, with the reason in a file beside it. Nothing in the
+// folder for rejected files is replaced.
+func (h *hotFolders) reject(root *os.Root, name string, info fs.FileInfo, why error) error {
+	if err := root.Mkdir(rejectedFolder, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make folder for rejected files: %w", err)
 	}
-	target := filepath.Join(dir, filepath.Base(path))
+	if st, err := root.Lstat(rejectedFolder); err != nil || !st.IsDir() {
+		return errors.Join(fmt.Errorf("%q in the hot folder is a link or a file, need a folder: remove it", rejectedFolder), err)
+	}
+	base := name[:min(len(name), 200)] // leaves room for what is added
+	target := filepath.Join(rejectedFolder, base)
 	for n := 1; ; n++ {
-		// The reason is made first, and only if there is none: it reserves the name.
-		f, err := os.OpenFile(target+".reason.txt", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+		err := h.rejectAs(root, name, target, info, why)
 		if errors.Is(err, fs.ErrExist) && n < 1000 {
-			target = filepath.Join(dir, fmt.Sprintf("%s.%d", filepath.Base(path), n))
+			target = filepath.Join(rejectedFolder, fmt.Sprintf("%s.%d", base, n))
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("write the reason: %w", err)
-		}
-		_, err = fmt.Fprintf(f, "%s\n%v\n", time.Now().UTC().Format(time.RFC3339), why)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return fmt.Errorf("write the reason: %w", err)
+			return err
 		}
 		break
 	}
-	if err := os.Rename(path, target); err != nil {
-		return errors.Join(fmt.Errorf("move a file to %s: %w", rejectedFolder, err), os.Remove(target+".reason.txt"))
+	path := filepath.Join(root.Name(), name)
+	h.log.Warn("file rejected", zap.String("file", fileLabel(filepath.Join(root.Name(), target))), zap.Error(scrub(why, path)))
+	return nil
+}
+
+// rejectAs moves a file to target. The error wraps fs.ErrExist if target or its
+// reason is there; then, as after any other error, nothing has changed.
+func (h *hotFolders) rejectAs(root *os.Root, name, target string, info fs.FileInfo, why error) (err error) {
+	// The reason is made first, and only if there is none: it reserves the name.
+	reason := target + ".reason.txt"
+	f, err := root.OpenFile(reason, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return fmt.Errorf("write the reason: %w", err)
 	}
-	h.log.Warn("file rejected", zap.String("file", fileLabel(target)), zap.Error(scrub(why, path)))
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, root.Remove(reason))
+		}
+	}()
+	_, err = fmt.Fprintf(f, "%s\n%v\n", time.Now().UTC().Format(time.RFC3339), why)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write the reason: %w", err)
+	}
+	if now, err := root.Lstat(name); err != nil || !os.SameFile(info, now) {
+		return errors.Join(errChanged, err)
+	}
+	// A link fails where a rename would replace.
+	switch err := root.Link(name, target); {
+	case err == nil:
+		if err := root.Remove(name); err != nil {
+			return errors.Join(fmt.Errorf("move a file to %s: %w", rejectedFolder, err), root.Remove(target))
+		}
+		return nil
+	case errors.Is(err, fs.ErrExist):
+		return err
+	}
+	// A file system without hard links, as many shares are.
+	if _, err := root.Lstat(target); !errors.Is(err, fs.ErrNotExist) {
+		return fs.ErrExist
+	}
+	if err := root.Rename(name, target); err != nil {
+		return fmt.Errorf("move a file to %s: %w", rejectedFolder, err)
+	}
 	return nil
 }
 

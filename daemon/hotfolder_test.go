@@ -114,14 +114,14 @@ type importer struct {
 	fail  error
 }
 
-func (i *importer) imp(_ context.Context, path string, _ pipeline.Quality) error {
+func (i *importer) imp(_ context.Context, f *os.File, _ pipeline.Quality) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	st, err := os.Stat(path)
+	st, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	name := filepath.Base(path)
+	name := filepath.Base(f.Name())
 	i.sizes[name] = append(i.sizes[name], st.Size())
 	return i.fail
 }

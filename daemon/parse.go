@@ -140,6 +140,9 @@ func parseConfig(path string, text []byte) (*Config, error) {
 		if v.reference > 0 {
 			return nil, &ConfigError{File: path, Line: v.reference, Problem: "anchors and aliases (& and *) are not read", Fix: "write the value out"}
 		}
+		if err := checkKeys(path, docs[0].Body); err != nil {
+			return nil, err
+		}
 		if err := yaml.NodeToValue(docs[0].Body, &f, yaml.Strict()); err != nil {
 			return nil, syntaxError(path, tree, err)
 		}

@@ -28,6 +28,10 @@ type Health struct {
 	Breakers map[string]string      `json:"breakers"`         // by destination
 }
 
+// maxRefused is how many images in a row may fail to be stored, for no fault of the
+// sender, before Check says so. The next one that is stored ends it.
+const maxRefused = 3
+
 // Check writes to the spool and the journal and looks at disk and queues. It
 // takes a few milliseconds.
 func (p *Pipeline) Check() Health {
@@ -46,6 +50,9 @@ func (p *Pipeline) Check() Health {
 	bad(err)
 	bad(p.store.Probe())
 	bad(p.jrnl.Writable())
+	if n := p.receiver.refused.Load(); n >= maxRefused {
+		bad(fmt.Errorf("the last %d images could not be stored", n))
+	}
 	if err == nil && h.DiskUsed > cfg.DiskWarn {
 		h.Problems = append(h.Problems, fmt.Sprintf("disk is %.0f %% full, images are refused above %.0f %%",
 			100*h.DiskUsed, 100*cfg.DiskRefuse))

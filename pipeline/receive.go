@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -75,6 +76,7 @@ type receiver struct {
 	series     *seriesClock
 	fast, high *lane
 	forward    *forwarders
+	refused    atomic.Int64 // images in a row that could not be stored, for no fault of the sender
 }
 
 // Receive stores one data set. Its nil is a promise: file, folder entry and
@@ -97,21 +99,26 @@ func (p *Pipeline) Receive(ctx context.Context, in Incoming, r io.Reader) error 
 // Import takes a Part-10 file, as from a hot folder. nil is the same promise as
 // that of Receive: the file may be removed.
 func (p *Pipeline) Import(ctx context.Context, path string, q Quality) error {
-	if !q.Valid() {
-		return fmt.Errorf("import: quality %q, need off, fast or high", q)
-	}
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
 	defer f.Close()
+	return p.ImportFile(ctx, f, q)
+}
+
+// ImportFile is Import of a file that the caller has opened, and closes.
+func (p *Pipeline) ImportFile(ctx context.Context, f *os.File, q Quality) error {
+	if !q.Valid() {
+		return fmt.Errorf("import: quality %q, need off, fast or high", q)
+	}
 	st, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
 	in, off, err := fileMeta(f, st.Size())
 	if err != nil {
-		return fmt.Errorf("import %s: %w", path, err)
+		return fmt.Errorf("import %s: %w", f.Name(), err)
 	}
 	in.RemoteHost = "import"
 	return p.receiver.receive(ctx, p.cfg.Load(), in, q, io.NewSectionReader(f, off, st.Size()-off))
@@ -162,15 +169,20 @@ func validUID(s string) bool {
 
 func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked Quality, r io.Reader) (err error) {
 	start := time.Now()
+	own := false // an error is not of the sender's making
 	defer func() {
 		if err != nil {
 			p.met.receiveFailed(err)
+			if own && ctx.Err() == nil {
+				p.refused.Add(1)
+			}
 			// The peer goes on sending; what it sends must be read to keep the association.
 			if ctx.Err() == nil {
 				_, _ = io.Copy(io.Discard, r)
 			}
 			return
 		}
+		p.refused.Store(0)
 		p.met.receiveSeconds.Observe(time.Since(start).Seconds())
 	}()
 	for _, uid := range []string{in.SOPClassUID, in.SOPInstanceUID, in.TransferSyntaxUID} {
@@ -192,6 +204,7 @@ func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked 
 	go func() { synced <- t.Sync(rec) }()
 	f := p.inspect(cfg, in, asked, t, t.Offset()+t.Size())
 	if err := <-synced; err != nil {
+		own = true
 		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
 	if f.mismatch != nil {
@@ -199,12 +212,14 @@ func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked 
 	}
 	name := spool.FileName(spool.Original, f.series.Key, in.SOPInstanceUID, p.store.Salt())
 	if err := t.Publish(name); err != nil {
+		own = true
 		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
 	row := journal.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
 		Received: now, Number: f.number, Frames: f.frames, Quality: f.decision.quality, Channel: f.decision.channel, Rule: f.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, f)
 	if err := p.record(ctx, cfg, in, f, row); err != nil {
+		own = true
 		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
 	return nil

@@ -652,7 +652,8 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Probe writes, syncs and removes a small file.
+// Probe writes, syncs, renames and removes a small file. What it leaves behind
+// when it fails is removed at the next start.
 func (s *Store) Probe() error {
 	if err := s.space(0); err != nil {
 		return err
@@ -663,7 +664,13 @@ func (s *Store) Probe() error {
 		return fmt.Errorf("write to spool: %w", err)
 	}
 	_, err = f.Write([]byte("ok"))
-	err = errors.Join(err, f.Sync(), f.Close(), s.fs.Remove(name))
+	err = errors.Join(err, f.Sync(), f.Close())
+	named := name + ".named"
+	if rerr := s.fs.Rename(name, named); rerr != nil {
+		err = errors.Join(err, rerr, s.fs.Remove(name))
+	} else {
+		err = errors.Join(err, s.fs.SyncDir(tmpDir), s.fs.Remove(named))
+	}
 	if err != nil {
 		return fmt.Errorf("write to spool: %w", err)
 	}
