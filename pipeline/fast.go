@@ -14,7 +14,7 @@ import (
 // fastLane denoises slices as they arrive, one on each core, by the student. What it has in hand it finishes.
 func fastLane(s *shared) *lane {
 	l := &lane{shared: s, quality: Fast, event: EventSlice, counts: s.met.slices, seconds: s.met.sliceSeconds,
-		waitsForRoom: true, wake: newSignal(), hand: map[int64]*inHand{}}
+		wake: newSignal(), hand: map[int64]*inHand{}}
 	l.able = func(cfg *config) bool { return cfg.Denoiser != nil }
 	l.workers = func(cfg *config) int { return cfg.Workers }
 	l.plan = l.planFast

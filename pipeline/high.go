@@ -21,7 +21,7 @@ import (
 // while the fast lane has work. It can only be late: what it has in hand at a stop the next process begins again.
 func highLane(s *shared, before *lane) *lane {
 	l := &lane{shared: s, quality: High, before: before, event: EventHigh, counts: s.met.highSlices,
-		seconds: s.met.highSeconds, drops: true, waitsForRoom: true, patience: abandonAfter,
+		seconds: s.met.highSeconds, drops: true, patience: abandonAfter,
 		wake: newSignal(), hand: map[int64]*inHand{}}
 	l.able = func(cfg *config) bool { return cfg.highDenoiser("") != nil }
 	l.workers = func(*config) int { return 1 }

@@ -42,8 +42,6 @@ type lane struct {
 	seconds *prometheus.HistogramVec
 	// drops: what is in hand is dropped when the process stops or a flag calls it off; else it is finished.
 	drops bool
-	// waitsForRoom: a full disk is no failure of the slice.
-	waitsForRoom bool
 	// patience is how long a call whose context has ended is waited for.
 	patience time.Duration
 
@@ -306,7 +304,7 @@ func (l *lane) slice(ctx context.Context, s journal.Slice) {
 		log.Error("slice not recorded", zap.Error(err))
 		wait(ctx, l.clock, firstPause, nil)
 		return
-	case l.waitsForRoom && errors.Is(err, spool.ErrNoSpace): // no fault of the image's
+	case errors.Is(err, spool.ErrNoSpace): // no fault of the image's
 		log.Error("lane waits for room on the disk", zap.Error(err))
 		wait(ctx, l.clock, time.Minute, nil)
 		return

@@ -12,6 +12,8 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+
+	"github.com/diffdenoise/denoised/pipeline"
 )
 
 func main() { os.Exit(realMain()) }
@@ -30,6 +32,7 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitNewer  = 78 // EX_CONFIG of sysexits.h: starting again does not help, and systemd does not
 )
 
 // run runs one command line and returns the exit code. Errors are one line on
@@ -58,6 +61,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	case errors.As(err, &quiet):
 	default:
 		fmt.Fprintf(errOut, mark+"denoised: %v\n", text)
+	}
+	if errors.Is(err, pipeline.ErrNewerJournal) {
+		return exitNewer
 	}
 	return exitFailed
 }
