@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -77,6 +78,16 @@ func (p *Pipeline) Check() Health {
 			h.Problems = append(h.Problems, fmt.Sprintf("%d images wait for destination %s, which is not configured",
 				q.Waiting, name))
 		}
+	}
+	stuck, err := p.jrnl.Stuck(ctx)
+	bad(err)
+	for _, name := range slices.Sorted(maps.Keys(stuck.Refused)) {
+		h.Problems = append(h.Problems, fmt.Sprintf("%d images will not be sent to destination %s, which refused them, or whose "+
+			"files are damaged: once the reason is mended, denoised retry SERIES sends them again", stuck.Refused[name], name))
+	}
+	if stuck.Conflict > 0 {
+		h.Problems = append(h.Problems, fmt.Sprintf("%d images came with other bytes under a UID that is here already: they are kept "+
+			"and not sent", stuck.Conflict))
 	}
 	for _, d := range cfg.Destinations {
 		if s := p.forward.state(d.Name); s != "" {

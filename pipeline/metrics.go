@@ -137,13 +137,14 @@ var (
 	descAge     = prometheus.NewDesc("denoised_oldest_job_age_seconds", "Age of the oldest waiting image.", []string{"lane"}, nil)
 	descSeries  = prometheus.NewDesc("denoised_series_state", "Series by state.", []string{"state"}, nil)
 	descFree    = prometheus.NewDesc("denoised_spool_free_ratio", "Free part of the disk that holds the spool.", nil, nil)
+	descStuck   = prometheus.NewDesc("denoised_stuck_images", "Images that only a person can move on: refused or damaged, by destination; in conflict.", []string{"why", "dest"}, nil)
 	descBreaker = prometheus.NewDesc("denoised_forward_breaker_open", "1 while a destination is not being asked.", []string{"dest"}, nil)
 	descBytes   = prometheus.NewDesc("denoised_spool_bytes", "Bytes of data sets in the spool.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descDepth, descAge, descSeries, descFree, descBreaker, descBytes} {
+	for _, d := range []*prometheus.Desc{descDepth, descAge, descSeries, descFree, descBreaker, descBytes, descStuck} {
 		c <- d
 	}
 }
@@ -177,6 +178,17 @@ func (g *gauges) Collect(c chan<- prometheus.Metric) {
 	if states, err := p.jrnl.SeriesStates(ctx); err == nil {
 		for _, s := range []state.Series{state.SeriesReceiving, state.SeriesComplete, state.SeriesIncomplete} {
 			put(descSeries, float64(states[s]), string(s))
+		}
+	}
+	if stuck, err := p.jrnl.Stuck(ctx); err == nil {
+		put(descStuck, float64(stuck.Conflict), "conflict", "")
+		for _, d := range cfg.Destinations {
+			if stuck.Refused[d.Name] == 0 {
+				put(descStuck, 0, "refused", d.Name)
+			}
+		}
+		for name, n := range stuck.Refused {
+			put(descStuck, float64(n), "refused", name)
 		}
 	}
 	if n, err := g.spoolBytes(ctx); err == nil {

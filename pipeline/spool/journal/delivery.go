@@ -182,3 +182,34 @@ func (j *Journal) SeriesDeliveries(ctx context.Context, series int64, n int) ([]
 			return d, err
 		})
 }
+
+// Stuck are the images that only a person can move on: their originals stay in the spool.
+type Stuck struct {
+	Refused  map[string]int64 // deliveries that ended as refused or damaged, by destination
+	Conflict int64            // originals of which other bytes under the same UID were there before
+}
+
+// Stuck counts what is stuck.
+func (j *Journal) Stuck(ctx context.Context) (Stuck, error) {
+	s := Stuck{Refused: map[string]int64{}}
+	rows, err := j.db.QueryContext(ctx, `SELECT dest, count(*) FROM delivery INDEXED BY delivery_refused
+			WHERE state IN ('refused','damaged') GROUP BY dest
+		UNION ALL SELECT '', count(*) FROM instance INDEXED BY instance_conflict WHERE stage='conflict' AND gone=0`)
+	if err != nil {
+		return s, journalErr("count what is stuck", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var dest string
+		var n int64
+		if err := rows.Scan(&dest, &n); err != nil {
+			return s, journalErr("count what is stuck", err)
+		}
+		if dest == "" {
+			s.Conflict = n
+		} else {
+			s.Refused[dest] = n
+		}
+	}
+	return s, rows.Err()
+}

@@ -63,6 +63,12 @@ var ladder = map[int]func(context.Context, *sql.Tx) error{
 			`ALTER TABLE series ADD COLUMN told TEXT NOT NULL DEFAULT ''`,
 			`ALTER TABLE instance ADD COLUMN told INTEGER NOT NULL DEFAULT 0`)
 	},
+	// What waits for a person is counted every few seconds.
+	4: func(ctx context.Context, t *sql.Tx) error {
+		return run(ctx, t,
+			`CREATE INDEX delivery_refused ON delivery(dest) WHERE state IN ('refused','damaged')`,
+			`CREATE INDEX instance_conflict ON instance(id) WHERE stage='conflict' AND gone=0`)
+	},
 }
 
 func run(ctx context.Context, t *sql.Tx, queries ...string) error {

@@ -89,7 +89,7 @@ func TestMigrate(t *testing.T) {
 		version int
 		extra   string
 	}{
-		"1": {1, ""}, "2": {2, ""}, "3": {3, ""},
+		"1": {1, ""}, "2": {2, ""}, "3": {3, ""}, "4": {4, ""},
 		"the last of 2": {2, `ALTER TABLE instance ADD COLUMN unwanted INTEGER NOT NULL DEFAULT 0`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,7 +2,7 @@ package journal
 
 // SchemaVersion is the version of the schema, stored in user_version. A journal of an earlier version climbs the
 // ladder of migrate.go; whoever changes the schema adds a step to that.
-const SchemaVersion = 4
+const SchemaVersion = 5
 
 // Times are Unix nanoseconds, 0 = never. Words are those of package state.
 const schema = `
@@ -41,6 +41,7 @@ CREATE TABLE instance (
   UNIQUE (series, sop, kind, variant)
 ) STRICT;
 CREATE INDEX instance_queue ON instance(series, id) WHERE stage='queued';
+CREATE INDEX instance_conflict ON instance(id) WHERE stage='conflict' AND gone=0;
 CREATE INDEX instance_kept ON instance(id) WHERE gone=0 AND kind='original';
 CREATE INDEX instance_source ON instance(source) WHERE source>0;
 CREATE TABLE delivery (
@@ -57,6 +58,7 @@ CREATE TABLE delivery (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX delivery_queue ON delivery(dest, ord) WHERE state='queued';
 CREATE INDEX delivery_suspect ON delivery(dest, next_at) WHERE state='queued' AND failures>=2;
+CREATE INDEX delivery_refused ON delivery(dest) WHERE state IN ('refused','damaged');
 CREATE INDEX delivery_series ON delivery(series, dest, state);
 CREATE TABLE flag (                    -- what a person asked for; the file in spool/flag says the same
   key TEXT PRIMARY KEY,                -- series UID, which may not be here yet
