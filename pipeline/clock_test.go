@@ -49,6 +49,20 @@ func (c *fakeClock) After(d time.Duration) (<-chan time.Time, func()) {
 	}
 }
 
+// set sets the clock, forth or back, as a person does it: what is waited for is as far away as before.
+func (c *fakeClock) set(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := now.Sub(c.now)
+	c.now = now
+	timers := c.timers
+	c.timers = map[*fakeTimer]bool{}
+	for t := range timers {
+		t.at = t.at.Add(d)
+		c.timers[t] = true
+	}
+}
+
 // advance moves the clock and fires what is due.
 func (c *fakeClock) advance(d time.Duration) {
 	c.mu.Lock()

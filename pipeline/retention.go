@@ -19,9 +19,15 @@ const (
 // DiskWarn. The row is marked before the file goes, so a crash leaves at most a
 // file that recovery removes.
 func (p *Pipeline) retain(ctx context.Context) {
-	for {
+	for last := p.clock.Now(); ; {
 		cfg := p.cfg.Load()
 		now := p.clock.Now()
+		if now.Round(0).Before(last.Round(0)) { // without the monotonic clock, which never goes back
+			if err := p.bound(ctx, now); err != nil && ctx.Err() == nil {
+				p.log.Error("times after now not set to now", zap.Error(err))
+			}
+		}
+		last = now
 		if len(cfg.Destinations) > 0 {
 			n, err := p.purge(ctx, now.Add(-cfg.AfterForward), nil)
 			used, uerr := p.store.Used()
@@ -51,6 +57,15 @@ func (p *Pipeline) retain(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// bound sets times on record that lie after now to now.
+func (p *Pipeline) bound(ctx context.Context, now time.Time) error {
+	ahead, err := p.jrnl.Bound(ctx, now)
+	if ahead && err == nil {
+		p.log.Warn("the system clock was ahead: times on record after now are set to now")
+	}
+	return err
 }
 
 // purge removes what ended before a time, oldest first, while more agrees.

@@ -126,8 +126,29 @@ func (t *tracker) deadline(s *openSeries) (at time.Time, by state.CompleteBy) {
 	return at, by
 }
 
+// clockSlack is by how much times may lie after now: a minute more is waited then.
+const clockSlack = time.Minute
+
+// bound sets what happened after now to now: the clock was ahead then.
+func (t *tracker) bound(now time.Time) {
+	earlier := func(at *time.Time) {
+		if at.After(now.Add(clockSlack)) {
+			*at = now
+		}
+	}
+	for _, s := range t.series {
+		earlier(&s.opened)
+		earlier(&s.last)
+	}
+	for p, at := range t.closed {
+		earlier(&at)
+		t.closed[p] = at
+	}
+}
+
 // due removes and returns the series that are complete at now.
 func (t *tracker) due(now time.Time) []completion {
+	t.bound(now)
 	var out []completion
 	for id, s := range t.series {
 		at, by := t.deadline(s)
