@@ -120,12 +120,9 @@ func inCell(told *meter.Reading) float64 {
 	return min(max(1-sum/(size*size), 0.2), 1)
 }
 
-// findAir sets b.inAir to how surely each pixel is air, from 0 to 1: its surroundings are as dark as
+// findAir sets b.inAir, which is 0 before, to how surely each pixel is air, up to 1: its surroundings are as dark as
 // the image's air, and nothing small and bright is near.
 func (b *scratch) findAir(n *normalized, told *meter.Reading) {
-	size := n.w * n.h
-	b.inAir = numeric.Grow(b.inAir, size)
-	clear(b.inAir)
 	level, tissue := b.airLevel(n, told)
 	if level == 0 {
 		return

@@ -12,6 +12,7 @@ import (
 	"github.com/diffdenoise/denoised/models/meter"
 	"github.com/diffdenoise/denoised/models/net"
 	"github.com/diffdenoise/denoised/models/noise"
+	"github.com/diffdenoise/denoised/models/store"
 )
 
 // Revision is that of Denoise and High: it changes whenever the same weights give other
@@ -164,7 +165,10 @@ func (b *scratch) denoise(ctx context.Context, m *Model, img Image, o Options, p
 	if err := b.inBand(ctx, m, p, n, told, predict); err != nil {
 		return nil, err
 	}
-	b.findAir(n, told)
+	b.inAir = numeric.Grow(b.inAir, n.w*n.h)
+	if clear(b.inAir); m.Kind() != store.Radiograph { // those have no coils, and their zero means nothing
+		b.findAir(n, told)
+	}
 	b.keepMeans(p, n, told)
 	b.darken(p, n, told)
 	b.limit(p, n, told)
@@ -265,9 +269,7 @@ func (b *scratch) keepMeans(p *predicted, n *normalized, told *meter.Reading) {
 		if n.outside[i] {
 			signal = 0
 		}
-		if len(b.inAir) > 0 {
-			signal *= 1 - b.inAir[i]
-		}
+		signal *= 1 - b.inAir[i]
 		b.level[i], b.energy[i] = signal, signal*v
 	}
 	b.allowed = append(b.allowed[:0], b.level...)
@@ -332,7 +334,8 @@ func (b *scratch) judge(res *Result, p *predicted, n *normalized, told *meter.Re
 	b.means(b.allowed, n.w, n.h, windowRemoved+1)
 	for i, v := range b.allowed {
 		s := told.Map.Sigma[i]
-		b.air[i] = v > 0 && abs(n.y[i]) < leastTissue*s && abs(b.after[i]) < mostSignal*s || b.inAir[i] > 0
+		b.air[i] = v > 0 && abs(n.y[i]) < leastTissue*s && abs(b.after[i]) < mostSignal*s ||
+			b.inAir[i] > 0 && b.after[i] <= max(n.y[i], mostSignal*s) // of several coils s may be too small
 	}
 	in := gate.Input{Width: n.w, Height: n.h, Before: n.y, After: b.after, Skip: n.outside, Air: b.air,
 		Noise: &told.Map}

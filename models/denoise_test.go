@@ -418,6 +418,7 @@ func TestFaintObjects(t *testing.T) {
 		"line of 2 in air, 4 sd":            {func(x, y int) bool { return x >= 20 && x < 22 && y >= 30 && y < 130 }, 4, 0.8},
 		"spot of 5×5 in tissue, 3 sd":       {func(x, y int) bool { return x >= 110 && x < 115 && y >= 120 && y < 125 }, 3, 0.7},
 		"line of 2 in tissue, 4 sd":         {func(x, y int) bool { return x >= 110 && x < 112 && y >= 100 && y < 150 }, 4, 0.8},
+		"dark region of 40×40 in air, 1 sd": {func(x, y int) bool { return x >= 5 && x < 45 && y >= 5 && y < 45 }, 1, 0.6},
 		"dark region of 40×40 in air, 2 sd": {func(x, y int) bool { return x >= 5 && x < 45 && y >= 5 && y < 45 }, 2, 0.8},
 	} {
 		before, after := 0.0, 0.0

@@ -124,6 +124,7 @@ func TestKeepMeans(t *testing.T) {
 	n := &normalized{w: side, h: side, y: make([]float32, side*side), outside: make([]bool, side*side)}
 	told := new(meter.Reading)
 	p := &predicted{removed: make([]float32, side*side)}
+	b := &scratch{inAir: make([]float32, side*side)}
 	for i := range n.y {
 		told.Map.Sigma = append(told.Map.Sigma, 0.04)
 		if p.removed[i] = 0.05; i%side < side/2 {
@@ -132,7 +133,7 @@ func TestKeepMeans(t *testing.T) {
 			n.y[i] = 0.05
 		}
 	}
-	new(scratch).keepMeans(p, n, told)
+	b.keepMeans(p, n, told)
 	for i, v := range p.removed {
 		switch x := i % side; {
 		case x < side/2-8 && math.Abs(float64(v)) > 1e-6:

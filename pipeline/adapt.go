@@ -106,6 +106,7 @@ func (l *lane) adaptFrames(ctx context.Context, series int64) (frames []*derive.
 			l.log.Warn("image not adapted to", zap.String("instance", in.SOP), zap.Error(err))
 			continue
 		}
+		derive.Inspect(o, l.cfg.Load().Admit...) // admits what the configuration does
 		count := derive.Frames(o)
 		for k := 0; k < count && len(frames) < mostAdaptFrames; k += max(1,
 			(count*images+mostAdaptFrames-1)/mostAdaptFrames) {

@@ -257,3 +257,39 @@ func TestLoopIsNeverStored(t *testing.T) {
 		t.Errorf("still %s", s)
 	}
 }
+
+// What was refused before a byte of it left, or answered without being stored, is not ours when the archive has
+// another image under its UID, however often a person asks for it.
+func TestDuplicateOfWhatWasNeverSent(t *testing.T) {
+	for name, refuse := range map[string]func(a *archive){
+		"no context": func(a *archive) { a.syntax = map[Context]bool{} },
+		"refused": func(a *archive) {
+			a.store = func(int, Destination, Outgoing, []byte) (uint16, error, bool) { return 0x0122, nil, false }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newArchive()
+			refuse(a)
+			o := options(t, a)
+			originalsOnly(&o)
+			p := start(t, o)
+			im := slice(1, 1)
+			receive(t, p, im)
+			refused := func() bool { return status(t, p, im.series).Destinations[0].Refused == 1 }
+			eventually(t, "refused", refused)
+			a.mu.Lock()
+			a.syntax = nil
+			a.store = func(int, Destination, Outgoing, []byte) (uint16, error, bool) { return statusDuplicate, nil, false }
+			a.mu.Unlock()
+			for range 2 {
+				if n, err := p.Retry(t.Context(), im.series); n != 1 || err != nil {
+					t.Fatal(n, err)
+				}
+				eventually(t, "refused again", refused)
+			}
+			if s := status(t, p, im.series).Destinations[0]; s.Stored != 0 {
+				t.Errorf("somebody else's image counts as ours: %+v", s)
+			}
+		})
+	}
+}

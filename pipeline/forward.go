@@ -101,8 +101,7 @@ const (
 
 const statusDuplicate = 0x0111 // duplicate SOP instance
 
-// maybe says that the image may have been sent to this destination before, by an attempt
-// whose answer was lost.
+// maybe says that the destination may have the image by an attempt whose answer was lost.
 func classify(status uint16, maybe bool) class {
 	switch {
 	case status == 0, status&0xF000 == 0xB000, status == 0x0001, status == 0x0107, status == 0x0116:
@@ -555,7 +554,7 @@ func (f *courier) send(ctx context.Context, d journal.Delivery) bool {
 	f.p.hook("sent")
 	f.p.met.forward(f.d.Name, statusWord(status))
 	// A derived object has its UID from what it was made of: nobody else can have given it away.
-	switch classify(status, d.Attempts > 0 || in.Kind == spool.Derived) {
+	switch classify(status, d.Unsure || in.Kind == spool.Derived) {
 	case stored:
 		detail := sentAs
 		if status != 0 {
@@ -620,10 +619,11 @@ func (f *courier) broken(ctx context.Context, d journal.Delivery, err error) {
 		// Peers close associations that have been quiet: a new one may work at
 		// once. If not, the next failure is on a fresh link and counts.
 		f.p.retry(ctx, "failed delivery", func() error {
-			return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, -1, err.Error(), d.Failures, f.p.clock.Now())
+			return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, -1, err.Error(), d.Failures, f.p.clock.Now(), true)
 		})
 		return
 	}
+	d.Unsure = true
 	f.again(ctx, d, -1, err.Error())
 }
 
@@ -663,7 +663,7 @@ func orAs(c Context) string {
 func (f *courier) later(ctx context.Context, d journal.Delivery, status int, detail string, failures int64) bool {
 	next := f.p.clock.Now().Add(f.p.cfg.Load().pause(d.Attempts + 1))
 	ok := f.p.retry(ctx, "failed delivery", func() error {
-		return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, status, detail, failures, next)
+		return f.p.jrnl.RetryDelivery(d.Instance.ID, f.d.Name, status, detail, failures, next, d.Unsure)
 	})
 	if failures > 1 && !f.suspects {
 		f.doubts.fire()

@@ -41,7 +41,8 @@ func TestJournalOfAnotherVersion(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	change(`ALTER TABLE series DROP COLUMN told; ALTER TABLE instance DROP COLUMN told; PRAGMA user_version=3`)
+	change(`DROP INDEX delivery_refused; DROP INDEX instance_conflict; ALTER TABLE delivery DROP COLUMN unsure;
+		ALTER TABLE series DROP COLUMN told; ALTER TABLE instance DROP COLUMN told; PRAGMA user_version=3`)
 	if p, err = Open(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}

@@ -115,6 +115,9 @@ func Open(ctx context.Context, o Options) (p *Pipeline, err error) {
 	if err := p.bound(ctx, p.clock.Now()); err != nil {
 		return nil, err
 	}
+	if err := p.jrnl.Doubt(forwardBatch); err != nil {
+		return nil, err
+	}
 	// After it: what is to be made again waits in the high lane too.
 	if err := p.jrnl.RestartHigh(p.highStart); err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -193,6 +194,7 @@ func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked 
 	t, err := p.store.Receive(ctx, dcm.FileMeta{SOPClassUID: in.SOPClassUID, SOPInstanceUID: in.SOPInstanceUID,
 		TransferSyntaxUID: in.TransferSyntaxUID, SourceAETitle: in.CallingAETitle}, r)
 	if err != nil {
+		own = errors.As(err, new(*fs.PathError)) || errors.Is(err, spool.ErrNoSpace) // not of r
 		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
 	defer t.Discard()

@@ -81,7 +81,7 @@ func Adapt(ctx context.Context, backend kernels.GraphBackend, m *models.Model, i
 	if err != nil {
 		return nil, fmt.Errorf("adapt: %w", err)
 	}
-	if err := eachSlice(fit, before.estimate); err != nil {
+	if err := eachSlice(ctx, fit, before.estimate); err != nil {
 		return nil, fmt.Errorf("adapt: %w", err)
 	}
 	fitted, err := fitTo(ctx, backend, g, params, fit, progress)
@@ -93,7 +93,7 @@ func Adapt(ctx context.Context, backend kernels.GraphBackend, m *models.Model, i
 		return nil, fmt.Errorf("adapt: %w", err)
 	}
 	out := &Adapted{Model: m, Slices: len(fit) + len(held)}
-	if better, err := out.compare(before, after, held); err != nil || !better {
+	if better, err := out.compare(ctx, before, after, held); err != nil || !better {
 		return out, err
 	}
 	file, err := net.EncodeGraph(f.Metadata["architecture"], g, fitted)
@@ -277,10 +277,10 @@ func (f *fitting) risk(k int, s *fittedSlice) (float64, error) {
 }
 
 // compare tells whether the student is better after the fitting than before.
-func (a *Adapted) compare(before, after *fitting, held []*fittedSlice) (better bool, err error) {
+func (a *Adapted) compare(ctx context.Context, before, after *fitting, held []*fittedSlice) (better bool, err error) {
 	gains := make([]float64, len(held))
 	risks := make([][2]float64, len(held))
-	err = eachSlice(held, func(k int, s *fittedSlice) error {
+	err = eachSlice(ctx, held, func(k int, s *fittedSlice) error {
 		for j, f := range []*fitting{before, after} {
 			r, err := f.risk(k, s)
 			if err != nil {
@@ -307,9 +307,13 @@ func (a *Adapted) compare(before, after *fitting, held []*fittedSlice) (better b
 	return mean > surer*math.Sqrt(square/(n*(n-1))), nil
 }
 
-// eachSlice calls f for all slices on all cores.
-func eachSlice(slices []*fittedSlice, f func(k int, s *fittedSlice) error) error {
+// eachSlice calls f for all slices on all cores, until ctx ends.
+func eachSlice(ctx context.Context, slices []*fittedSlice, f func(k int, s *fittedSlice) error) error {
 	errs := make([]error, len(slices))
-	each(len(slices), func(k int) { errs[k] = f(k, slices[k]) })
+	each(len(slices), func(k int) {
+		if errs[k] = ctx.Err(); errs[k] == nil {
+			errs[k] = f(k, slices[k])
+		}
+	})
 	return errors.Join(errs...)
 }

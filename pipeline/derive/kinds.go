@@ -217,14 +217,24 @@ func (s *said) hear(values []string, first bool) {
 	s.magnitude = magnitude && (first || s.magnitude)
 }
 
-// mostWords bounds the words of one kind that are kept of an object.
-const mostWords = 8
+// mostWords bounds the words of one kind that are kept of an object; manyWords, which nobody can admit,
+// stands for the others.
+const (
+	mostWords = 8
+	manyWords = "…"
+)
 
 func addWord(list []string, w string) []string {
-	if w = clean(strings.ToUpper(w), 64); len(list) < mostWords && !slices.Contains(list, w) {
-		return append(list, w)
+	w = clean(strings.ToUpper(w), 64)
+	switch {
+	case slices.Contains(list, w):
+		return list
+	case len(list) == mostWords:
+		return append(list, manyWords)
+	case len(list) > mostWords:
+		return list
 	}
-	return list
+	return append(list, w)
 }
 
 // inspectKind decides whether an MR image is positively a magnitude: every word of its image

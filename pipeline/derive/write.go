@@ -35,8 +35,8 @@ type ModelInfo struct {
 	// person chose otherwise than by default.
 	Method string `json:",omitempty"`
 	// Fitted is the SHA-256 of the student's weights that were fitted to the series, hexadecimal;
-	// empty: none were. It is written down and has no part in the UIDs: the same series is fitted to
-	// again as it was.
+	// empty: none were. It is written down and has no part in the UIDs, so that a series stays one when
+	// another process fits to it again, perhaps to more of its images.
 	Fitted string `json:",omitempty"`
 }
 

@@ -16,6 +16,8 @@ type Delivery struct {
 	// Failures counts failed attempts between which dest stored other images:
 	// 1 after the first failure, 2 and more make the image a suspect.
 	Failures int64
+	// Unsure: dest may have the image, for the answer to an attempt was lost, or recovery found the file.
+	Unsure bool
 }
 
 func (t *tx) deliver(instance, series, ord int64, dest string) error {
@@ -50,11 +52,11 @@ func (j *Journal) NextSuspects(ctx context.Context, dest string, now time.Time, 
 }
 
 func (j *Journal) deliveries(ctx context.Context, which, dest string, now time.Time, n int) ([]Delivery, error) {
-	return list(ctx, j, "read forward queue", `SELECT d.attempts,d.failures,`+instanceColumns+` FROM delivery d `+which,
+	return list(ctx, j, "read forward queue", `SELECT d.attempts,d.failures,d.unsure,`+instanceColumns+` FROM delivery d `+which,
 		append(append([]any{dest}, due(now)...), n),
 		func(scan func(...any) error) (Delivery, error) {
 			d := Delivery{Dest: dest}
-			err := d.Instance.read(scan, &d.Attempts, &d.Failures)
+			err := d.Instance.read(scan, &d.Attempts, &d.Failures, &d.Unsure)
 			return d, err
 		})
 }
@@ -113,25 +115,35 @@ func (j *Journal) DamagedDelivery(instance int64, dest, file, detail string, at 
 }
 
 // RetryDelivery counts an attempt and says when the next may start; failures
-// becomes Delivery.Failures.
+// becomes Delivery.Failures. unsure: the answer was lost.
 func (j *Journal) RetryDelivery(instance int64, dest string, status int, detail string, failures int64,
-	next time.Time) error {
+	next time.Time, unsure bool) error {
 	return j.change("record failed delivery", func(t *tx) error {
-		_, err := t.exec(`UPDATE delivery SET status=?, detail=?, attempts=attempts+1, failures=?, next_at=? WHERE
+		_, err := t.exec(`UPDATE delivery SET status=?, detail=?, attempts=attempts+1, failures=?, next_at=?, unsure=max(unsure,?) WHERE
 			instance=? AND dest=? AND state='queued'`,
-			status, clip(detail), failures, nanos(next), instance, dest)
+			status, clip(detail), failures, nanos(next), unsure, instance, dest)
 		return err
 	})
 }
 
-// Requeue puts the refused deliveries of a series back; it returns how many. One
-// that was refused as a duplicate (0111, 273) of what was never sent begins anew: asking
-// again does not make the destination's copy ours.
+// Doubt marks as unsure what an earlier process may have been sending when it ended: the first n of each queue, and
+// the last.
+func (j *Journal) Doubt(n int) error {
+	return j.change("doubt deliveries that may have been under way", func(t *tx) error {
+		_, err := t.exec(`UPDATE delivery SET unsure=1 WHERE state='queued' AND unsure=0 AND (instance,dest) IN (
+			SELECT instance, dest FROM (SELECT instance, dest, row_number() OVER (PARTITION BY dest ORDER BY ord) first,
+			row_number() OVER (PARTITION BY dest ORDER BY ord DESC) last FROM delivery INDEXED BY delivery_queue WHERE
+			state='queued') WHERE first<=? OR last=1)`, n)
+		return err
+	})
+}
+
+// Requeue puts the refused deliveries of a series back; it returns how many.
 func (j *Journal) Requeue(series int64) (int64, error) {
 	var n int64
 	err := j.change("queue refused deliveries again", func(t *tx) error {
-		r, err := t.exec(`UPDATE delivery SET state='queued', next_at=0, failures=0,
-			attempts=CASE WHEN status=273 THEN 0 ELSE attempts END WHERE series=? AND state='refused'`, series)
+		r, err := t.exec(`UPDATE delivery SET state='queued', next_at=0, failures=0 WHERE series=? AND
+			state='refused'`, series)
 		if err != nil {
 			return err
 		}

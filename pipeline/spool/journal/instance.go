@@ -46,7 +46,7 @@ type Arrival struct {
 	Start    Start    // of the high pass, if the image gets it
 	Variants int64    // how many variants the caller believes are there; it becomes this one's number
 	Dests    []string // destinations that get the original
-	Found    bool     // by recovery: it may have been sent before, so its deliveries begin with one attempt
+	Found    bool     // by recovery: it may have been sent before
 	Unwanted bool     // there are destinations, but none takes originals: nothing is owed if it passes
 }
 
@@ -124,7 +124,7 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 				return err
 			}
 			if a.Found {
-				if _, err := t.exec(`UPDATE delivery SET attempts=1 WHERE instance=? AND dest=?`, out.Instance, d); err != nil {
+				if _, err := t.exec(`UPDATE delivery SET unsure=1 WHERE instance=? AND dest=?`, out.Instance, d); err != nil {
 					return err
 				}
 			}

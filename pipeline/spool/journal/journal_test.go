@@ -324,7 +324,7 @@ func TestClockThatWasAhead(t *testing.T) {
 		want     int
 	}{{now.Add(20 * time.Minute), 1, 0}, {now.AddDate(1, 0, 0), 1, 1}, {now.Add(20 * time.Minute), 2,
 		0}, {now.AddDate(1, 0, 0), 2, 1}} {
-		if err := j.RetryDelivery(added.Instance, "pacs", -1, "", c.failures, c.next); err != nil {
+		if err := j.RetryDelivery(added.Instance, "pacs", -1, "", c.failures, c.next, false); err != nil {
 			t.Fatal(err)
 		}
 		if err := j.Lane("fast").Retry(added.Instance, c.next, ""); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -63,9 +64,12 @@ var ladder = map[int]func(context.Context, *sql.Tx) error{
 			`ALTER TABLE series ADD COLUMN told TEXT NOT NULL DEFAULT ''`,
 			`ALTER TABLE instance ADD COLUMN told INTEGER NOT NULL DEFAULT 0`)
 	},
-	// What waits for a person is counted every few seconds.
+	// Whether a destination may have an image, until now after any attempt. What waits for a person is counted every
+	// few seconds.
 	4: func(ctx context.Context, t *sql.Tx) error {
 		return run(ctx, t,
+			`ALTER TABLE delivery ADD COLUMN unsure INTEGER NOT NULL DEFAULT 0`,
+			`UPDATE delivery SET unsure=1 WHERE state='queued' AND attempts>0`,
 			`CREATE INDEX delivery_refused ON delivery(dest) WHERE state IN ('refused','damaged')`,
 			`CREATE INDEX instance_conflict ON instance(id) WHERE stage='conflict' AND gone=0`)
 	},
@@ -94,6 +98,10 @@ func migrate(ctx context.Context, db *sql.DB, path string, version int, hook fun
 	})
 	if err != nil {
 		return journalErr(fmt.Sprintf("copy journal of version %d before it is migrated", version), err)
+	}
+	if d, err := os.Open(filepath.Dir(path)); err == nil { // the copy's name, where folders can be synced
+		_ = d.Sync()
+		d.Close()
 	}
 	hook("journal-copied")
 	for ; version < SchemaVersion; version++ {

@@ -52,6 +52,7 @@ CREATE TABLE delivery (
   state TEXT NOT NULL,
   attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
   failures INTEGER NOT NULL DEFAULT 0, -- in a row, with images of others stored in between
+  unsure INTEGER NOT NULL DEFAULT 0,   -- dest may have it: an attempt's answer was lost, or recovery found the file
   status INTEGER NOT NULL DEFAULT -1,  -- last DICOM status, -1 = none yet
   detail TEXT NOT NULL DEFAULT '', done_at INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (instance, dest)
