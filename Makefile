@@ -71,7 +71,7 @@ test-sanitized: $(EMULATOR:.so=-asan.so) emulator ## as test-emulated, with the 
 # The crash tests kill children of their own, whose races nobody would hear of; others are long
 # computations. They run in "test".
 race: ## the race detector over what is concurrent (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -p 3 -timeout 10m -skip '^Test(Killed|PowerCuts|MemoryIsFlat|DiskFaults|RealObjects|Rebuild|Eval$$|FaintObjects|DarkTissue|Denoise$$|DenoiseAdapt|AMX$$|AssemblyAgrees|Train|Script|ModelInstall|ModelVerify)|^TestGraphs/./training/[^s]|^TestBackend/go$$' $(RACE)
+	CGO_ENABLED=1 $(GO) test -race -p 3 -timeout 10m -skip '^Test(Killed|PowerCuts|MemoryIsFlat|DiskFaults|RealObjects|Rebuild|FailuresPass|Remarks|DerivedFile|Eval$$|FaintObjects|DarkTissue|Denoise$$|DenoiseAdapt|AMX$$|AssemblyAgrees|Train|Script|ModelInstall|ModelVerify)|^TestGraphs/./training/[^s]|^TestBackend/go$$' $(RACE)
 
 interop: ## against DCMTK, Orthanc and dciodvfy; a missing one fails
 	DENOISED_REQUIRE=peers$(if $(wildcard ../shared/data),$(comma)data) $(GO) test -count=1 -timeout 15m ./daemon/interop
