@@ -147,7 +147,8 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 			continue
 		}
 		if own := readIdentity(cfg.StateDir); own != "" && isInstallation(peer) && peer.VersionName == own {
-			add("destination "+d.Name, Bad, "loop: %s at %s is this daemon itself, nothing is sent to it: give the address of an archive", d.AETitle, d.Address)
+			add("destination "+d.Name, Bad, "loop: %s at %s is this daemon itself, nothing is sent to it: give the "+
+				"address of an archive", d.AETitle, d.Address)
 			continue
 		}
 		add("destination "+d.Name, Good, "%s at %s answers C-ECHO in %v", d.AETitle, d.Address, took.Round(time.Millisecond))
@@ -156,7 +157,8 @@ func Check(ctx context.Context, cfg *Config, worker WorkerProgram) []Finding {
 }
 
 // echo asks a peer whether it answers, and what it calls itself.
-func echo(ctx context.Context, d *dicomnet.Dialer, address string) (peer dicomnet.Implementation, took time.Duration, err error) {
+func echo(ctx context.Context, d *dicomnet.Dialer, address string) (peer dicomnet.Implementation, took time.Duration,
+	err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	began := time.Now()
@@ -196,7 +198,8 @@ func echoFix(err error, own string) string {
 // answersDICOM tells whether a DICOM program answers at our own address. It may
 // refuse us: this machine need not be one of the peers.
 func answersDICOM(ctx context.Context, cfg *Config, address string) bool {
-	_, _, err := echo(ctx, &dicomnet.Dialer{CallingAETitle: cfg.ownAETitle(), CalledAETitle: cfg.ownAETitle()}, local(address))
+	_, _, err := echo(ctx, &dicomnet.Dialer{CallingAETitle: cfg.ownAETitle(), CalledAETitle: cfg.ownAETitle()},
+		local(address))
 	var refused *dicomnet.RejectError
 	return err == nil || errors.As(err, &refused)
 }

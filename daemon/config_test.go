@@ -125,7 +125,8 @@ log: {level: debug}
 	if c.DICOM.Limits != (Limits{5, 2, 512 << 20}) || c.DICOM.Timeouts != (Timeouts{3 * time.Second, 90 * time.Second, 20 * time.Minute}) {
 		t.Errorf("limits %v, timeouts %v", c.DICOM.Limits, c.DICOM.Timeouts)
 	}
-	if want := []string{"SWI", "Magnitude_IR"}; !slices.Equal(c.DICOM.Admit, want) || !slices.Equal(c.options().Admit, want) {
+	if want := []string{"SWI", "Magnitude_IR"}; !slices.Equal(c.DICOM.Admit, want) ||
+		!slices.Equal(c.options().Admit, want) {
 		t.Errorf("admit %q, options %q", c.DICOM.Admit, c.options().Admit)
 	}
 	if c.Series != (SeriesConfig{500 * time.Millisecond, 5 * time.Second, time.Hour}) {

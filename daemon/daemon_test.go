@@ -106,7 +106,8 @@ func TestEndToEnd(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if st.Passed != 5 || st.Reasons[state.Reason(derive.AlreadyDenoised)] != 5 || st.Destinations[0].Stored != 5 {
+			if st.Passed != 5 || st.Reasons[state.Reason(derive.AlreadyDenoised)] != 5 ||
+				st.Destinations[0].Stored != 5 {
 				return fmt.Errorf("%+v", st)
 			}
 		}
@@ -146,7 +147,8 @@ func TestWhoMaySend(t *testing.T) {
 		{"STRANGER", "DENOISE", dicomnet.RejectCallingAETitle},
 		{"THERE", "DENOISE", dicomnet.RejectCallingAETitle},
 	} {
-		_, _, err := echo(t.Context(), &dicomnet.Dialer{CallingAETitle: c.calling, CalledAETitle: c.called}, d.DICOMAddr().String())
+		_, _, err := echo(t.Context(), &dicomnet.Dialer{CallingAETitle: c.calling, CalledAETitle: c.called},
+			d.DICOMAddr().String())
 		var got *dicomnet.RejectError
 		switch {
 		case c.want == nil && err != nil:
@@ -359,13 +361,15 @@ func TestTLS(t *testing.T) {
 	}
 	address := d.DICOMTLSAddr().String()
 	good := &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}
-	if _, _, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: "DENOISE", TLSConfig: good}, address); err != nil {
+	if _, _, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: "DENOISE", TLSConfig: good},
+		address); err != nil {
 		t.Errorf("with a certificate: %v", err)
 	}
 	old := good.Clone()
 	old.MaxVersion = tls.VersionTLS11
 	for name, c := range map[string]*tls.Config{"without a certificate": {RootCAs: pool}, "TLS 1.1": old, "without TLS": nil} {
-		if _, _, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: "DENOISE", TLSConfig: c}, address); err == nil {
+		if _, _, err := echo(t.Context(), &dicomnet.Dialer{CalledAETitle: "DENOISE", TLSConfig: c},
+			address); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

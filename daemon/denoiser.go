@@ -89,7 +89,8 @@ func openDenoisers(on kernels.Backend, c *Config) (pipeline.Denoiser, error) {
 
 // Model implements pipeline.Denoiser.
 func (d denoiser) Model() derive.ModelInfo {
-	return derive.ModelInfo{Name: d.m.Name(), Version: d.m.Version(), Hash: d.m.Hash(), Method: d.method, Fitted: d.fitted}
+	return derive.ModelInfo{Name: d.m.Name(), Version: d.m.Version(), Hash: d.m.Hash(), Method: d.method,
+		Fitted: d.fitted}
 }
 
 // Denoise implements pipeline.Denoiser.
@@ -149,7 +150,8 @@ func (d denoiser) DenoiseHigh(ctx context.Context, f *derive.Frame, known eviden
 func (d denoiser) Adapts() bool { return d.adapt != nil && d.high }
 
 // Adapt implements pipeline.Adaptive.
-func (d denoiser) Adapt(ctx context.Context, frames []*derive.Frame, known evidence.Sums, progress func(done, total int),
+func (d denoiser) Adapt(ctx context.Context, frames []*derive.Frame, known evidence.Sums,
+	progress func(done, total int),
 ) (by pipeline.HighDenoiser, note string, err error) {
 	fitted := d
 	fitted.method, fitted.adapt = d.method+" adapted", nil
@@ -170,7 +172,8 @@ func (d denoiser) Adapt(ctx context.Context, frames []*derive.Frame, known evide
 		return fitted, "not better on the slices that were held out", nil
 	}
 	fitted.m, fitted.fitted = a.Model, a.Hash
-	return fitted, fmt.Sprintf("error on slices that were held out %.3f of the noise's power, before %.3f", a.After, a.Before),
+	return fitted, fmt.Sprintf("error on slices that were held out %.3f of the noise's power, before %.3f", a.After,
+			a.Before),
 		nil
 }
 

@@ -33,11 +33,13 @@ func (d *Daemon) Associate(ctx context.Context, req *dicomnet.AssociateRequest) 
 	peer := dicomnet.Implementation{ClassUID: req.ImplementationClassUID, VersionName: req.ImplementationVersionName}
 	if isInstallation(peer) {
 		if peer.VersionName == d.self {
-			log.Error("ALARM: association refused: it comes from this daemon itself, which has its own address as a destination")
+			log.Error("ALARM: association refused: it comes from this daemon itself, which has its own address as a " +
+				"destination")
 			return nil, rejectLoop
 		}
 		if name, ok := d.loops.sendsTo(ctx, peer, cfg.Destinations); ok {
-			log.Error("ALARM: association refused: the peer is a destination of this daemon, images would go round", zap.String("destination", name))
+			log.Error("ALARM: association refused: the peer is a destination of this daemon, images would go round",
+				zap.String("destination", name))
 			return nil, rejectLoop
 		}
 	}

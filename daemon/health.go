@@ -126,7 +126,8 @@ func (d *Daemon) Status() web.Status {
 	for i, dest := range cfg.Destinations {
 		if d.loops.leadBack(placeOf(dest)) && h.Breakers[dest.Name] != "loop" {
 			s.Destinations[i].Breaker = "loop"
-			s.Problems = append(s.Problems, fmt.Sprintf("destination %s sends to this daemon, images would go round: correct one of the two configurations", dest.Name))
+			s.Problems = append(s.Problems, fmt.Sprintf("destination %s sends to this daemon, images would go round: "+
+				"correct one of the two configurations", dest.Name))
 		}
 	}
 	d.workerStatus(&s)

@@ -50,7 +50,8 @@ type hotFolders struct {
 	folders []WatchFolder
 }
 
-func newHotFolders(imp func(context.Context, *os.File, pipeline.Quality) error, sound func() bool, log *zap.Logger, settle time.Duration) *hotFolders {
+func newHotFolders(imp func(context.Context, *os.File, pipeline.Quality) error, sound func() bool, log *zap.Logger,
+	settle time.Duration) *hotFolders {
 	return &hotFolders{imp: imp, sound: sound, log: log, settle: settle, wake: make(chan struct{}, 1)}
 }
 
@@ -249,12 +250,14 @@ var errChanged = errors.New("it was changed during the import")
 
 // take imports one file and removes it. done: the file is not in the folder any
 // more, imported or, with an error, rejected. Else the error is a passing reason.
-func (h *hotFolders) take(ctx context.Context, root *os.Root, name string, q pipeline.Quality, info fs.FileInfo) (done bool, err error) {
+func (h *hotFolders) take(ctx context.Context, root *os.Root, name string, q pipeline.Quality,
+	info fs.FileInfo) (done bool, err error) {
 	err = h.importFile(ctx, root, name, q, info)
 	var system *fs.PathError // not readable, share gone, too many open files: nothing is wrong with the content
 	switch {
 	case err == nil:
-	case errors.Is(err, pipeline.ErrNoSpace), ctx.Err() != nil, errors.As(err, &system), errors.Is(err, errChanged), !h.sound():
+	case errors.Is(err, pipeline.ErrNoSpace), ctx.Err() != nil, errors.As(err, &system),
+		errors.Is(err, errChanged), !h.sound():
 		return false, err
 	default:
 		if rerr := h.reject(root, name, info, err); rerr != nil {
@@ -280,7 +283,8 @@ func (h *hotFolders) take(ctx context.Context, root *os.Root, name string, q pip
 
 // importFile opens the file that info is of, without waiting should a pipe or a
 // device have taken its name, and imports it.
-func (h *hotFolders) importFile(ctx context.Context, root *os.Root, name string, q pipeline.Quality, info fs.FileInfo) error {
+func (h *hotFolders) importFile(ctx context.Context, root *os.Root, name string, q pipeline.Quality,
+	info fs.FileInfo) error {
 	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err
@@ -303,7 +307,8 @@ func (h *hotFolders) reject(root *os.Root, name string, info fs.FileInfo, why er
 		return fmt.Errorf("make folder for rejected files: %w", err)
 	}
 	if st, err := root.Lstat(rejectedFolder); err != nil || !st.IsDir() {
-		return errors.Join(fmt.Errorf("%q in the hot folder is a link or a file, need a folder: remove it", rejectedFolder), err)
+		return errors.Join(fmt.Errorf("%q in the hot folder is a link or a file, need a folder: remove it",
+			rejectedFolder), err)
 	}
 	base := name[:min(len(name), 200)] // leaves room for what is added
 	target := filepath.Join(rejectedFolder, base)
@@ -319,7 +324,8 @@ func (h *hotFolders) reject(root *os.Root, name string, info fs.FileInfo, why er
 		break
 	}
 	path := filepath.Join(root.Name(), name)
-	h.log.Warn("file rejected", zap.String("file", fileLabel(filepath.Join(root.Name(), target))), zap.Error(scrub(why, path)))
+	h.log.Warn("file rejected", zap.String("file", fileLabel(filepath.Join(root.Name(), target))),
+		zap.Error(scrub(why, path)))
 	return nil
 }
 

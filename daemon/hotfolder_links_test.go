@@ -30,7 +30,8 @@ func TestRejectedReplacesNothing(t *testing.T) {
 			if err := os.Mkdir(filepath.Join(dir, "rejected"), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.Symlink(filepath.Join(other, "journal.db"), filepath.Join(dir, "rejected", "journal.db")); err != nil {
+			if err := os.Symlink(filepath.Join(other, "journal.db"),
+				filepath.Join(dir, "rejected", "journal.db")); err != nil {
 				t.Fatal(err)
 			}
 		}, true, []string{"rejected"}},

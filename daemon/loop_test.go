@@ -78,7 +78,8 @@ func TestDaemonsThatPointAtEachOther(t *testing.T) {
 		}
 		eventually(t, "a loop at the one that has images", func() error { return looping(one.Daemon, "b", images) })
 		eventually(t, "a problem at the other one", func() error {
-			if p := strings.Join(other.Status().Problems, "\n"); !strings.Contains(p, "destination a sends to this daemon") {
+			if p := strings.Join(other.Status().Problems, "\n"); !strings.Contains(p,
+				"destination a sends to this daemon") {
 				return errors.New(p)
 			}
 			return nil

@@ -29,7 +29,8 @@ func (s *sender) Open(ctx context.Context, d pipeline.Destination, want []pipeli
 	if s.loops.leadBack(at) {
 		return nil, fmt.Errorf("associate with %q at %s: %w: it sends to us", d.AETitle, d.Address, pipeline.ErrLoop)
 	}
-	dialer := dicomnet.Dialer{CallingAETitle: s.calling, CalledAETitle: d.AETitle, VersionName: s.self(), Logger: s.log.With(zap.String("destination", d.Name))}
+	dialer := dicomnet.Dialer{CallingAETitle: s.calling, CalledAETitle: d.AETitle, VersionName: s.self(),
+		Logger: s.log.With(zap.String("destination", d.Name))}
 	if d.TLS {
 		dialer.TLSConfig = s.tls()
 	}
@@ -38,7 +39,8 @@ func (s *sender) Open(ctx context.Context, d pipeline.Destination, want []pipeli
 		contexts = append(contexts, dicomnet.PresentationContext{AbstractSyntax: c.SOPClassUID, TransferSyntaxes: []string{c.TransferSyntaxUID}})
 	}
 	a, err := dialer.Dial(ctx, d.Address, contexts)
-	if rejected := new(dicomnet.RejectError); errors.As(err, &rejected) && *rejected == *rejectLoop && s.loops.isInstallation(ctx, at) {
+	if rejected := new(dicomnet.RejectError); errors.As(err, &rejected) && *rejected == *rejectLoop &&
+		s.loops.isInstallation(ctx, at) {
 		return nil, fmt.Errorf("%w: %w: it is this daemon itself, or sends to it", err, pipeline.ErrLoop)
 	}
 	if err != nil {

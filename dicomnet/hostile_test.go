@@ -650,7 +650,8 @@ func TestOddAETitles(t *testing.T) {
 		"MR1\x00\xcd\xcdXYZ\x01", "MR1\x00A"}
 	for _, title := range accepted {
 		for _, set := range []func(*pdu.AssociateRQ){
-			func(rq *pdu.AssociateRQ) { rq.CallingAETitle = title }, func(rq *pdu.AssociateRQ) { rq.CalledAETitle = title },
+			func(rq *pdu.AssociateRQ) { rq.CallingAETitle = title },
+			func(rq *pdu.AssociateRQ) { rq.CalledAETitle = title },
 		} {
 			rq := Request(mr)
 			set(rq)

@@ -102,7 +102,8 @@ func (b *scratch) airLevel(n *normalized, told *meter.Reading) (level, tissue fl
 	}
 	mean, variance := all.mean/count, all.variance/count
 	noise, skew := math.Sqrt(variance/inCell(told)), all.third/count/math.Pow(variance, 1.5)
-	if mean < darkestAir || mean > highestAir || noise < leastAirNoise || noise > mostAirNoise || skew*mean < leastSkew {
+	if mean < darkestAir || mean > highestAir || noise < leastAirNoise || noise > mostAirNoise ||
+		skew*mean < leastSkew {
 		return 0, 0
 	}
 	return float32(mean), tissue

@@ -413,12 +413,15 @@ func TestFaintObjects(t *testing.T) {
 		high float64 // standard deviations of the noise
 		kept float64 // at least, of the difference before
 	}{
-		"spot of 5×5 in air, 3 sd":          {func(x, y int) bool { return x >= 20 && x < 25 && y >= 30 && y < 35 }, 3, 0.8},
-		"spot of 3×3 in air, 4 sd":          {func(x, y int) bool { return x >= 20 && x < 23 && y >= 30 && y < 33 }, 4, 0.8},
-		"line of 2 in air, 4 sd":            {func(x, y int) bool { return x >= 20 && x < 22 && y >= 30 && y < 130 }, 4, 0.8},
-		"spot of 5×5 in tissue, 3 sd":       {func(x, y int) bool { return x >= 110 && x < 115 && y >= 120 && y < 125 }, 3, 0.7},
-		"line of 2 in tissue, 4 sd":         {func(x, y int) bool { return x >= 110 && x < 112 && y >= 100 && y < 150 }, 4, 0.8},
-		"dark region of 40×40 in air, 1 sd": {func(x, y int) bool { return x >= 5 && x < 45 && y >= 5 && y < 45 }, 1, 0.6},
+		"spot of 5×5 in air, 3 sd": {func(x, y int) bool { return x >= 20 && x < 25 && y >= 30 && y < 35 }, 3, 0.8},
+		"spot of 3×3 in air, 4 sd": {func(x, y int) bool { return x >= 20 && x < 23 && y >= 30 && y < 33 }, 4, 0.8},
+		"line of 2 in air, 4 sd":   {func(x, y int) bool { return x >= 20 && x < 22 && y >= 30 && y < 130 }, 4, 0.8},
+		"spot of 5×5 in tissue, 3 sd": {func(x, y int) bool { return x >= 110 && x < 115 && y >= 120 && y < 125 }, 3,
+			0.7},
+		"line of 2 in tissue, 4 sd": {func(x, y int) bool { return x >= 110 && x < 112 && y >= 100 && y < 150 }, 4,
+			0.8},
+		"dark region of 40×40 in air, 1 sd": {func(x, y int) bool { return x >= 5 && x < 45 && y >= 5 && y < 45 }, 1,
+			0.6},
 		"dark region of 40×40 in air, 2 sd": {func(x, y int) bool { return x >= 5 && x < 45 && y >= 5 && y < 45 }, 2, 0.8},
 	} {
 		before, after := 0.0, 0.0

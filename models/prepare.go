@@ -53,7 +53,8 @@ func (m *Model) Prepare(ctx context.Context, img Image, series meter.Series) (*P
 	p := &b.predicted
 	p.removed, p.spread = numeric.Grow(p.removed, n.w*n.h), p.spread[:0]
 	var out *Prepared
-	err := b.inBand(ctx, m, p, n, told, func(_ context.Context, p *predicted, n *normalized, told *meter.Reading) error {
+	err := b.inBand(ctx, m, p, n, told, func(_ context.Context, p *predicted, n *normalized,
+		told *meter.Reading) error {
 		out = &Prepared{Width: n.w, Height: n.h, Pixels: slices.Clone(n.y), Told: told.Told,
 			Noise: noise.Map{Width: n.w, Height: n.h, Sigma: slices.Clone(told.Given),
 				Median: told.Map.Median, Correlation: told.Map.Correlation}}

@@ -36,7 +36,8 @@ func (d taught) Model() derive.ModelInfo {
 
 func (d *pupil) Adapts() bool { return true }
 
-func (d *pupil) Adapt(ctx context.Context, frames []*derive.Frame, _ evidence.Sums, progress func(done, total int)) (HighDenoiser,
+func (d *pupil) Adapt(ctx context.Context, frames []*derive.Frame, _ evidence.Sums,
+	progress func(done, total int)) (HighDenoiser,
 	string, error) {
 	if len(frames) == 0 {
 		return taught{d.teacher, ""}, "none", nil
@@ -89,10 +90,12 @@ func TestAdapt(t *testing.T) {
 		for i := range n {
 			high := object(t, p, uid, i+1, "high")
 			made[name] = append(made[name], high.String(dcm.SOPInstanceUID), high.String(dcm.SeriesInstanceUID))
-			if says := strings.Contains(high.String(dcm.DerivationDescription), "fitted to this series (SHA-256 0123abcd)"); says != c.says {
+			if says := strings.Contains(high.String(dcm.DerivationDescription),
+				"fitted to this series (SHA-256 0123abcd)"); says != c.says {
 				t.Errorf("%s: image %d: %q", name, i+1, high.String(dcm.DerivationDescription))
 			}
-			if fast := object(t, p, uid, i+1, "fast"); strings.Contains(fast.String(dcm.DerivationDescription), "fitted") {
+			if fast := object(t, p, uid, i+1, "fast"); strings.Contains(fast.String(dcm.DerivationDescription),
+				"fitted") {
 				t.Errorf("%s: the fast object says %q", name, fast.String(dcm.DerivationDescription))
 			}
 		}

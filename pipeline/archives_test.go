@@ -44,7 +44,8 @@ func TestArchiveThatTakesImplicitOnly(t *testing.T) {
 	}
 	s := status(t, p, im.series)
 	for _, in := range s.Instances {
-		if d := in.Deliveries[0]; d.Status != "0000" || !strings.Contains(d.Detail, "sent as Implicit VR Little Endian") {
+		if d := in.Deliveries[0]; d.Status != "0000" ||
+			!strings.Contains(d.Detail, "sent as Implicit VR Little Endian") {
 			t.Errorf("%s: %+v", in.Kind, d)
 		}
 	}
@@ -248,7 +249,8 @@ func TestLoopIsNeverStored(t *testing.T) {
 	if h.Breakers["pacs"] != breakerLoop || !strings.Contains(problems, "destination pacs leads back") {
 		t.Errorf("%+v", h)
 	}
-	if d := status(t, p, slice(1, 1).series).Destinations[0]; d.Queued != 1 || d.Stored != 0 || d.Breaker != breakerLoop {
+	if d := status(t, p, slice(1, 1).series).Destinations[0]; d.Queued != 1 || d.Stored != 0 ||
+		d.Breaker != breakerLoop {
 		t.Errorf("%+v", d)
 	}
 	mended.Store(true)
@@ -279,7 +281,10 @@ func TestDuplicateOfWhatWasNeverSent(t *testing.T) {
 			eventually(t, "refused", refused)
 			a.mu.Lock()
 			a.syntax = nil
-			a.store = func(int, Destination, Outgoing, []byte) (uint16, error, bool) { return statusDuplicate, nil, false }
+			a.store = func(int, Destination, Outgoing, []byte) (uint16, error, bool) {
+				return statusDuplicate, nil,
+					false
+			}
 			a.mu.Unlock()
 			for range 2 {
 				if n, err := p.Retry(t.Context(), im.series); n != 1 || err != nil {

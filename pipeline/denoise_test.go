@@ -39,14 +39,20 @@ func TestFailuresPassTheOriginalOn(t *testing.T) {
 		reason state.Reason
 		calls  int
 	}{
-		"error":      {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, state.Failed, state.ReasonError, 3},
-		"permanent":  {func(*derive.Frame) (*Denoised, error) { return nil, &PermanentError{"too-odd", errors.New("shape")} }, state.Failed, "too-odd", 1},
-		"nothing":    {func(*derive.Frame) (*Denoised, error) { return nil, nil }, state.Failed, state.ReasonError, 3},
-		"panic":      {func(*derive.Frame) (*Denoised, error) { panic("index out of range") }, state.Failed, state.ReasonPanic, 1},
-		"NaN":        {set(7, float32(math.NaN())), state.Passed, state.ReasonNotNumber, 1},
-		"infinite":   {set(7, float32(math.Inf(-1))), state.Passed, state.ReasonNotNumber, 1},
-		"range":      {set(7, 5000), state.Passed, state.ReasonRange, 1},
-		"wrong size": {func(f *derive.Frame) (*Denoised, error) { return &Denoised{Pixels: f.Pixels[1:]}, nil }, state.Passed, state.ReasonSize, 1},
+		"error": {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, state.Failed,
+			state.ReasonError, 3},
+		"permanent": {func(*derive.Frame) (*Denoised, error) {
+			return nil,
+				&PermanentError{"too-odd", errors.New("shape")}
+		}, state.Failed, "too-odd", 1},
+		"nothing": {func(*derive.Frame) (*Denoised, error) { return nil, nil }, state.Failed, state.ReasonError, 3},
+		"panic": {func(*derive.Frame) (*Denoised, error) { panic("index out of range") }, state.Failed,
+			state.ReasonPanic, 1},
+		"NaN":      {set(7, float32(math.NaN())), state.Passed, state.ReasonNotNumber, 1},
+		"infinite": {set(7, float32(math.Inf(-1))), state.Passed, state.ReasonNotNumber, 1},
+		"range":    {set(7, 5000), state.Passed, state.ReasonRange, 1},
+		"wrong size": {func(f *derive.Frame) (*Denoised, error) { return &Denoised{Pixels: f.Pixels[1:]}, nil },
+			state.Passed, state.ReasonSize, 1},
 		"constant": {func(f *derive.Frame) (*Denoised, error) {
 			return &Denoised{Pixels: make([]float32, len(f.Pixels))}, nil
 		}, state.Passed, state.ReasonConstant, 1},
@@ -97,7 +103,8 @@ func TestRemarksAreOnRecord(t *testing.T) {
 		counted      string
 	}{
 		state.ReasonUnchanged: {says: "strength 1" + derive.Untouched, counted: "1 unchanged"},
-		derive.HeldBack:       {gate: "a spot vanishes", detail: "a spot vanishes", says: "; quality check: a spot vanishes" + derive.Untouched, counted: "1 held back"},
+		derive.HeldBack: {gate: "a spot vanishes", detail: "a spot vanishes",
+			says: "; quality check: a spot vanishes" + derive.Untouched, counted: "1 held back"},
 		derive.Blended: {gate: "the mean shifts", share: 0.25, detail: "25 % of the change kept: the mean shifts",
 			says: "; quality check: 25 % of the change kept: the mean shifts", counted: "1 in part"},
 	} {
@@ -134,7 +141,8 @@ func TestRemarksAreOnRecord(t *testing.T) {
 			if got := object(t, p, im.series, 1, "fast").String(dcm.DerivationDescription); !strings.HasSuffix(got, c.says) {
 				t.Errorf("the object says %q", got)
 			}
-			if pic, err := p.Picture(t.Context(), im.series, 1, "fast", 1); err != nil || pic.Remark != strings.TrimSuffix(string(want)+": "+c.detail, ": ") {
+			if pic, err := p.Picture(t.Context(), im.series, 1, "fast", 1); err != nil ||
+				pic.Remark != strings.TrimSuffix(string(want)+": "+c.detail, ": ") {
 				t.Errorf("shown with %+v, %v", pic, err)
 			}
 			if pic, err := p.Picture(t.Context(), im.series, 1, "original", 1); err != nil || pic.Remark != "" {
@@ -157,7 +165,8 @@ func TestRemarksAreOnRecord(t *testing.T) {
 			counted := false
 			families, err := registry.Gather()
 			for _, f := range families {
-				counted = counted || f.GetName() == "denoised_slices_total" && strings.Contains(f.String(), `value:"`+string(want)+`"`)
+				counted = counted || f.GetName() == "denoised_slices_total" &&
+					strings.Contains(f.String(), `value:"`+string(want)+`"`)
 			}
 			if err != nil || !counted {
 				t.Errorf("not counted in the metrics: %v", err)
@@ -248,7 +257,8 @@ func TestOffWithASliceInHand(t *testing.T) {
 			eventually(t, "the original in the archive", func() bool { return a.count("pacs") == 1 })
 			stop() // ends the slice in hand
 			s := status(t, p, im.series)
-			if in := s.Instances[0]; s.Passed != 1 || in.State != state.Passed || in.Reason != "off" || in.Detail != "" || in.Attempts != 0 || len(s.Instances) != 1 {
+			if in := s.Instances[0]; s.Passed != 1 || in.State != state.Passed || in.Reason != "off" ||
+				in.Detail != "" || in.Attempts != 0 || len(s.Instances) != 1 {
 				t.Errorf("%+v", s.Instances)
 			}
 			if n := spoolFiles(t, o.StateDir); n != 2 { // the original and the flag

@@ -494,7 +494,11 @@ func (f *courier) send(ctx context.Context, d journal.Delivery) bool {
 		return false
 	}
 	as := -1 // of forms(c)
-	if err := guard("accepts", func() error { as = slices.IndexFunc(forms(c), f.link.Accepts); return nil }); err != nil {
+	if err := guard("accepts", func() error {
+		as = slices.IndexFunc(forms(c),
+			f.link.Accepts)
+		return nil
+	}); err != nil {
 		f.broken(ctx, d, err)
 		return false
 	}
@@ -638,14 +642,16 @@ func (f *courier) again(ctx context.Context, d journal.Delivery, status int, det
 		return f.later(ctx, d, status, detail, failures)
 	}
 	f.p.log.Error("destination takes other images but never this one, given up", zap.String("destination", f.d.Name), zap.String("instance", d.Instance.SOP), zap.String("answer", detail))
-	return f.end(ctx, d, state.DeliveryRefused, status, fmt.Sprintf("given up after %d attempts, others were stored in between; last: %s", d.Attempts+1, detail))
+	return f.end(ctx, d, state.DeliveryRefused, status,
+		fmt.Sprintf("given up after %d attempts, others were stored in between; last: %s", d.Attempts+1, detail))
 }
 
 // unconvertible: the destination takes the image only in another transfer syntax,
 // and its data set is too damaged for that, as it came. Nothing whole has been sent.
 func (f *courier) unconvertible(ctx context.Context, d journal.Delivery, to string, err error) bool {
 	f.p.met.forward(f.d.Name, "not-convertible")
-	f.p.log.Error("ALARM: image cannot be converted for a destination: refused for good", zap.String("destination", f.d.Name),
+	f.p.log.Error("ALARM: image cannot be converted for a destination: refused for good",
+		zap.String("destination", f.d.Name),
 		zap.String("instance", d.Instance.SOP), zap.String("transfer_syntax", to), zap.Error(err))
 	return f.end(ctx, d, state.DeliveryRefused, -1, fmt.Sprintf("taken in %s only, and: %v", transcode.Name(to), err))
 }
@@ -675,7 +681,10 @@ func (f *courier) later(ctx context.Context, d journal.Delivery, status int, det
 // nothing more may be sent, or the next round would send this one again.
 func (f *forwarder) end(ctx context.Context, d journal.Delivery, to state.Delivery, status int, detail string) bool {
 	now := f.p.clock.Now()
-	ok := f.p.retry(ctx, "delivery", func() error { return f.p.jrnl.EndDelivery(d.Instance.ID, f.d.Name, to, status, detail, now) })
+	ok := f.p.retry(ctx, "delivery", func() error {
+		return f.p.jrnl.EndDelivery(d.Instance.ID, f.d.Name, to, status,
+			detail, now)
+	})
 	if !ok {
 		return false
 	}
@@ -683,7 +692,8 @@ func (f *forwarder) end(ctx context.Context, d journal.Delivery, to state.Delive
 	delete(f.failed, d.Instance.ID)
 	f.mu.Unlock()
 	f.p.hook("marked")
-	f.p.bus.send(Event{Time: now, Type: EventDelivery, SeriesID: d.Instance.Series, Instance: d.Instance.SOP, Kind: string(d.Instance.Kind), Destination: f.d.Name, State: string(to), Detail: detail})
+	f.p.bus.send(Event{Time: now, Type: EventDelivery, SeriesID: d.Instance.Series, Instance: d.Instance.SOP,
+		Kind: string(d.Instance.Kind), Destination: f.d.Name, State: string(to), Detail: detail})
 	return true
 }
 

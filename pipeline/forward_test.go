@@ -292,7 +292,8 @@ func TestImageThatIsNeverTaken(t *testing.T) {
 			t.Fatalf("%s is not among %+v", uid, list)
 		}
 		d := list[i].Deliveries[0]
-		if d.State != state.DeliveryRefused || d.Status != want || !strings.Contains(d.Detail, "given up after") || d.Attempts < giveUpAfter {
+		if d.State != state.DeliveryRefused || d.Status != want || !strings.Contains(d.Detail, "given up after") ||
+			d.Attempts < giveUpAfter {
 			t.Errorf("%+v", d)
 		}
 	}

@@ -82,12 +82,13 @@ func (p *Pipeline) Check() Health {
 	stuck, err := p.jrnl.Stuck(ctx)
 	bad(err)
 	for _, name := range slices.Sorted(maps.Keys(stuck.Refused)) {
-		h.Problems = append(h.Problems, fmt.Sprintf("%d images will not be sent to destination %s, which refused them, or whose "+
-			"files are damaged: once the reason is mended, denoised retry SERIES sends them again", stuck.Refused[name], name))
+		h.Problems = append(h.Problems, fmt.Sprintf("%d images will not be sent to destination %s, which refused them, "+
+			"or whose files are damaged: once the reason is mended, denoised retry SERIES sends them again",
+			stuck.Refused[name], name))
 	}
 	if stuck.Conflict > 0 {
-		h.Problems = append(h.Problems, fmt.Sprintf("%d images came with other bytes under a UID that is here already: they are kept "+
-			"and not sent", stuck.Conflict))
+		h.Problems = append(h.Problems, fmt.Sprintf("%d images came with other bytes under a UID that is here already: "+
+			"they are kept and not sent", stuck.Conflict))
 	}
 	for _, d := range cfg.Destinations {
 		if s := p.forward.state(d.Name); s != "" {
@@ -96,7 +97,8 @@ func (p *Pipeline) Check() Health {
 			case breakerClosed:
 			case breakerLoop:
 				h.Problems = append(h.Problems,
-					fmt.Sprintf("destination %s leads back to this daemon and gets nothing: correct its address", d.Name))
+					fmt.Sprintf("destination %s leads back to this daemon and gets nothing: correct its address",
+						d.Name))
 			default:
 				h.Problems = append(h.Problems, fmt.Sprintf("destination %s does not take images", d.Name))
 			}

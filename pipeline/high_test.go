@@ -256,13 +256,15 @@ func TestWhoAsksForHigh(t *testing.T) {
 	}
 	setFlag(t, p, after.series, High)
 
-	for im, channel := range map[*image]state.Channel{&ruled: state.ChannelRule, &before: state.ChannelFlag, &during: state.ChannelFlag, &after: state.ChannelFlag} {
+	for im, channel := range map[*image]state.Channel{&ruled: state.ChannelRule, &before: state.ChannelFlag,
+		&during: state.ChannelFlag, &after: state.ChannelFlag} {
 		awaitHigh(t, p, im.series, HighDone)
 		s := status(t, p, im.series)
 		if s.Quality != "high" || s.Channel != channel {
 			t.Errorf("series %s: quality %s by %s", im.series, s.Quality, s.Channel)
 		}
-		if channel == state.ChannelFlag && (s.Flag == nil || s.Flag.Why != "lesion?" || s.Flag.By != "test" || s.Flag.At.IsZero()) {
+		if channel == state.ChannelFlag && (s.Flag == nil || s.Flag.Why != "lesion?" || s.Flag.By != "test" ||
+			s.Flag.At.IsZero()) {
 			t.Errorf("flag on record: %+v", s.Flag)
 		}
 	}
@@ -466,10 +468,14 @@ func TestHighFailuresOfSome(t *testing.T) {
 		remark string
 		frames int // of each image; 0: not a multi-frame object
 	}{
-		"many frames": {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, state.ReasonPanic, 1, "the method failed (panic)", 3},
-		"error":       {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, 3, state.ReasonError, 1, "the method failed (error)", 0},
-		"panic":       {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, state.ReasonPanic, 1, "the method failed (panic)", 0},
-		"nothing":     {func(*derive.Frame) (*Denoised, error) { return nil, nil }, 3, state.ReasonError, 1, "the method failed (error)", 0},
+		"many frames": {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, state.ReasonPanic, 1,
+			"the method failed (panic)", 3},
+		"error": {func(*derive.Frame) (*Denoised, error) { return nil, errors.New("out of memory") }, 3,
+			state.ReasonError, 1, "the method failed (error)", 0},
+		"panic": {func(*derive.Frame) (*Denoised, error) { panic("index") }, 1, state.ReasonPanic, 1,
+			"the method failed (panic)", 0},
+		"nothing": {func(*derive.Frame) (*Denoised, error) { return nil, nil }, 3, state.ReasonError, 1,
+			"the method failed (error)", 0},
 		"not finite": {func(f *derive.Frame) (*Denoised, error) {
 			r := smoother(f)
 			r.Pixels[3] = float32(math.NaN())
@@ -545,7 +551,8 @@ func TestHighFailuresOfSome(t *testing.T) {
 			if found == nil || found.Reason != c.reason || found.Copy != (c.copies > 0) || c.copies == 0 && "quality check: "+found.Detail != c.remark {
 				t.Errorf("image: %+v", found)
 			}
-			if pic, err := p.Picture(t.Context(), uid, 2, "high", 1); err != nil || pic.Remark != string(found.Reason)+": "+found.Detail {
+			if pic, err := p.Picture(t.Context(), uid, 2, "high", 1); err != nil ||
+				pic.Remark != string(found.Reason)+": "+found.Detail {
 				t.Errorf("shown with %+v, %v", pic, err)
 			}
 		})
@@ -594,7 +601,9 @@ func TestHighFailsForAll(t *testing.T) {
 		hq(t, p, slice(1, i+1))
 	}
 	h := awaitHigh(t, p, uid, HighFailed)
-	if d.calls() != journal.StopHighAfter || h.Failed != n || h.Done != 0 || h.Reasons[state.ReasonError] != journal.StopHighAfter || h.Reasons[state.ReasonStopped] != n-journal.StopHighAfter {
+	if d.calls() != journal.StopHighAfter || h.Failed != n || h.Done != 0 ||
+		h.Reasons[state.ReasonError] != journal.StopHighAfter ||
+		h.Reasons[state.ReasonStopped] != n-journal.StopHighAfter {
 		t.Errorf("%d calls, %+v", d.calls(), h)
 	}
 	if h.Detail == "" {

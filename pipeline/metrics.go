@@ -133,11 +133,15 @@ func (g *gauges) spoolBytes(ctx context.Context) (int64, error) {
 }
 
 var (
-	descDepth   = prometheus.NewDesc("denoised_queue_depth", "Images waiting.", []string{"lane"}, nil)
-	descAge     = prometheus.NewDesc("denoised_oldest_job_age_seconds", "Age of the oldest waiting image.", []string{"lane"}, nil)
-	descSeries  = prometheus.NewDesc("denoised_series_state", "Series by state.", []string{"state"}, nil)
-	descFree    = prometheus.NewDesc("denoised_spool_free_ratio", "Free part of the disk that holds the spool.", nil, nil)
-	descStuck   = prometheus.NewDesc("denoised_stuck_images", "Images that only a person can move on: refused or damaged, by destination; in conflict.", []string{"why", "dest"}, nil)
+	descDepth = prometheus.NewDesc("denoised_queue_depth", "Images waiting.", []string{"lane"}, nil)
+	descAge   = prometheus.NewDesc("denoised_oldest_job_age_seconds", "Age of the oldest waiting image.",
+		[]string{"lane"}, nil)
+	descSeries = prometheus.NewDesc("denoised_series_state", "Series by state.", []string{"state"}, nil)
+	descFree   = prometheus.NewDesc("denoised_spool_free_ratio", "Free part of the disk that holds the spool.", nil,
+		nil)
+	descStuck = prometheus.NewDesc("denoised_stuck_images",
+		"Images that only a person can move on: refused or damaged, by destination; in conflict.", []string{"why",
+			"dest"}, nil)
 	descBreaker = prometheus.NewDesc("denoised_forward_breaker_open", "1 while a destination is not being asked.", []string{"dest"}, nil)
 	descBytes   = prometheus.NewDesc("denoised_spool_bytes", "Bytes of data sets in the spool.", nil, nil)
 )

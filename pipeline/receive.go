@@ -202,7 +202,8 @@ func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked 
 
 	// The disk writes while the processor looks at the header.
 	synced := make(chan error, 1)
-	rec := spool.Record{Kind: spool.Original, Calling: in.CallingAETitle, Called: in.CalledAETitle, Host: in.RemoteHost, Quality: asked, Received: now.UTC()}
+	rec := spool.Record{Kind: spool.Original, Calling: in.CallingAETitle, Called: in.CalledAETitle, Host: in.RemoteHost,
+		Quality: asked, Received: now.UTC()}
 	go func() { synced <- t.Sync(rec) }()
 	f := p.inspect(cfg, in, asked, t, t.Offset()+t.Size())
 	if err := <-synced; err != nil {
@@ -217,8 +218,10 @@ func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked 
 		own = true
 		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
-	row := journal.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
-		Received: now, Number: f.number, Frames: f.frames, Quality: f.decision.quality, Channel: f.decision.channel, Rule: f.decision.rule}
+	row := journal.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name,
+		Offset: t.Offset(), Size: t.Size(), CRC: t.CRC(),
+		Received: now, Number: f.number, Frames: f.frames, Quality: f.decision.quality,
+		Channel: f.decision.channel, Rule: f.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, f)
 	if err := p.record(ctx, cfg, in, f, row); err != nil {
 		own = true
@@ -253,7 +256,8 @@ func (p *receiver) record(ctx context.Context, cfg *config, in Incoming, f facts
 	if row.Stage == state.Conflict {
 		dests = nil
 	}
-	arrival := journal.Arrival{Series: f.series, Instance: row, Start: p.highStart(f.series.Modality), Dests: dests, Found: f.found,
+	arrival := journal.Arrival{Series: f.series, Instance: row, Start: p.highStart(f.series.Modality), Dests: dests,
+		Found:    f.found,
 		Unwanted: len(cfg.Destinations) > 0 && len(cfg.dests(spool.Original)) == 0}
 	arrival.Series.Quality, arrival.Series.Channel, arrival.Series.Rule = row.Quality, row.Channel, row.Rule
 	added, err := p.jrnl.AddOriginal(arrival)
@@ -293,7 +297,8 @@ func (p *receiver) arrived(in Incoming, f facts, row journal.Instance, added jou
 	p.forward.wake(dests)
 	p.met.received.Inc()
 	p.met.receivedBytes.Add(float64(row.Size))
-	p.bus.send(Event{Time: row.Received, Type: EventReceived, Series: f.series.Key, SeriesID: added.Series, Instance: row.SOP, State: string(row.Stage), Detail: string(row.Reason)})
+	p.bus.send(Event{Time: row.Received, Type: EventReceived, Series: f.series.Key, SeriesID: added.Series,
+		Instance: row.SOP, State: string(row.Stage), Detail: string(row.Reason)})
 }
 
 // again decides about an instance that the journal has already. row's file is
@@ -425,8 +430,10 @@ func unknownSeries(in Incoming) string { return "?" + in.CallingAETitle }
 // inspect looks at a stored object. It never fails: what cannot be read gets a
 // verdict that says so.
 func (p *receiver) inspect(cfg *config, in Incoming, asked Quality, r io.ReaderAt, size int64) (f facts) {
-	f = facts{series: journal.Series{Key: unknownSeries(in), Calling: in.CallingAETitle, Called: in.CalledAETitle, Host: in.RemoteHost},
-		frames: 1, verdict: derive.Verdict{Reason: derive.Reason(state.ReasonUnparseable)}, decision: decision{quality: Fast, channel: state.ChannelDefault}}
+	f = facts{series: journal.Series{Key: unknownSeries(in), Calling: in.CallingAETitle, Called: in.CalledAETitle,
+		Host: in.RemoteHost},
+		frames: 1, verdict: derive.Verdict{Reason: derive.Reason(state.ReasonUnparseable)},
+		decision: decision{quality: Fast, channel: state.ChannelDefault}}
 	base := f
 	defer func() {
 		if v := recover(); v != nil {

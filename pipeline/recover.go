@@ -177,8 +177,10 @@ func (p *Pipeline) adopt(ctx context.Context, k spool.Kind, name string, rebuild
 		return &spool.CorruptError{File: name, Why: facts.mismatch.Error()}
 	}
 	facts.conflict, facts.found = spool.InConflict(name), true
-	row := journal.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
-		Received: rec.Received, Number: facts.number, Frames: facts.frames, Quality: facts.decision.quality, Channel: facts.decision.channel, Rule: facts.decision.rule}
+	row := journal.Instance{SOP: in.SOPInstanceUID, Class: in.SOPClassUID, Syntax: in.TransferSyntaxUID, File: name,
+		Offset: off, Size: rec.Size, CRC: rec.CRC,
+		Received: rec.Received, Number: facts.number, Frames: facts.frames, Quality: facts.decision.quality,
+		Channel: facts.decision.channel, Rule: facts.decision.rule}
 	row.Stage, row.Reason, row.Detail = stage(cfg, facts)
 	return p.receiver.record(ctx, cfg, in, facts, row)
 }
@@ -193,7 +195,8 @@ func (p *Pipeline) adoptDerived(ctx context.Context, name string, rec spool.Reco
 	if !held || o == nil || err != nil || !rebuild && src.Quality == Off {
 		return p.store.Remove(name) // were it needed, it would be made again
 	}
-	row := journal.Instance{SOP: o.String(dcm.SOPInstanceUID), Class: o.String(dcm.SOPClassUID), Syntax: o.TransferSyntaxUID(), File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
+	row := journal.Instance{SOP: o.String(dcm.SOPInstanceUID), Class: o.String(dcm.SOPClassUID),
+		Syntax: o.TransferSyntaxUID(), File: name, Offset: off, Size: rec.Size, CRC: rec.CRC,
 		Received: rec.Received, Number: src.Number, Frames: src.Frames, Quality: rec.Quality, Channel: src.Channel,
 		Rule: src.Rule, Sigma: rec.Sigma, Reason: rec.Reason, Detail: rec.Detail, Told: rec.Told}
 	if err := p.store.SyncName(name); err != nil {

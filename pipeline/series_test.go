@@ -46,7 +46,8 @@ func TestSeriesEnds(t *testing.T) {
 		state state.Series
 		by    state.CompleteBy
 	}{
-		"quiet without association": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 0, false) }, 20, state.SeriesComplete, state.ByQuiet},
+		"quiet without association": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 0, false) }, 20,
+			state.SeriesComplete, state.ByQuiet},
 		"quiet counts from the last image": {func(tr *tracker) {
 			tr.arrived(at(0), 1, mr1, 1, 0, false)
 			tr.arrived(at(15), 1, mr1, 2, 0, false)
@@ -75,9 +76,12 @@ func TestSeriesEnds(t *testing.T) {
 			tr.arrived(at(0), 1, mr1, 1, 2, false)
 			tr.arrived(at(3), 1, mr1, 2, 2, false)
 		}, 3, state.SeriesComplete, state.ByCount},
-		"expected count not reached":       {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 2, false) }, 20, state.SeriesIncomplete, state.ByQuiet},
-		"more than expected means nothing": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 3, 2, false) }, 20, state.SeriesComplete, state.ByQuiet},
-		"multi-frame":                      {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 0, true) }, 0, state.SeriesComplete, state.ByFrames},
+		"expected count not reached": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 2, false) }, 20,
+			state.SeriesIncomplete, state.ByQuiet},
+		"more than expected means nothing": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 3, 2, false) }, 20,
+			state.SeriesComplete, state.ByQuiet},
+		"multi-frame": {func(tr *tracker) { tr.arrived(at(0), 1, mr1, 1, 0, true) }, 0,
+			state.SeriesComplete, state.ByFrames},
 		"hard limit": {func(tr *tracker) {
 			for s := 0.0; s <= 1790; s += 10 {
 				tr.arrived(at(s), 1, mr1, 1, 0, false)
@@ -186,7 +190,10 @@ func TestOpenSeriesSurviveARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	p = start(t, o)
-	eventually(t, "series complete", func() bool { return status(t, p, slice(1, 1).series).State == state.SeriesComplete })
+	eventually(t, "series complete", func() bool {
+		return status(t, p,
+			slice(1, 1).series).State == state.SeriesComplete
+	})
 }
 
 // A series whose end could not be recorded is due again; an image that came
@@ -241,5 +248,9 @@ func TestCompletionIsTriedAgain(t *testing.T) {
 	clk.advance(21 * time.Second)
 	eventually(t, "the end is not recorded", func() bool { return failed.Load() > 0 })
 	bad.Store(false)
-	eventually(t, "the end is recorded", func() bool { clk.advance(time.Second); return status(t, p, im.series).State == state.SeriesComplete })
+	eventually(t, "the end is recorded", func() bool {
+		clk.advance(time.Second)
+		return status(t, p,
+			im.series).State == state.SeriesComplete
+	})
 }

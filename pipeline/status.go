@@ -50,7 +50,8 @@ type SeriesStatus struct {
 	Conflict int64 `json:"conflict"` // other bytes under a known UID: kept, not forwarded
 	Lost     int64 `json:"lost"`
 
-	Reasons      map[state.Reason]int64 `json:"reasons,omitempty"` // of passed and failed; of denoised: unchanged, gate, blended (see Remarks)
+	// of passed and failed; of denoised: unchanged, gate, blended (see Remarks)
+	Reasons      map[state.Reason]int64 `json:"reasons,omitempty"`
 	Destinations []DestinationStatus    `json:"destinations"`
 	Instances    []InstanceStatus       `json:"instances,omitempty"` // SeriesByUID only
 }
@@ -85,7 +86,8 @@ type HighStatus struct {
 	Copies int64  `json:"copies,omitempty"` // made for images that the method failed for
 	Failed int64  `json:"failed,omitempty"`
 
-	Reasons map[state.Reason]int64 `json:"reasons,omitempty"` // unchanged, gate, blended, or why there is a copy or nothing
+	// unchanged, gate, blended, or why there is a copy or nothing
+	Reasons map[state.Reason]int64 `json:"reasons,omitempty"`
 	Now     *HighStep              `json:"now,omitempty"`
 	// RemainingSeconds is an estimate; 0: not known.
 	RemainingSeconds float64 `json:"remainingSeconds,omitempty"`

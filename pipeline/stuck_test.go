@@ -31,7 +31,8 @@ func TestStuck(t *testing.T) {
 	}
 	im := slice(1, 1)
 	receive(t, p, im)
-	eventually(t, "the refused image told", func() bool { return told("1 images will not be sent to destination pacs") })
+	eventually(t, "the refused image told",
+		func() bool { return told("1 images will not be sent to destination pacs") })
 	if got := stuck(t, registry); got["refused pacs"] != 1 || got["conflict "] != 0 || len(got) != 2 {
 		t.Errorf("metrics %v", got)
 	}

@@ -26,7 +26,8 @@ func TestNewerJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := filepath.Join(dir, "c.yaml")
-	text := fmt.Sprintf("state_dir: %s\ndicom: {listen: '127.0.0.1:0'}\nhttp: {listen: '127.0.0.1:0'}\ndestinations: [{name: pacs, ae_title: PACS, address: '127.0.0.1:1'}]\n", dir)
+	text := fmt.Sprintf("state_dir: %s\ndicom: {listen: '127.0.0.1:0'}\nhttp: {listen: '127.0.0.1:0'}\n"+
+		"destinations: [{name: pacs, ae_title: PACS, address: '127.0.0.1:1'}]\n", dir)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +44,8 @@ func TestNewerJournal(t *testing.T) {
 	}
 	defer again.Close()
 	var tables int
-	if err := again.QueryRow("SELECT count(*) FROM sqlite_schema WHERE name='later'").Scan(&tables); err != nil || tables != 1 {
+	if err := again.QueryRow("SELECT count(*) FROM sqlite_schema WHERE name='later'").Scan(&tables); err != nil ||
+		tables != 1 {
 		t.Errorf("the journal was touched: %d, %v", tables, err)
 	}
 }

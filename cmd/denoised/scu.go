@@ -139,7 +139,8 @@ func pushOne(ctx context.Context, a *dicomnet.Association, o *scuObject) (dicomn
 			}
 		}
 	}
-	return a.Store(ctx, &dicomnet.StoreRequest{SOPClassUID: o.class, SOPInstanceUID: o.uid, TransferSyntaxUID: o.as}, data)
+	return a.Store(ctx, &dicomnet.StoreRequest{SOPClassUID: o.class, SOPInstanceUID: o.uid, TransferSyntaxUID: o.as},
+		data)
 }
 
 // contextsFor returns what objects[from:to] need, as far as one association can
@@ -154,7 +155,8 @@ func contextsFor(objects []*scuObject, from int) (list []dicomnet.PresentationCo
 		var more []dicomnet.PresentationContext
 		for _, ts := range append([]string{o.syntax}, transcode.Targets(o.syntax)...) {
 			if !seen[pair{o.class, ts}] {
-				more = append(more, dicomnet.PresentationContext{AbstractSyntax: o.class, TransferSyntaxes: []string{ts}})
+				more = append(more, dicomnet.PresentationContext{AbstractSyntax: o.class,
+					TransferSyntaxes: []string{ts}})
 			}
 		}
 		if len(list)+len(more) > maxContexts {

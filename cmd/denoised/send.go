@@ -42,8 +42,9 @@ unless it is compressed. Exit code 0 means that the peer has confirmed every obj
 			if err := checkAETitles(aet, aec); err != nil {
 				return err
 			}
-			s := &sending{out: cmd.OutOrStdout(), errOut: cmd.ErrOrStderr(), address: args[0], counts: map[string]int{}, converted: map[string]int{},
-				dialer: dicomnet.Dialer{CallingAETitle: aet, CalledAETitle: aec}}
+			s := &sending{out: cmd.OutOrStdout(), errOut: cmd.ErrOrStderr(), address: args[0], counts: map[string]int{},
+				converted: map[string]int{},
+				dialer:    dicomnet.Dialer{CallingAETitle: aet, CalledAETitle: aec}}
 			return s.run(cmd.Context(), args[1:])
 		},
 	}

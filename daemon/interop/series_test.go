@@ -358,7 +358,8 @@ func secondPass(t *testing.T, s *system, through route, derived map[string]sourc
 	for _, d := range derived {
 		uid := value(d, "0008,0018")
 		if got := status[uid]; got.State != state.Passed || got.Reason != state.Reason(derive.AlreadyDenoised) {
-			t.Errorf("%s, derived, was sent back: state %q, reason %q, want %q, %q", uid, got.State, got.Reason, state.Passed, derive.AlreadyDenoised)
+			t.Errorf("%s, derived, was sent back: state %q, reason %q, want %q, %q", uid, got.State, got.Reason,
+				state.Passed, derive.AlreadyDenoised)
 		}
 	}
 }

@@ -139,7 +139,9 @@ type Destination struct {
 	Name    string `json:"name"`
 	AETitle string `json:"aeTitle"`
 	Address string `json:"address"`
-	Breaker string `json:"breaker"` // closed: being used, open: not asked for a while, half-open: being tried, loop: it leads back here; empty before the first attempt
+	// closed: being used, open: not asked for a while, half-open: being tried, loop: it leads back here; empty before
+	// the first attempt
+	Breaker string `json:"breaker"`
 	Queue
 }
 

@@ -438,7 +438,8 @@ func TestPage(t *testing.T) {
 	r.status.Destinations = []Destination{{Name: "pacs", Breaker: "open", Queue: Queue{Waiting: 7, OldestSeconds: 61}}}
 	r.status.Errors = []LogLine{{Message: "<b>bold</b>", Detail: "a=b"}}
 	r.list = []pipeline.SeriesStatus{
-		{UID: "1.2", Protocol: `<script>alert(1)</script>`, Received: 12, Expected: 20, Missing: 8, State: "incomplete", Denoised: 10, Waiting: 2, Passed: 1, Reasons: map[state.Reason]int64{"phase": 1},
+		{UID: "1.2", Protocol: `<script>alert(1)</script>`, Received: 12, Expected: 20, Missing: 8, State: "incomplete",
+			Denoised: 10, Waiting: 2, Passed: 1, Reasons: map[state.Reason]int64{"phase": 1},
 			Destinations: []pipeline.DestinationStatus{{Name: "pacs", Stored: 3, Queued: 9, Refused: 1, Warnings: 2}}},
 	}
 	_, full := r.get(t, "/")

@@ -161,7 +161,8 @@ func TestSpliceInsideItems(t *testing.T) {
 // A sequence that arrived as UN (PS3.5 6.2.2, CP-246) takes items like any other, in its own encoding.
 func TestSpliceAddsItemsToUnknown(t *testing.T) {
 	item := func(uid string) []dcm.Node { return []dcm.Node{dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, uid)} }
-	implicit := dcm.Encoding{Implicit: true}.Append(nil, dcm.Sequence(dcm.ReferencedImageSequence, item("1.2.1"), item("1.2.2")))
+	implicit := dcm.Encoding{Implicit: true}.Append(nil,
+		dcm.Sequence(dcm.ReferencedImageSequence, item("1.2.1"), item("1.2.2")))
 	defined := sample().Set(dcm.Node{Tag: dcm.ReferencedImageSequence, VR: dcm.UN, Value: implicit[8:]})
 	undefined := sample().Set(dcm.Sequence(dcm.ReferencedImageSequence, item("1.2.1"), item("1.2.2")))
 	for name, file := range map[string][]byte{
@@ -182,7 +183,8 @@ func TestSpliceAddsItemsToUnknown(t *testing.T) {
 			t.Errorf("%s: items %q", name, uids)
 		}
 	}
-	opaque, err := sample().Set(dcm.Node{Tag: dcm.ReferencedImageSequence, VR: dcm.UN, Value: []byte("no items")}).Scan(dcmtest.Form{})
+	opaque, err := sample().Set(dcm.Node{Tag: dcm.ReferencedImageSequence, VR: dcm.UN,
+		Value: []byte("no items")}).Scan(dcmtest.Form{})
 	if err != nil {
 		t.Fatal(err)
 	}

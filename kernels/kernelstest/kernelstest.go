@@ -110,7 +110,8 @@ func reference(src, residual []float64, height, width int, c *kernels.Conv) []fl
 
 // ReferenceNet is Network.Trace by definition, in float64: the output, and what
 // every layer puts out as [channels, h, w].
-func ReferenceNet(net *chain.Net, y, sigma []float32, width, height int, constants ...float32) (out []float64, layers [][]float64) {
+func ReferenceNet(net *chain.Net, y, sigma []float32, width, height int, constants ...float32) (out []float64,
+	layers [][]float64) {
 	w, h := (width+1)/2, (height+1)/2
 	at := func(row, col int) int { return min(row, height-1)*width + min(col, width-1) }
 	in := kernels.NetIn + net.Constants

@@ -78,26 +78,43 @@ func TestUnknownKinds(t *testing.T) {
 		admit  []string
 		reason derive.Reason
 	}{
-		{"unknown", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\M\SWI\ND`), dcmtest.Form{}, nil, derive.UnknownKind},
-		{"admitted", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\M\SWI\ND`), dcmtest.Form{}, []string{"swi"}, ""},
+		{"unknown", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\M\SWI\ND`), dcmtest.Form{}, nil,
+			derive.UnknownKind},
+		{"admitted", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\M\SWI\ND`), dcmtest.Form{}, []string{"swi"},
+			""},
 		{"admitted, implicit", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\SWI`),
 			dcmtest.Form{TransferSyntaxUID: dcm.ImplicitVRLittleEndian}, []string{"OTHERS", "SWI"}, ""},
-		{"another word is admitted", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\SWI`), dcmtest.Form{}, []string{"SW"}, derive.UnknownKind},
-		{"one of two", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\SWI\VSRAD`), dcmtest.Form{}, []string{"SWI"}, derive.UnknownKind},
-		{"two of two", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\SWI\VSRAD`), dcmtest.Form{}, []string{"VSRAD", "SWI"}, ""},
-		{"Philips perfusion", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\PERFUSION_FFE\PERFUSION\FFE`), dcmtest.Form{}, nil, derive.UnknownKind},
-		{"Philips R11 B0", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\B0\B0\UNSPECIFIED`), dcmtest.Form{}, []string{"B0"}, derive.Map},
-		{"a weighting where a map says what it is of", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\T1\T1\UNSPECIFIED`), dcmtest.Form{}, nil, derive.UnknownKind},
-		{"frame type", enhanced(magnitude, `ORIGINAL\PRIMARY\T1\FIELD_STRENGTH`), dcmtest.Form{}, nil, derive.UnknownKind},
-		{"frame type, admitted", enhanced(magnitude, `ORIGINAL\PRIMARY\T1\FIELD_STRENGTH`), dcmtest.Form{}, []string{"FIELD_STRENGTH"}, ""},
-		{"Siemens text", private(mr(), 0x21, "SIEMENS MR SDI 02", dcm.Text(0x75, dcm.CS, `ORIGINAL\PRIMARY\M\SWI`)), dcmtest.Form{}, nil, derive.UnknownKind},
-		{"Siemens text, a phase", private(mr(), 0x21, "SIEMENS MR SDI 02", dcm.Text(0x75, dcm.CS, `ORIGINAL\PRIMARY\P\DIS2D`)), dcmtest.Form{}, nil, derive.Phase},
+		{"another word is admitted", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\SWI`), dcmtest.Form{},
+			[]string{"SW"}, derive.UnknownKind},
+		{"one of two", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\SWI\VSRAD`), dcmtest.Form{}, []string{"SWI"},
+			derive.UnknownKind},
+		{"two of two", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\SWI\VSRAD`), dcmtest.Form{},
+			[]string{"VSRAD", "SWI"}, ""},
+		{"Philips perfusion", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\PERFUSION_FFE\PERFUSION\FFE`),
+			dcmtest.Form{}, nil, derive.UnknownKind},
+		{"Philips R11 B0", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\B0\B0\UNSPECIFIED`), dcmtest.Form{},
+			[]string{"B0"}, derive.Map},
+		{"a weighting where a map says what it is of",
+			mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\T1\T1\UNSPECIFIED`), dcmtest.Form{}, nil, derive.UnknownKind},
+		{"frame type", enhanced(magnitude, `ORIGINAL\PRIMARY\T1\FIELD_STRENGTH`), dcmtest.Form{}, nil,
+			derive.UnknownKind},
+		{"frame type, admitted", enhanced(magnitude, `ORIGINAL\PRIMARY\T1\FIELD_STRENGTH`), dcmtest.Form{},
+			[]string{"FIELD_STRENGTH"}, ""},
+		{"Siemens text", private(mr(), 0x21, "SIEMENS MR SDI 02", dcm.Text(0x75, dcm.CS, `ORIGINAL\PRIMARY\M\SWI`)),
+			dcmtest.Form{}, nil, derive.UnknownKind},
+		{"Siemens text, a phase", private(mr(), 0x21, "SIEMENS MR SDI 02",
+			dcm.Text(0x75, dcm.CS, `ORIGINAL\PRIMARY\P\DIS2D`)), dcmtest.Form{}, nil, derive.Phase},
 		{"Siemens text of a frame", siemensXA, dcmtest.Form{}, nil, derive.UnknownKind},
-		{"Siemens text, known", private(mr(), 0x21, "SIEMENS MR SDI 02", dcm.Text(0x75, dcm.CS, `ORIGINAL\PRIMARY\M\MB\NORM\DIS2D`)), dcmtest.Form{}, nil, ""},
-		{"not a byte of it hides", mr().Text(dcm.ImageType, dcm.CS, "ORIGINAL\\PRIMARY\\M\x00\x01"), dcmtest.Form{}, nil, derive.UnknownKind},
-		{"known is not admitted", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\ADC`), dcmtest.Form{}, []string{"ADC"}, derive.Map},
-		{"derived is not admitted", mr().Text(dcm.ImageType, dcm.CS, `DERIVED\PRIMARY\SWI`), dcmtest.Form{}, []string{"SWI"}, derive.Derived},
-		{"other reasons go before", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\SWI`).Pixels(make([]uint16, 1023)), dcmtest.Form{}, []string{"SWI"}, derive.Truncated},
+		{"Siemens text, known", private(mr(), 0x21, "SIEMENS MR SDI 02",
+			dcm.Text(0x75, dcm.CS, `ORIGINAL\PRIMARY\M\MB\NORM\DIS2D`)), dcmtest.Form{}, nil, ""},
+		{"not a byte of it hides", mr().Text(dcm.ImageType, dcm.CS, "ORIGINAL\\PRIMARY\\M\x00\x01"), dcmtest.Form{},
+			nil, derive.UnknownKind},
+		{"known is not admitted", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\ADC`), dcmtest.Form{},
+			[]string{"ADC"}, derive.Map},
+		{"derived is not admitted", mr().Text(dcm.ImageType, dcm.CS, `DERIVED\PRIMARY\SWI`), dcmtest.Form{},
+			[]string{"SWI"}, derive.Derived},
+		{"other reasons go before", mr().Text(dcm.ImageType, dcm.CS,
+			`ORIGINAL\PRIMARY\SWI`).Pixels(make([]uint16, 1023)), dcmtest.Form{}, []string{"SWI"}, derive.Truncated},
 		{"no word at all", mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY`), dcmtest.Form{}, nil, ""},
 		{"what MR means by it", cr(`ORIGINAL\PRIMARY\CR`), dcmtest.Form{}, nil, ""},
 		{"radiographs have no kinds", cr(`ORIGINAL\PRIMARY\SWI`), dcmtest.Form{}, nil, ""},
@@ -116,7 +133,8 @@ func TestUnknownKinds(t *testing.T) {
 			t.Errorf("%s: a frame was read", c.name)
 		}
 	}
-	for _, word := range []string{"", "a\\b", "x\x00", "a?b", " SWI", strings.Repeat("x", 65), "é", "ADC", "phase", "T1 MAP", "P_SE"} {
+	for _, word := range []string{"", "a\\b", "x\x00", "a?b", " SWI", strings.Repeat("x", 65), "é", "ADC", "phase",
+		"T1 MAP", "P_SE"} {
 		if err := derive.CheckAdmit(word); err == nil {
 			t.Errorf("%q can be admitted", word)
 		}
@@ -130,7 +148,8 @@ func shaped(signed bool, value func(rnd *rand.Rand, i int) int) *dcmtest.DataSet
 	for i := range cells {
 		cells[i] = uint16(value(rnd, i))
 	}
-	d := dcmtest.MR(64, 64, 0).US(dcm.BitsStored, 16).US(dcm.HighBit, 15).Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\OTHER`).Pixels(cells)
+	d := dcmtest.MR(64, 64, 0).US(dcm.BitsStored, 16).US(dcm.HighBit, 15).Text(dcm.ImageType, dcm.CS,
+		`ORIGINAL\PRIMARY\OTHER`).Pixels(cells)
 	if signed {
 		d.US(dcm.PixelRepresentation, 1)
 	}
@@ -164,23 +183,30 @@ func TestPixelsTellTheKind(t *testing.T) {
 		{"magnitude", shaped(false, body), "", ""},
 		{"magnitude, signed", shaped(true, body), "", ""},
 		{"a few pixels below 0", shaped(true, func(rnd *rand.Rand, i int) int { return body(rnd, i) - 2 }), "", ""},
-		{"no air", shaped(false, func(rnd *rand.Rand, i int) int { return 500 + i%64*8 + int(50*rnd.NormFloat64()) }), "", ""},
+		{"no air", shaped(false, func(rnd *rand.Rand, i int) int { return 500 + i%64*8 + int(50*rnd.NormFloat64()) }),
+			"", ""},
 		{"only air", shaped(false, func(rnd *rand.Rand, i int) int { return int(3 * rnd.ExpFloat64()) }), "", ""},
 		{"masked air", shaped(false, func(rnd *rand.Rand, i int) int { return max(0, body(rnd, i)-200) }), "", ""},
 		{"shifted by 4 bits", shaped(false, func(rnd *rand.Rand, i int) int { return body(rnd, i) << 4 }), "", ""},
 		{"nothing", shaped(false, func(*rand.Rand, int) int { return 0 }), "", ""},
 		{"field map in Hz", shaped(true, hz), derive.Phase, derive.Phase},
-		{"its offset taken off by an intercept", shaped(false, func(rnd *rand.Rand, i int) int { return hz(rnd, i) + 1000 }).
+		{"its offset taken off by an intercept", shaped(false, func(rnd *rand.Rand, i int) int {
+			return hz(rnd, i) +
+				1000
+		}).
 			Text(dcm.RescaleIntercept, dcm.DS, "-1000"), derive.Phase, derive.Phase},
-		{"its offset not told", shaped(false, func(rnd *rand.Rand, i int) int { return hz(rnd, i) + 1000 }), derive.UnknownKind, ""},
+		{"its offset not told", shaped(false, func(rnd *rand.Rand, i int) int { return hz(rnd, i) + 1000 }),
+			derive.UnknownKind, ""},
 		{"phase, air masked", shaped(false, func(rnd *rand.Rand, i int) int {
 			if inside(i) {
 				return rnd.IntN(4096)
 			}
 			return 2048
 		}), derive.UnknownKind, ""},
-		{"phase of noise", shaped(false, func(rnd *rand.Rand, i int) int { return rnd.IntN(4096) }), derive.UnknownKind, ""},
-		{"signed phase", shaped(true, func(rnd *rand.Rand, i int) int { return rnd.IntN(4096) - 2048 }), derive.Phase, derive.Phase},
+		{"phase of noise", shaped(false, func(rnd *rand.Rand, i int) int { return rnd.IntN(4096) }), derive.UnknownKind,
+			""},
+		{"signed phase", shaped(true, func(rnd *rand.Rand, i int) int { return rnd.IntN(4096) - 2048 }), derive.Phase,
+			derive.Phase},
 		{"classes", shaped(false, func(rnd *rand.Rand, i int) int { return i / 64 / 8 * 100 }), derive.UnknownKind, ""},
 	} {
 		if v := inspected(t, c.d); v.Reason != c.other {
@@ -215,7 +241,8 @@ func TestMarksOfKinds(t *testing.T) {
 			[]dcm.Node{dcm.Text(dcm.CodeValue, dcm.SH, unit), dcm.Text(dcm.CodingSchemeDesignator, dcm.SH, "UCUM")})}))
 	}
 	philips := func(creator, value string) *dcmtest.DataSet {
-		return private(mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\M_SE\M\SE`), 0x2005, creator, dcm.Text(0x10, dcm.CS, value))
+		return private(mr().Text(dcm.ImageType, dcm.CS, `ORIGINAL\PRIMARY\M_SE\M\SE`), 0x2005, creator,
+			dcm.Text(0x10, dcm.CS, value))
 	}
 	named := func(maker, description string) *dcmtest.DataSet {
 		return mr().Text(dcm.Manufacturer, dcm.LO, maker).Text(dcm.SeriesDescription, dcm.LO, description)
@@ -234,18 +261,21 @@ func TestMarksOfKinds(t *testing.T) {
 		"GE spin echo":       {private(mr(), 0x19, "GEMS_ACQU_01", dcm.Text(0x9C, dcm.LO, "fse-xl")), ""},
 		"Philips AI, DD 008": {philips("Philips MR Imaging DD 008", "CS_SENSE_AI"), derive.VendorDenoised},
 		"Philips AI, DD 002": {philips("Philips MR Imaging DD 002", "CS_SENSE_AI"), derive.VendorDenoised},
-		"Philips AI, in a frame": {inFirstFrame(enhanced(magnitude), dcm.Text(0x20050011, dcm.LO, "Philips MR Imaging DD 008"),
+		"Philips AI, in a frame": {inFirstFrame(enhanced(magnitude),
+			dcm.Text(0x20050011, dcm.LO, "Philips MR Imaging DD 008"),
 			dcm.Text(0x20051110, dcm.CS, "CS_SENSE_AI")), derive.VendorDenoised},
 		"Philips CS":   {philips("Philips MR Imaging DD 008", "CS_SENSE"), ""},
 		"Philips none": {philips("Philips MR Imaging DD 008", "none"), ""},
 		"Siemens steps": {private(mr(), 0x21, "SIEMENS MR SDI 02",
-			dcm.Text(0x76, dcm.LO, `ACCAlgo:9\IterativeDenoising:RelStrength=0.850\NormalizeAlgo:PreScan`)), derive.VendorDenoised},
-		"Siemens steps, plain": {private(mr(), 0x21, "SIEMENS MR SDI 02", dcm.Text(0x76, dcm.LO, `ACCAlgo:9\NormalizeAlgo:PreScan`)), ""},
-		"Canon AiCE":           {named("CANON_MEC", "T2 FSE AiCE"), derive.VendorDenoised},
-		"Canon":                {named("CANON_MEC", "T2 FSE SLICE"), ""},
-		"another's AiCE":       {named("ACME", "T2 FSE AiCE"), ""},
-		"United Imaging":       {named("UIH", "t2_fse_DeepRecon"), derive.VendorDenoised},
-		"Fujifilm":             {named("FUJIFILM Healthcare", "T2 DLR"), derive.VendorDenoised},
+			dcm.Text(0x76, dcm.LO, `ACCAlgo:9\IterativeDenoising:RelStrength=0.850\NormalizeAlgo:PreScan`)),
+			derive.VendorDenoised},
+		"Siemens steps, plain": {private(mr(), 0x21, "SIEMENS MR SDI 02",
+			dcm.Text(0x76, dcm.LO, `ACCAlgo:9\NormalizeAlgo:PreScan`)), ""},
+		"Canon AiCE":     {named("CANON_MEC", "T2 FSE AiCE"), derive.VendorDenoised},
+		"Canon":          {named("CANON_MEC", "T2 FSE SLICE"), ""},
+		"another's AiCE": {named("ACME", "T2 FSE AiCE"), ""},
+		"United Imaging": {named("UIH", "t2_fse_DeepRecon"), derive.VendorDenoised},
+		"Fujifilm":       {named("FUJIFILM Healthcare", "T2 DLR"), derive.VendorDenoised},
 	} {
 		if v := inspected(t, c.d); v.Reason != c.want {
 			t.Errorf("%s: %v, want %q", name, v, c.want)
@@ -260,7 +290,10 @@ func TestKindsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const begin, end = "<!-- kinds: go test ./pipeline/derive -run KindsAreDocumented -update -->\n", "<!-- end of kinds -->\n"
+	const (
+		begin = "<!-- kinds: go test ./pipeline/derive -run KindsAreDocumented -update -->\n"
+		end   = "<!-- end of kinds -->\n"
+	)
 	head, rest, ok := strings.Cut(string(text), begin)
 	_, tail, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {

@@ -21,7 +21,8 @@ func UIDs(o *dcm.Object, p Params) (sopInstance, series string) {
 
 // uid replaces a UID of a kind in the source o.
 func (p *Params) uid(kind string, o *dcm.Object, source string) string {
-	return p.hash("denoised derived object 2", kind, source, o.String(dcm.SeriesInstanceUID), o.String(dcm.StudyInstanceUID))
+	return p.hash("denoised derived object 2", kind, source, o.String(dcm.SeriesInstanceUID),
+		o.String(dcm.StudyInstanceUID))
 }
 
 // hash makes a UID of what is named and of the parameters.

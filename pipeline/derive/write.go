@@ -392,7 +392,8 @@ func (s *splice) contributingEquipment(now time.Time) {
 		Quality  string  `json:"quality"`
 		Strength float64 `json:"strength"`
 		Fitted   string  `json:"fittedSHA256,omitempty"`
-	}{clean(s.p.Model.Name, 128), clean(s.p.Model.Version, 64), clean(s.p.Model.Hash, 64), clean(s.p.Quality, 16), s.p.Strength,
+	}{clean(s.p.Model.Name, 128), clean(s.p.Model.Version, 64), clean(s.p.Model.Hash, 64), clean(s.p.Quality,
+		16), s.p.Strength,
 		clean(s.p.Model.Fitted, 64)})
 	if err != nil { // no value of these types fails
 		about = nil

@@ -552,14 +552,17 @@ func TestPixelProperty(t *testing.T) {
 // derived series, parts of concatenations included.
 func TestUIDsTellSeriesApart(t *testing.T) {
 	part := func(study, series string) *dcm.Object {
-		return mustScan(t, enhanced(magnitude).Text(dcm.StudyInstanceUID, dcm.UI, study).Text(dcm.SeriesInstanceUID, dcm.UI, series).
-			Text(dcm.ConcatenationUID, dcm.UI, "1.2.3").Text(dcm.SOPInstanceUIDOfConcatenationSource, dcm.UI, "1.2.4"), dcmtest.Form{})
+		return mustScan(t, enhanced(magnitude).Text(dcm.StudyInstanceUID, dcm.UI, study).Text(dcm.SeriesInstanceUID,
+			dcm.UI, series).
+			Text(dcm.ConcatenationUID, dcm.UI, "1.2.3").Text(dcm.SOPInstanceUIDOfConcatenationSource, dcm.UI,
+			"1.2.4"), dcmtest.Form{})
 	}
 	seen := map[string]string{}
 	for _, c := range [][2]string{{"1.1", "1.1.1"}, {"1.1", "1.1.2"}, {"1.2", "1.1.1"}, {"1.1.1", "1.1"}} {
 		o := part(c[0], c[1])
 		got, _, _ := write(t, o, params(), smooth(o))
-		for _, tag := range []dcm.Tag{dcm.SOPInstanceUID, dcm.SeriesInstanceUID, dcm.ConcatenationUID, dcm.SOPInstanceUIDOfConcatenationSource} {
+		for _, tag := range []dcm.Tag{dcm.SOPInstanceUID, dcm.SeriesInstanceUID, dcm.ConcatenationUID,
+			dcm.SOPInstanceUIDOfConcatenationSource} {
 			if was := seen[got.String(tag)]; was != "" {
 				t.Errorf("%v of series %q is also %s", tag, c, was)
 			}
@@ -952,7 +955,8 @@ func TestRelated(t *testing.T) {
 // Whatever sequence Write adds items to, it may have arrived as UN (PS3.5 6.2.2); one that
 // cannot be read keeps the image untouched, with a reason, and never fails in the writer.
 func TestSequencesAsUnknown(t *testing.T) {
-	item := []dcm.Node{dcm.Text(dcm.ReferencedSOPClassUID, dcm.UI, "1.2"), dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, "1.2.9")}
+	item := []dcm.Node{dcm.Text(dcm.ReferencedSOPClassUID, dcm.UI, "1.2"),
+		dcm.Text(dcm.ReferencedSOPInstanceUID, dcm.UI, "1.2.9")}
 	for _, tag := range []dcm.Tag{dcm.ReferencedSeriesSequence, dcm.ReferencedImageSequence, dcm.SourceImageSequence,
 		dcm.DerivationCodeSequence, dcm.ContributingEquipmentSequence} {
 		implicit := dcm.Encoding{Implicit: true}.Append(nil, dcm.Sequence(tag, item))
@@ -963,8 +967,9 @@ func TestSequencesAsUnknown(t *testing.T) {
 		}{
 			"defined":   {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN, Value: implicit[8:]}), dcmtest.Form{}, ""},
 			"undefined": {mr().Set(dcm.Sequence(tag, item)), dcmtest.Form{Unknown: true}, ""},
-			"opaque":    {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN, Value: []byte("no items")}), dcmtest.Form{}, derive.Inconsistent},
-			"empty":     {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN}), dcmtest.Form{}, ""},
+			"opaque": {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN, Value: []byte("no items")}), dcmtest.Form{},
+				derive.Inconsistent},
+			"empty": {mr().Set(dcm.Node{Tag: tag, VR: dcm.UN}), dcmtest.Form{}, ""},
 		} {
 			if tag == dcm.SourceImageSequence && name == "opaque" {
 				c.want = "" // it is replaced, not added to
@@ -977,7 +982,8 @@ func TestSequencesAsUnknown(t *testing.T) {
 				continue
 			}
 			p := params()
-			p.Related = &derive.Related{SOPClassUID: "1.2.840.10008.5.1.4.1.1.4", SOPInstanceUID: "2.25.7", SeriesInstanceUID: "2.25.8"}
+			p.Related = &derive.Related{SOPClassUID: "1.2.840.10008.5.1.4.1.1.4", SOPInstanceUID: "2.25.7",
+				SeriesInstanceUID: "2.25.8"}
 			got, _, _ := write(t, o, p, smooth(o)) // and verifies
 			if n := len(slices.Collect(got.Find(tag).Children())); n < 1 {
 				t.Errorf("%v %s: no items", tag, name)

@@ -21,8 +21,10 @@ func TestFlagFiles(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		want := map[string]Flag{}
 		for range rapid.IntRange(1, 3).Draw(rt, "flags") {
-			f := Flag{Key: rapid.SampledFrom([]string{"1.2.3", "1.2.4", "../x", "?A", ""}).Draw(rt, "key"), Quality: rapid.SampledFrom([]state.Quality{"high", "fast", "off"}).Draw(rt, "quality"),
-				Why: rapid.StringN(0, 200, 800).Draw(rt, "why"), By: rapid.StringN(0, 64, 256).Draw(rt, "by"), At: time.Unix(0, rapid.Int64Range(0, 1<<60).Draw(rt, "at")).UTC()}
+			f := Flag{Key: rapid.SampledFrom([]string{"1.2.3", "1.2.4", "../x", "?A", ""}).Draw(rt, "key"),
+				Quality: rapid.SampledFrom([]state.Quality{"high", "fast", "off"}).Draw(rt, "quality"),
+				Why:     rapid.StringN(0, 200, 800).Draw(rt, "why"), By: rapid.StringN(0, 64, 256).Draw(rt, "by"),
+				At: time.Unix(0, rapid.Int64Range(0, 1<<60).Draw(rt, "at")).UTC()}
 			f.Why, f.By = strings.ToValidUTF8(f.Why, ""), strings.ToValidUTF8(f.By, "")
 			if rapid.IntRange(0, 4).Draw(rt, "remove") == 0 {
 				if err := s.RemoveFlag(f.Key); err != nil {

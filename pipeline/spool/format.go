@@ -47,18 +47,21 @@ const (
 
 // Record is what a file says about itself so that the journal can be rebuilt.
 type Record struct {
-	Version  int           `json:"v"`
-	Kind     Kind          `json:"kind"`
-	Calling  string        `json:"calling,omitempty"`
-	Called   string        `json:"called,omitempty"`
-	Host     string        `json:"host,omitempty"`
-	Quality  state.Quality `json:"quality,omitempty"` // quality asked for by the called AE title or the folder; derived: the one it has
+	Version int    `json:"v"`
+	Kind    Kind   `json:"kind"`
+	Calling string `json:"calling,omitempty"`
+	Called  string `json:"called,omitempty"`
+	Host    string `json:"host,omitempty"`
+	// quality asked for by the called AE title or the folder; derived: the one it has
+	Quality  state.Quality `json:"quality,omitempty"`
 	Received time.Time     `json:"received"`
 	Source   string        `json:"source,omitempty"` // derived: file name of the original
 	Sigma    float64       `json:"sigma,omitempty"`  // derived: median noise in stored units
 	Reason   state.Reason  `json:"reason,omitempty"` // derived: why it is not the method's plain result
-	Detail   string        `json:"detail,omitempty"` // derived: the same in words, left out where there is no room for them
-	Fill     bool          `json:"fill,omitempty"`   // derived, high: a copy of the original, which could not be denoised
+	// derived: the same in words, left out where there is no room for them
+	Detail string `json:"detail,omitempty"`
+	// derived, high: a copy of the original, which could not be denoised
+	Fill bool `json:"fill,omitempty"`
 	// derived, fast: what the original tells of its series
 	Told evidence.Sums `json:"told,omitempty"`
 	Size int64         `json:"size"` // of the data set

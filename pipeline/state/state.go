@@ -12,7 +12,8 @@ type Quality string
 const (
 	Off  Quality = "off"  // forward as it came
 	Fast Quality = "fast" // the student network, at once
-	High Quality = "high" // the full method once the series is complete; the fast result is made all the same and never delayed
+	// the full method once the series is complete; the fast result is made all the same and never delayed
+	High Quality = "high"
 )
 
 // Valid tells whether q is one of the qualities.

@@ -57,7 +57,8 @@ type template struct {
 }
 
 var templates = []template{
-	{dcm.SpecificCharacterSet, dcm.CS}, {dcm.SOPInstanceUID, dcm.UI}, {dcm.StudyDate, dcm.DA}, {dcm.CodeMeaning, dcm.LO},
+	{dcm.SpecificCharacterSet, dcm.CS}, {dcm.SOPInstanceUID, dcm.UI}, {dcm.StudyDate, dcm.DA}, {dcm.CodeMeaning,
+		dcm.LO},
 	{0x00080120, dcm.UR}, {0x00080119, dcm.UC}, {dcm.ReferencedImageSequence, dcm.SQ}, {0x00090010, dcm.LO},
 	{0x00091001, dcm.OB}, {0x00091002, dcm.SQ}, {0x00091003, dcm.UN}, {0x00091004, dcm.DS}, {dcm.PatientName, dcm.PN},
 	{dcm.EchoTime, dcm.DS}, {dcm.DiffusionBValue, dcm.FD}, {dcm.ContributingEquipmentSequence, dcm.SQ},
@@ -118,9 +119,11 @@ func TestAnyDataSetInAnySyntaxSurvives(t *testing.T) {
 		d := nodes(rt, 2)
 		wantImplicit := bare(d, implicit, dcmtest.Form{Undefined: true})
 		wantExplicit := bare(d, explicit, dcmtest.Form{Undefined: true})
-		form := dcmtest.Form{Undefined: rapid.Bool().Draw(rt, "undefined"), Unknown: rapid.Bool().Draw(rt, "sequences as UN")}
+		form := dcmtest.Form{Undefined: rapid.Bool().Draw(rt, "undefined"),
+			Unknown: rapid.Bool().Draw(rt, "sequences as UN")}
 		known := bare(d, explicit, dcmtest.Form{Undefined: form.Undefined})
-		little, big := bare(d, explicit, form), bare(d, dcm.ExplicitVRBigEndian, dcmtest.Form{Undefined: form.Undefined})
+		little, big := bare(d, explicit, form), bare(d, dcm.ExplicitVRBigEndian,
+			dcmtest.Form{Undefined: form.Undefined})
 		for _, c := range []struct {
 			name, from, to string
 			data, want     []byte
@@ -192,8 +195,10 @@ func TestDamagedDataSetsAreNotConverted(t *testing.T) {
 		why  string
 	}{
 		"implicit that says explicit": {little, explicit(8, 0, 5, 0, 2, 0, 0, 0, 'A', 'B'), "unknown value"},
-		"fragments":                   {little, explicit(0xE0, 0x7F, 0x10, 0, 'O', 'B', 0, 0, 255, 255, 255, 255), "compressed"},
-		"undefined text":              {little, explicit(8, 0, 0x20, 1, 'U', 'R', 0, 0, 255, 255, 255, 255), "undefined length"},
+		"fragments": {little, explicit(0xE0, 0x7F, 0x10, 0, 'O', 'B', 0, 0, 255, 255, 255, 255),
+			"compressed"},
+		"undefined text": {little, explicit(8, 0, 0x20, 1, 'U', 'R', 0, 0, 255, 255, 255, 255),
+			"undefined length"},
 		"a sequence of no items": {little, explicit(8, 0, 0x40, 0x11, 'S', 'Q', 0, 0, 8, 0, 0, 0,
 			8, 0, 5, 0, 'C', 'S', 0, 0), "no item"},
 		"an item outside": {dcm.ExplicitVRLittleEndian, explicit(0xFE, 0xFF, 0, 0xE0, 0, 0, 0, 0), "misplaced"},

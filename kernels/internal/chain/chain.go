@@ -51,8 +51,8 @@ func Of(g *kernels.Graph, params [][]float32) (*Net, error) {
 			return nil, fmt.Errorf("graph, operation %d: not a convolution of the value before", i)
 		case c.Size != 3 || c.Top != 1 || c.Up || c.FiLM != kernels.None || c.Activation == kernels.LeakyReLU ||
 			c.Residual == 0:
-			return nil, fmt.Errorf("graph, operation %d: %s is more than a centred 3×3 convolution, ReLU and the residual "+
-				"of a layer", i, c.Name)
+			return nil, fmt.Errorf("graph, operation %d: %s is more than a centred 3×3 convolution, ReLU and the "+
+				"residual of a layer", i, c.Name)
 		}
 		l := Layer{Conv: kernels.Conv{In: g.Nodes[i-1].Channels, Out: c.Out, Weights: params[node.Weight],
 			Bias: params[node.Bias], ReLU: c.Activation == kernels.ReLU}}

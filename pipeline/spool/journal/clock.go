@@ -6,7 +6,8 @@ import (
 )
 
 // Bound sets times that lie after now to now, and returns whether there were any: they were written while the
-// system clock was ahead. Series would stay open, and nothing would be purged, until the clock came to them. It looks at
+// system clock was ahead. Series would stay open, and nothing would be purged, until the clock came to them. It looks
+// at
 // all rows only if a series was changed after now. Times until which a queue waits are judged where they are read.
 func (j *Journal) Bound(ctx context.Context, now time.Time) (bool, error) {
 	var ahead bool

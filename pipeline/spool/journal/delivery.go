@@ -52,7 +52,8 @@ func (j *Journal) NextSuspects(ctx context.Context, dest string, now time.Time, 
 }
 
 func (j *Journal) deliveries(ctx context.Context, which, dest string, now time.Time, n int) ([]Delivery, error) {
-	return list(ctx, j, "read forward queue", `SELECT d.attempts,d.failures,d.unsure,`+instanceColumns+` FROM delivery d `+which,
+	return list(ctx, j, "read forward queue",
+		`SELECT d.attempts,d.failures,d.unsure,`+instanceColumns+` FROM delivery d `+which,
 		append(append([]any{dest}, due(now)...), n),
 		func(scan func(...any) error) (Delivery, error) {
 			d := Delivery{Dest: dest}
@@ -119,8 +120,8 @@ func (j *Journal) DamagedDelivery(instance int64, dest, file, detail string, at 
 func (j *Journal) RetryDelivery(instance int64, dest string, status int, detail string, failures int64,
 	next time.Time, unsure bool) error {
 	return j.change("record failed delivery", func(t *tx) error {
-		_, err := t.exec(`UPDATE delivery SET status=?, detail=?, attempts=attempts+1, failures=?, next_at=?, unsure=max(unsure,?) WHERE
-			instance=? AND dest=? AND state='queued'`,
+		_, err := t.exec(`UPDATE delivery SET status=?, detail=?, attempts=attempts+1, failures=?, next_at=?,
+			unsure=max(unsure,?) WHERE instance=? AND dest=? AND state='queued'`,
 			status, clip(detail), failures, nanos(next), unsure, instance, dest)
 		return err
 	})

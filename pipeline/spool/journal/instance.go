@@ -85,7 +85,8 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 		was := state.SeriesReceiving
 		err = t.row(`SELECT id, state FROM series WHERE key=?`, []any{s.Key}, &out.Series, &was)
 		if errors.Is(err, sql.ErrNoRows) {
-			err = t.row(`INSERT INTO series(key,study,modality,protocol,number,calling,called,host,state,expected,received,first_at,opened_at,last_at,quality,channel,rule)
+			err = t.row(`INSERT INTO series(key,study,modality,protocol,number,calling,called,host,state,expected,received,
+				first_at,opened_at,last_at,quality,channel,rule)
 				VALUES(?,?,?,?,?,?,?,?,'receiving',?,0,?,?,?,?,?,?) RETURNING id`,
 				[]any{s.Key, s.Study, s.Modality, s.Protocol, s.Number, s.Calling, s.Called, s.Host, s.Expected, at, at,
 					at, s.Quality, s.Channel, s.Rule}, &out.Series)
@@ -101,11 +102,13 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 		if n != a.Variants {
 			return ErrExists
 		}
-		if err := t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,added,quality,channel,rule,stage,reason,detail,unwanted)
+		if err := t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,
+				number,frames,added,quality,channel,rule,stage,reason,detail,unwanted)
 			VALUES(?,'original',0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING id`,
 			[]any{out.Series, in.SOP, a.Variants, in.Class, in.Syntax, in.File, in.Offset, in.Size, int64(in.CRC), at,
 				in.Number, in.Frames, at,
-				in.Quality, in.Channel, in.Rule, in.Stage, in.Reason, in.Detail, a.Unwanted}, &out.Instance); err != nil {
+				in.Quality, in.Channel, in.Rule, in.Stage, in.Reason, in.Detail, a.Unwanted},
+			&out.Instance); err != nil {
 			return err
 		}
 		out.Reopened, out.Stage, out.Reason = was != state.SeriesReceiving, in.Stage, in.Reason
@@ -124,7 +127,8 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 				return err
 			}
 			if a.Found {
-				if _, err := t.exec(`UPDATE delivery SET unsure=1 WHERE instance=? AND dest=?`, out.Instance, d); err != nil {
+				if _, err := t.exec(`UPDATE delivery SET unsure=1 WHERE instance=? AND dest=?`, out.Instance,
+					d); err != nil {
 					return err
 				}
 			}
@@ -137,8 +141,8 @@ func (j *Journal) AddOriginal(a Arrival) (Added, error) {
 	return out, err
 }
 
-const instanceColumns = `i.id,i.series,i.source,i.kind,i.sop,i.class,i.syntax,i.variant,i.file,i.off,i.size,i.crc,i.received,i.number,i.frames,
-	i.quality,i.channel,i.rule,i.stage,i.reason,i.detail,i.attempts,i.sigma,i.gone`
+const instanceColumns = `i.id,i.series,i.source,i.kind,i.sop,i.class,i.syntax,i.variant,i.file,i.off,i.size,i.crc,i.received,
+	i.number,i.frames,i.quality,i.channel,i.rule,i.stage,i.reason,i.detail,i.attempts,i.sigma,i.gone`
 
 // read fills in from a row of instanceColumns, behind the columns before.
 func (i *Instance) read(scan func(...any) error, before ...any) error {

@@ -196,7 +196,8 @@ func (t *tx) insertDerived(original int64, d Instance, added time.Time) (id, ser
 	if err := t.row(`SELECT series FROM instance WHERE id=?`, []any{original}, &series); err != nil {
 		return 0, 0, err
 	}
-	err = t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,frames,added,quality,channel,rule,stage,reason,detail,sigma)
+	err = t.row(`INSERT INTO instance(series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,
+		frames,added,quality,channel,rule,stage,reason,detail,sigma)
 		VALUES(?,'derived',?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,'made','','',?) ON CONFLICT DO UPDATE SET file=excluded.file,
 		off=excluded.off, size=excluded.size, crc=excluded.crc, gone=0 RETURNING id`,
 		[]any{series, original, d.SOP, d.Class, d.Syntax, d.File, d.Offset, d.Size, int64(d.CRC), nanos(d.Received),

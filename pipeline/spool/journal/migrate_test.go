@@ -27,8 +27,8 @@ func older(t *testing.T, path string, version int, extra string) {
 		added, values = ",added", ",5000000000"
 	}
 	instance := func(id int, kind, quality, stage string, source int) string {
-		return fmt.Sprintf(`INSERT INTO instance(id,series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,number,
-			frames,quality,channel,rule,stage,reason,detail%s)
+		return fmt.Sprintf(`INSERT INTO instance(id,series,kind,source,sop,variant,class,syntax,file,off,size,crc,received,
+			number,frames,quality,channel,rule,stage,reason,detail%s)
 			VALUES(%d,1,'%s',%d,'1.2.%d',0,'1','1','f%d',9,9,9,5000000000,%d,1,
 			'%s','default','','%s','',''%s);`, added, id, kind, source, id, id, id, quality, stage, values)
 	}
@@ -38,8 +38,8 @@ func older(t *testing.T, path string, version int, extra string) {
 	}
 	defer db.Close()
 	for _, q := range []string{string(text), extra, fmt.Sprintf("PRAGMA user_version=%d", version),
-		`INSERT INTO series(id,key,study,modality,protocol,number,calling,called,host,state,expected,received,first_at,opened_at,
-			last_at,quality,channel,rule)
+		`INSERT INTO series(id,key,study,modality,protocol,number,calling,called,host,state,expected,received,first_at,
+			opened_at,last_at,quality,channel,rule)
 			VALUES(1,'1.2','1','MR','t2',4,'MR1','DENOISE','h','complete',0,2,5,5,5,'high','rule','x')`,
 		instance(1, "original", "fast", "denoised", 0), instance(2, "original", "high", "queued", 0),
 		instance(3, "derived", "fast", "made", 1),

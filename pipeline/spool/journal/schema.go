@@ -30,7 +30,7 @@ CREATE TABLE instance (
   class TEXT NOT NULL, syntax TEXT NOT NULL,
   file TEXT NOT NULL, off INTEGER NOT NULL, size INTEGER NOT NULL, crc INTEGER NOT NULL,
   received INTEGER NOT NULL, number INTEGER NOT NULL, frames INTEGER NOT NULL,
-  added INTEGER NOT NULL,              -- since when it may be sent: its receipt; for a high derived object when that was made
+  added INTEGER NOT NULL,              -- since when it may be sent: its receipt; of a high object when that was made
   quality TEXT NOT NULL, channel TEXT NOT NULL, rule TEXT NOT NULL,
   stage TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
   attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
@@ -48,7 +48,8 @@ CREATE TABLE delivery (
   instance INTEGER NOT NULL REFERENCES instance(id),
   dest TEXT NOT NULL,
   series INTEGER NOT NULL,
-  ord INTEGER NOT NULL,                -- 2*original id, +1 for fast: oldest first, original before derived; 2*own id+1 for high
+  -- 2*original id, +1 for fast: oldest first, original before derived; 2*own id+1 for high
+  ord INTEGER NOT NULL,
   state TEXT NOT NULL,
   attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
   failures INTEGER NOT NULL DEFAULT 0, -- in a row, with images of others stored in between

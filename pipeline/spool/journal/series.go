@@ -33,8 +33,8 @@ func (j *Journal) CompleteSeries(id int64, s state.Series, by state.CompleteBy, 
 	})
 }
 
-const seriesColumns = `s.id,s.key,s.study,s.modality,s.protocol,s.number,s.calling,s.called,s.host,s.state,s.complete_by,s.expected,s.received,s.reopened,
-	s.first_at,s.opened_at,s.last_at,s.complete_at,s.quality,s.channel,s.rule`
+const seriesColumns = `s.id,s.key,s.study,s.modality,s.protocol,s.number,s.calling,s.called,s.host,s.state,s.complete_by,
+	s.expected,s.received,s.reopened,s.first_at,s.opened_at,s.last_at,s.complete_at,s.quality,s.channel,s.rule`
 
 func (j *Journal) series(ctx context.Context, where string, args ...any) ([]Series, error) {
 	return list(ctx, j, "read series", `SELECT `+seriesColumns+` FROM series s `+where, args,
@@ -43,7 +43,8 @@ func (j *Journal) series(ctx context.Context, where string, args ...any) ([]Seri
 			err = scan(&s.ID, &s.Key, &s.Study, &s.Modality, &s.Protocol, &s.Number, &s.Calling, &s.Called, &s.Host,
 				&s.State, &s.CompleteBy, &s.Expected, &s.Received, &s.Reopened,
 				&at[0], &at[1], &at[2], &at[3], &s.Quality, &s.Channel, &s.Rule)
-			s.FirstAt, s.OpenedAt, s.LastAt, s.CompleteAt = fromNanos(at[0]), fromNanos(at[1]), fromNanos(at[2]), fromNanos(at[3])
+			s.FirstAt, s.OpenedAt = fromNanos(at[0]), fromNanos(at[1])
+			s.LastAt, s.CompleteAt = fromNanos(at[2]), fromNanos(at[3])
 			return s, err
 		})
 }
