@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -191,10 +190,11 @@ func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked 
 			return fmt.Errorf("receive %s: %w", quoted(uid), ErrUID)
 		}
 	}
+	from := &source{Reader: r}
 	t, err := p.store.Receive(ctx, dcm.FileMeta{SOPClassUID: in.SOPClassUID, SOPInstanceUID: in.SOPInstanceUID,
-		TransferSyntaxUID: in.TransferSyntaxUID, SourceAETitle: in.CallingAETitle}, r)
+		TransferSyntaxUID: in.TransferSyntaxUID, SourceAETitle: in.CallingAETitle}, from)
 	if err != nil {
-		own = errors.As(err, new(*fs.PathError)) || errors.Is(err, spool.ErrNoSpace) // not of r
+		own = !from.failed && !errors.Is(err, ErrTooLarge) && !errors.Is(err, ErrEmpty)
 		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
 	defer t.Discard()
@@ -228,6 +228,18 @@ func (p *receiver) receive(ctx context.Context, cfg *config, in Incoming, asked 
 		return fmt.Errorf("receive %q: %w", in.SOPInstanceUID, err)
 	}
 	return nil
+}
+
+// source is what a sender sends. It is used by one goroutine.
+type source struct {
+	io.Reader
+	failed bool // it ended before its end
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	s.failed = s.failed || err != nil && err != io.EOF
+	return n, err
 }
 
 // stage is where an original goes after it is durable.

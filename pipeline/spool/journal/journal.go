@@ -347,11 +347,16 @@ func list[T any](ctx context.Context, j *Journal, what, query string, args []any
 	return out, nil
 }
 
-// Writable writes a row and removes it again in one change: it fails when the journal cannot be written.
+// probeBytes need pages of their own, as an image now and then does.
+const probeBytes = 12 << 10
+
+// Writable writes a row and removes it again in one change: it fails when the journal cannot be written, or has no
+// room for more.
 func (j *Journal) Writable() error {
 	return j.change("write to journal", func(t *tx) error {
-		// A row, so that pages are written; no flag has the key ''.
-		if _, err := t.exec(`INSERT INTO flag(key, quality, why, who, at) VALUES('', '', '', '', 0)`); err != nil {
+		// No flag has the key ''.
+		if _, err := t.exec(`INSERT INTO flag(key, quality, why, who, at) VALUES('', '', ?, '', 0)`,
+			strings.Repeat(".", probeBytes)); err != nil {
 			return err
 		}
 		_, err := t.exec(`DELETE FROM flag WHERE key=''`)
