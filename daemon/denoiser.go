@@ -106,8 +106,7 @@ func (d denoiser) Measure(_ context.Context, f *derive.Frame) (evidence.Sums, er
 }
 
 // Told is what slices told of their series as sums that can be kept: weight and lags of the meter,
-// number and powers of the flattest
-// cells.
+// number and powers of the flattest cells.
 func Told(s meter.Series) evidence.Sums {
 	if s == (meter.Series{}) {
 		return nil
@@ -151,8 +150,7 @@ func (d denoiser) Adapts() bool { return d.adapt != nil && d.high }
 
 // Adapt implements pipeline.Adaptive.
 func (d denoiser) Adapt(ctx context.Context, frames []*derive.Frame, known evidence.Sums,
-	progress func(done, total int),
-) (by pipeline.HighDenoiser, note string, err error) {
+	progress func(done, total int)) (by pipeline.HighDenoiser, note string, err error) {
 	fitted := d
 	fitted.method, fitted.adapt = d.method+" adapted", nil
 	if len(frames) == 0 {

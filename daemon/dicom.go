@@ -37,7 +37,7 @@ func (d *Daemon) Associate(ctx context.Context, req *dicomnet.AssociateRequest) 
 				"destination")
 			return nil, rejectLoop
 		}
-		if name, ok := d.loops.sendsTo(ctx, peer, cfg.Destinations); ok {
+		if name, ok := d.loops.sendsTo(ctx, peer, host, cfg.Destinations); ok {
 			log.Error("ALARM: association refused: the peer is a destination of this daemon, images would go round",
 				zap.String("destination", name))
 			return nil, rejectLoop

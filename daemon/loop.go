@@ -5,8 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -91,7 +94,7 @@ type loops struct {
 	mu     sync.Mutex
 	known  map[place]known
 	leads  map[place]time.Time // when a destination was last seen to send to us
-	asking sync.Mutex          // one round of questions at a time
+	asking chan struct{}       // holds one while there is a round of questions
 }
 
 // known is who answered at a place; the zero peer if nobody did.
@@ -101,7 +104,7 @@ type known struct {
 }
 
 func newLoops(ask func(context.Context, place) (dicomnet.Implementation, error)) *loops {
-	return &loops{ask: ask, known: map[place]known{}, leads: map[place]time.Time{}}
+	return &loops{ask: ask, known: map[place]known{}, leads: map[place]time.Time{}, asking: make(chan struct{}, 1)}
 }
 
 // learn notes who answered at a place.
@@ -113,10 +116,14 @@ func (l *loops) learn(p place, peer dicomnet.Implementation) {
 
 // identify asks the places whose answer is not known who they are, at once.
 func (l *loops) identify(ctx context.Context, places []place) {
-	l.asking.Lock()
-	defer l.asking.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, identifyTimeout)
 	defer cancel()
+	select {
+	case l.asking <- struct{}{}:
+		defer func() { <-l.asking }()
+	case <-ctx.Done():
+		return
+	}
 	var wg sync.WaitGroup
 	for _, p := range places {
 		l.mu.Lock()
@@ -134,24 +141,49 @@ func (l *loops) identify(ctx context.Context, places []place) {
 	wg.Wait()
 }
 
-// sendsTo tells which of the destinations is the installation that sends to us, and
-// notes that it leads back; false: none.
-func (l *loops) sendsTo(ctx context.Context, from dicomnet.Implementation, destinations []Destination) (name string,
-	ok bool) {
+// sendsTo tells which of the destinations is the installation that sends to us from a host;
+// false: none. If the host is the destination's, it notes that this leads back. What a peer calls
+// itself is not verified: another host must not stop what we send.
+func (l *loops) sendsTo(ctx context.Context, from dicomnet.Implementation, host string,
+	destinations []Destination) (name string, ok bool) {
 	places := make([]place, 0, len(destinations))
 	for _, d := range destinations {
 		places = append(places, placeOf(d))
 	}
 	l.identify(ctx, places)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, d := range destinations {
-		if p := placeOf(d); l.known[p].peer == from {
+	for i, p := range places {
+		l.mu.Lock()
+		same := l.known[p].peer == from
+		l.mu.Unlock()
+		if !same {
+			continue
+		}
+		name, ok = destinations[i].Name, true
+		if isAt(ctx, p.address, host) {
+			l.mu.Lock()
 			l.leads[p] = time.Now()
-			name, ok = d.Name, true
+			l.mu.Unlock()
 		}
 	}
 	return name, ok
+}
+
+// isAt tells whether a host is that of an address; the names of addresses are looked up.
+func isAt(ctx context.Context, address, host string) bool {
+	ctx, cancel := context.WithTimeout(ctx, identifyTimeout)
+	defer cancel()
+	name, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	at, err := netip.ParseAddr(host)
+	if err != nil {
+		return false
+	}
+	list, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	return err == nil && slices.ContainsFunc(list, func(a netip.Addr) bool {
+		return a.Unmap().WithZone("") == at.Unmap().WithZone("")
+	})
 }
 
 // leadBack tells whether a destination was seen to send to us, not long ago.

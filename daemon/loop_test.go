@@ -149,6 +149,7 @@ func TestIdentityStays(t *testing.T) {
 }
 
 func TestDestinationsAreNotAskedAllTheTime(t *testing.T) {
+	const live = "127.0.0.1:104"
 	asked := map[string]int{}
 	l := newLoops(func(_ context.Context, p place) (dicomnet.Implementation, error) {
 		asked[p.address]++
@@ -158,23 +159,28 @@ func TestDestinationsAreNotAskedAllTheTime(t *testing.T) {
 		return dicomnet.Implementation{ClassUID: dicomnet.ImplementationClassUID, VersionName: "DENOISED_1_AAAAA"}, nil
 	})
 	from := dicomnet.Implementation{ClassUID: dicomnet.ImplementationClassUID, VersionName: "DENOISED_1_BBBBB"}
-	for _, d := range []Destination{{Name: "x", Address: "dead"}, {Name: "y", Address: "live"}} {
+	for _, d := range []Destination{{Name: "x", Address: "dead"}, {Name: "y", Address: live}} {
 		for range 3 {
-			if name, ok := l.sendsTo(t.Context(), from, []Destination{d}); ok {
+			if name, ok := l.sendsTo(t.Context(), from, "127.0.0.1", []Destination{d}); ok {
 				t.Errorf("%s is taken for another", name)
 			}
 		}
 	}
-	if asked["dead"] != 1 || asked["live"] != 1 {
+	if asked["dead"] != 1 || asked[live] != 1 {
 		t.Errorf("asked %v", asked)
 	}
 	from.VersionName = "DENOISED_1_AAAAA"
-	name, ok := l.sendsTo(t.Context(), from, []Destination{{Name: "y", Address: "live"}})
-	if !ok || name != "y" || !l.leadBack(place{address: "live"}) {
-		t.Errorf("%q, %v", name, ok)
+	for _, c := range []struct {
+		host  string
+		leads bool
+	}{{"10.9.8.7", false}, {"127.0.0.1", true}} { // who calls itself so from elsewhere is refused, and stops nothing
+		name, ok := l.sendsTo(t.Context(), from, c.host, []Destination{{Name: "y", Address: live}})
+		if !ok || name != "y" || l.leadBack(place{address: live}) != c.leads {
+			t.Errorf("from %s: %q, %v, leads back: %v", c.host, name, ok, !c.leads)
+		}
 	}
-	l.leads[place{address: "live"}] = time.Now().Add(-loopHolds)
-	if l.leadBack(place{address: "live"}) {
+	l.leads[place{address: live}] = time.Now().Add(-loopHolds)
+	if l.leadBack(place{address: live}) {
 		t.Error("a loop never ends")
 	}
 }

@@ -22,22 +22,21 @@ type Adaptive interface {
 	// Adapt returns the denoiser for the high pass of one series, of which frames are some, in the
 	// order of the series, and known is what all of them told. It may take minutes and keep the
 	// frames; ctx and progress are as in DenoiseHigh. Where nothing is gained the denoiser is what
-	// it was, and note says why; its Model is the same in either case, so that a series stays one
-	// whatever happens. Without frames it returns at once.
-	Adapt(ctx context.Context, frames []*derive.Frame, known evidence.Sums, progress func(done,
-		total int)) (by HighDenoiser,
-		note string, err error)
+	// it was, and note says why; but for Fitted its Model is the same in either case, so that a series
+	// stays one whatever happens. Without frames it returns at once.
+	Adapt(ctx context.Context, frames []*derive.Frame, known evidence.Sums,
+		progress func(done, total int)) (by HighDenoiser, note string, err error)
 }
 
 // adapted is the denoiser of the series that the high lane has in hand, which is one at a time. Nothing of it is kept:
-// another process adapts again, and from the same images gets the same.
+// another process adapts again, perhaps to more of the series. An object that is made stays as it is.
 type adapted struct {
 	series int64
 	model  derive.ModelInfo // of what was adapted
 	by     HighDenoiser     // nil: nothing is in hand
 }
 
-// Of a series, so many frames and pixels are adapted to at most.
+// Of a series, so many frames are adapted to at most, and about so many pixels.
 const (
 	mostAdaptFrames = 32
 	mostAdaptPixels = 8 << 20
@@ -92,8 +91,9 @@ func (l *lane) adaptFrames(ctx context.Context, series int64) (frames []*derive.
 	for _, c := range counts {
 		images += int(c.Count)
 	}
-	pixels := 0
-	for n := 1; n <= images && len(frames) < mostAdaptFrames; n += max(1, (images+mostAdaptFrames-1)/mostAdaptFrames) {
+	most := mostAdaptFrames // fewer of larger frames
+	step := func(of int) int { return max(1, (of+most-1)/most) }
+	for n := 1; n <= images && len(frames) < most; n += step(images) {
 		in, err := l.jrnl.Original(ctx, series, n)
 		if err != nil || in == nil {
 			return frames, err
@@ -108,16 +108,13 @@ func (l *lane) adaptFrames(ctx context.Context, series int64) (frames []*derive.
 		}
 		derive.Inspect(o, l.cfg.Load().Admit...) // admits what the configuration does
 		count := derive.Frames(o)
-		for k := 0; k < count && len(frames) < mostAdaptFrames; k += max(1,
-			(count*images+mostAdaptFrames-1)/mostAdaptFrames) {
+		for k := 0; k < count && len(frames) < most; k += step(count * images) {
 			f, err := derive.ReadFrame(o, k)
 			if err != nil {
 				l.log.Warn("frame not adapted to", zap.String("instance", in.SOP), zap.Int("frame", k), zap.Error(err))
 				break
 			}
-			if pixels += len(f.Pixels); pixels > mostAdaptPixels {
-				return frames, errors.Join(ctx.Err(), file.Close())
-			}
+			most = max(1, min(most, mostAdaptPixels/len(f.Pixels)))
 			frames = append(frames, f)
 		}
 		if err := errors.Join(ctx.Err(), file.Close()); err != nil {

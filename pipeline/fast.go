@@ -48,8 +48,7 @@ func (l *lane) planFast(ctx context.Context, cfg *config, s journal.Slice) (work
 	}
 	w.frame = func(ctx context.Context, by Denoiser, f *derive.Frame, known evidence.Sums) (*Denoised, error) {
 		return call(ctx, func(ctx context.Context) (*Denoised, error) {
-			return by.Denoise(ctx, f, known,
-				cfg.Strength)
+			return by.Denoise(ctx, f, known, cfg.Strength)
 		})
 	}
 	return w, nil

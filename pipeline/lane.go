@@ -367,9 +367,8 @@ func (l *lane) derive(ctx context.Context, cfg *config, s journal.Slice) (row jo
 }
 
 // call runs a denoiser on its own goroutine, so that neither its panic nor its silence stops a lane. It has limit for
-// all it does, or, if it calls step, for what it does between two steps; while step's pause runs no time passes. late
-// is
-// the error of a call that outlives its time; it is abandoned then.
+// all it does, or, if it calls step, for what it does between two steps; while step's pause runs no time passes.
+// late is the error of a call that outlives its time; it is abandoned then.
 func (l *lane) call(ctx context.Context, limit time.Duration, late error,
 	do func(ctx context.Context, step func(pause func())) (*Denoised, error)) (*Denoised, error) {
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -33,9 +33,8 @@ const productName = "denoised"
 // params are the same for the same original, model, strength, quality and
 // program version, so that the derived object has the same UIDs however often it is
 // made. Its pixels are the same if the series has told the same of its noise. Its creation time is therefore the time
-// the original
-// was received, and its series time stays the source's: when the series was
-// first seen would not survive a rebuild of the journal.
+// the original was received, and its series time stays the source's: when the series was first seen would not survive a
+// rebuild of the journal.
 func params(cfg *config, by Denoiser, in journal.Instance, q Quality) derive.Params {
 	return derive.Params{Model: by.Model(), Strength: cfg.Strength, Quality: string(q), Product: productName,
 		Version: cfg.Version, Now: in.Received}

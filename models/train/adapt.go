@@ -58,8 +58,7 @@ type Adapted struct {
 //
 // It takes a minute or two of all cores. The result is the same for any number of them. The error
 // wraps ErrTooFew where fewer than eight slices are large enough and have noise that is surely
-// known; others are those of
-// Denoise, and of ctx.
+// known; others are those of Denoise, and of ctx.
 func Adapt(ctx context.Context, backend kernels.GraphBackend, m *models.Model, images []models.Image,
 	known meter.Series, progress func(done, total int)) (*Adapted, error) {
 	f, err := m.Network(store.NetworkStudent)

@@ -13,8 +13,8 @@ CREATE TABLE series (
   calling TEXT NOT NULL, called TEXT NOT NULL, host TEXT NOT NULL,
   state TEXT NOT NULL, complete_by TEXT NOT NULL DEFAULT '',
   expected INTEGER NOT NULL, received INTEGER NOT NULL,
-  first_at INTEGER NOT NULL, opened_at INTEGER NOT NULL, last_at INTEGER NOT NULL, complete_at INTEGER NOT NULL DEFAULT
-  0,
+  first_at INTEGER NOT NULL, opened_at INTEGER NOT NULL, last_at INTEGER NOT NULL,
+  complete_at INTEGER NOT NULL DEFAULT 0,
   reopened INTEGER NOT NULL DEFAULT 0,
   quality TEXT NOT NULL, channel TEXT NOT NULL, rule TEXT NOT NULL,
   told TEXT NOT NULL DEFAULT ''        -- evidence.Sums of its originals, those with told=1
