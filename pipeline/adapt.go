@@ -135,8 +135,7 @@ type adaptCall struct {
 }
 
 func (c *adaptCall) DenoiseHigh(ctx context.Context, _ *derive.Frame, known evidence.Sums, _ float64,
-	progress func(done,
-		total int)) (*Denoised, error) {
+	progress func(done, total int)) (*Denoised, error) {
 	by, note, err := c.to.Adapt(ctx, c.frames, known, progress)
 	if err != nil {
 		return nil, err
