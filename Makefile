@@ -7,7 +7,7 @@ ARCH    ?= $(shell $(GO) env GOARCH)
 FUZZTIME ?= 10s
 
 # Packages with concurrency of their own: what the race detector is for.
-RACE := ./dicomnet/... ./pipeline ./pipeline/spool ./kernels/... ./daemon ./daemon/web ./cmd/...
+RACE := ./dicomnet/... ./pipeline ./pipeline/spool/... ./kernels/... ./daemon ./daemon/web ./cmd/...
 
 .DEFAULT_GOAL := build
 .PHONY: build build-cuda gpu-kit emulator test test-emulated emulated-forward emulated-reversed emulated-programs test-sanitized race interop kernels fuzz bench bench-network bench-receive bench-daemon package lint train-default train-radiograph ablation ablation-clean calibrate quality clean
